@@ -1,0 +1,303 @@
+"""The checkpoint folder: the only file that knows its names and keys.
+
+``model.safetensors`` holds the teacher with both heads and the prototypes, ``student.safetensors`` the
+student's network, ``config.json`` everything that is needed to build and use them. Folders appear whole
+or not at all, and the previous one stays until the new one is in place.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from protoseg import __version__
+from protoseg.config import PROJECT_ROOT, DataConfig, EvalConfig, ModelConfig, PrototypeConfig
+from protoseg.manifest import ClassInfo, InputRule, Record, explain_validation, sha256_file
+from protoseg.models.segmenter import Segmenter, build_segmenter
+
+CHECKPOINT_SCHEMA = 1
+CHECKPOINT_DIR = "checkpoint"
+BEST_DIR = "best"
+WEIGHTS_NAME = "model.safetensors"
+STUDENT_NAME = "student.safetensors"
+INFO_NAME = "config.json"
+PREVIOUS_SUFFIX = ".previous"
+PARTIAL_SUFFIX = ".partial"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or written; the text is one line and says what to do."""
+
+
+class CheckpointInfo(Record):
+    """``config.json``: how to build, feed and describe the network."""
+
+    schema_version: int = CHECKPOINT_SCHEMA
+    """Version of this contract."""
+    name: str
+    """Name of the run."""
+    step: int
+    """Optimiser steps behind the weights."""
+    model: ModelConfig
+    """Network; ``pretrained`` is what training started from and is not loaded again."""
+    prototypes: PrototypeConfig
+    """Prototype head."""
+    classes: list[ClassInfo]
+    """Classes by id."""
+    ignore_index: int
+    """Mask value that is not counted."""
+    input: InputRule
+    """Preprocessing."""
+    data: DataConfig
+    """Where the training data was, for calibration and evaluation."""
+    eval: EvalConfig
+    """How validation images went through the network."""
+    data_hashes: dict[str, str]
+    """SHA-256 of the sorted stems of each list."""
+    metrics: dict[str, Any]
+    """Validation metrics at ``step``."""
+    method: str
+    """Name of the method preset."""
+    weights_sha256: str
+    """Hash of ``model.safetensors``."""
+    versions: dict[str, str]
+    """Versions of the packages used."""
+    git_revision: str | None
+    """Revision of the working copy, with ``-dirty`` when it had changes."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint."""
+
+    segmenter: Segmenter
+    """Teacher (or student) with both heads, in eval mode on the CPU."""
+    info: CheckpointInfo
+    """Its description."""
+    path: Path
+    """The checkpoint folder."""
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that shape a result."""
+    names = ["torch", "torchvision", "accelerate", "timm", "segmentation-models-pytorch", "numpy",
+             "pillow"]  # fmt: skip
+    found = {"protoseg": __version__}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision() -> str | None:
+    """Commit of the project's working copy, ``-dirty`` when changed, None outside git."""
+    try:
+        text = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return text.stdout.strip() or None
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` that takes its place when the block ends without an error.
+
+    Raises:
+        CheckpointError: If it cannot be written (a full disk, say); ``target`` is then untouched.
+    """
+    partial = target.with_name(target.name + PARTIAL_SUFFIX)
+    previous = target.with_name(target.name + PREVIOUS_SUFFIX)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        _flush(partial)
+        if target.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            target.replace(previous)
+        partial.replace(target)
+        shutil.rmtree(previous, ignore_errors=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(_write_failure(target, error)) from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_failure(target: Path, error: Exception) -> str:
+    free = shutil.disk_usage(target.parent if target.parent.exists() else Path.cwd()).free
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    reason = "the disk is full" if full else (str(error).splitlines() or [type(error).__name__])[0]
+    return (
+        f"cannot write {target}: {reason} ({free / 2**20:.0f} MiB free); what was there before is "
+        "unchanged. Free some space or set run.dir to another disk"
+    )
+
+
+def _weights(segmenter: Segmenter) -> dict[str, Tensor]:
+    bank = segmenter.bank
+    state = {
+        key: value.detach().cpu().contiguous()
+        for key, value in plain_state(segmenter.network).items()
+        if not key.startswith("aux_head.")
+    }
+    state["prototypes.prototypes"] = bank.prototypes.detach().cpu().contiguous()
+    state["prototypes.active"] = bank.active.cpu().to(dtype=bank.prototypes.dtype)
+    return state
+
+
+def plain_state(network: nn.Module) -> dict[str, Tensor]:
+    """State without the prefixes that wrappers (torch.compile, DDP) put before names."""
+    return {
+        key.replace("_orig_mod.", "").removeprefix("module."): value
+        for key, value in network.state_dict().items()
+    }
+
+
+def save_checkpoint(
+    folder: Path, segmenter: Segmenter, info: CheckpointInfo, student: nn.Module | None = None
+) -> None:
+    """Write a checkpoint folder, whole or not at all.
+
+    Args:
+        folder: Target; an existing one is replaced once the new one is complete.
+        segmenter: Teacher network and prototypes.
+        info: Description; its ``weights_sha256`` is filled in here.
+        student: Student network, kept beside the teacher for comparison.
+
+    Raises:
+        CheckpointError: If it cannot be written; what was there before is unchanged.
+    """
+    with writing(folder) as partial:
+        safetensors.torch.save_file(_weights(segmenter), partial / WEIGHTS_NAME)
+        if student is not None:
+            state = {k: v.detach().cpu().contiguous() for k, v in plain_state(student).items()
+                     if not k.startswith("aux_head.")}  # fmt: skip
+            safetensors.torch.save_file(state, partial / STUDENT_NAME)
+        complete = info.model_copy(update={"weights_sha256": sha256_file(partial / WEIGHTS_NAME)})
+        (partial / INFO_NAME).write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """The checkpoint folder behind a run folder, a checkpoint folder, or one of its files.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    given = Path(path).expanduser()
+    candidates = [given, given / CHECKPOINT_DIR]
+    if given.name in (WEIGHTS_NAME, STUDENT_NAME, INFO_NAME):
+        candidates = [given.parent]
+    # a crash between the two renames of a save leaves only the previous folder
+    candidates += [c.with_name(c.name + PREVIOUS_SUFFIX) for c in candidates]
+    for candidate in candidates:
+        if (candidate / INFO_NAME).is_file() and (candidate / WEIGHTS_NAME).is_file():
+            return candidate
+    raise CheckpointError(
+        f"no checkpoint at {path}: expected a run folder, or a folder with {WEIGHTS_NAME} and "
+        f"{INFO_NAME}; train one with: accelerate launch -m protoseg.train"
+    )
+
+
+def read_info(folder: Path) -> CheckpointInfo:
+    """Read ``config.json`` of a checkpoint folder.
+
+    Raises:
+        CheckpointError: If it is damaged or of another schema version.
+    """
+    path = folder / INFO_NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    found = raw.get("schema_version") if isinstance(raw, dict) else None
+    if found != CHECKPOINT_SCHEMA:
+        raise CheckpointError(
+            f"{path} has schema version {found!r}, this protoseg reads {CHECKPOINT_SCHEMA}; "
+            "use the protoseg version that wrote it, or train again"
+        )
+    try:
+        return CheckpointInfo.model_validate(raw)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint description ({explain_validation(error)}); "
+            "it may come from another version of protoseg"
+        ) from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def load_checkpoint(path: str | Path, *, student: bool = False) -> Checkpoint:
+    """Build the network of a checkpoint and load its weights, on the CPU in eval mode.
+
+    Args:
+        path: Run folder, checkpoint folder or a file in it.
+        student: Take the student's network instead of the teacher's (the prototypes are shared).
+
+    Raises:
+        CheckpointError: If it is missing, damaged, foreign, or its weights do not match.
+    """
+    folder = resolve_checkpoint(path)
+    info = read_info(folder)
+    weights = folder / WEIGHTS_NAME
+    digest = sha256_file(weights)
+    if digest != info.weights_sha256:
+        raise CheckpointError(
+            f"{weights} does not match its description (hash {digest[:12]}, expected "
+            f"{info.weights_sha256[:12]}): the file was changed or cut short"
+        )
+    state = _read_tensors(weights)
+    model = info.model.model_copy(update={"pretrained": "none", "aux_weight": 0.0})
+    segmenter = build_segmenter(
+        model, info.prototypes, num_classes=len(info.classes), in_channels=info.input.channels,
+        mean=info.input.mean, std=info.input.std,
+    )  # fmt: skip
+    try:
+        bank = segmenter.bank
+        bank.prototypes.copy_(state.pop("prototypes.prototypes"))
+        bank.active.copy_(state.pop("prototypes.active") > 0)
+        network = _read_tensors(folder / STUDENT_NAME) if student else state
+        segmenter.network.load_state_dict(network)
+    except (KeyError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{weights} does not fit the network it describes: {text}") from error
+    return Checkpoint(segmenter.eval(), info, folder)

@@ -1,0 +1,1 @@
+"""Data: list formats, mask encodings, views, mixing, the embedded data set."""

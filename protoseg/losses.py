@@ -1,0 +1,124 @@
+"""Losses as pure functions of tensors.
+
+Every loss returns ``(total, count)``: the sum over pixels and the number it is to be divided by. The
+caller divides after summing the counts over processes, so that two processes give the mean of one.
+
+Shape legend: ``B`` batch, ``C`` classes, ``H W`` image, ``N`` points.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Partial = tuple[Tensor, Tensor]
+Normalization = Literal["masked", "valid", "u2pl"]
+
+
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int = 255,
+    class_weights: Tensor | None = None,
+) -> Partial:
+    """Cross entropy over pixels that are not ignored.
+
+    Args:
+        logits: (B, C, H, W) or (N, C), any float type; computed in float32.
+        target: (B, H, W) or (N,) class ids or ``ignore_index``, int64.
+        ignore_index: Target value that takes no part.
+        class_weights: (C,) positive weights; the count is then the sum of weights.
+
+    Returns:
+        Sum in nats (0 and attached to the graph when nothing is valid) and count.
+    """
+    total = F.cross_entropy(
+        logits.float(), target, weight=class_weights, ignore_index=ignore_index, reduction="sum"
+    )
+    valid = target != ignore_index
+    if class_weights is None:
+        return total, valid.sum().float()
+    weights = class_weights[torch.where(valid, target, 0)]
+    return total, (weights * valid).sum()
+
+
+def ohem_cross_entropy(
+    logits_BCHW: Tensor,
+    target_BHW: Tensor,
+    *,
+    threshold: float = 0.7,
+    min_kept: int = 100_000,
+    ignore_index: int = 255,
+    class_weights: Tensor | None = None,
+) -> Partial:
+    """Cross entropy over hard pixels only (online hard example mining, as in U2PL and its forks).
+
+    A pixel is kept when the probability of its class is at most
+    ``max(threshold, p of the min_kept-th least probable pixel)``. The rank is taken within this process.
+
+    Args:
+        logits_BCHW: Scores.
+        target_BHW: Class ids or ``ignore_index``.
+        threshold: Probability in (0, 1].
+        min_kept: Pixels that are kept at least (all of them when there are fewer).
+        ignore_index: Target value that takes no part.
+        class_weights: (C,) weights, see ``cross_entropy``.
+
+    Returns:
+        Sum and count over the kept pixels.
+    """
+    with torch.no_grad():
+        valid = target_BHW != ignore_index
+        own = torch.where(valid, target_BHW, 0)
+        log_prob = logits_BCHW.float().log_softmax(1)
+        prob = log_prob.gather(1, own[:, None]).squeeze(1).exp()
+        prob = torch.where(valid, prob, torch.full_like(prob, 2.0))
+        rank = min(min_kept, prob.numel())
+        kth = prob.flatten().kthvalue(rank).values
+        kept = prob <= kth.clamp(min=threshold)
+        hard = torch.where(valid & kept, target_BHW, ignore_index)
+    return cross_entropy(logits_BCHW, hard, ignore_index=ignore_index, class_weights=class_weights)
+
+
+def pseudo_label_cross_entropy(
+    logits_BCHW: Tensor,
+    pseudo_label_BHW: Tensor,
+    believed_BHW: Tensor,
+) -> Tensor:
+    """Sum of the cross entropy against believed pseudo-labels.
+
+    Args:
+        logits_BCHW: Student scores of the strong view.
+        pseudo_label_BHW: Class ids, int64; values where not believed are not looked at.
+        believed_BHW: Pixels that take part.
+
+    Returns:
+        Sum in nats, attached to the graph even when nothing is believed.
+    """
+    target = torch.where(believed_BHW, pseudo_label_BHW, -100)
+    return F.cross_entropy(logits_BCHW.float(), target, ignore_index=-100, reduction="sum")
+
+
+def unsupervised_denominator(believed: Tensor, valid: Tensor, normalization: Normalization) -> Tensor:
+    """What the sum of ``pseudo_label_cross_entropy`` is divided by.
+
+    Args:
+        believed: Believed pixels, over all processes, scalar.
+        valid: Image pixels (not padding), over all processes, scalar.
+        normalization: ``masked``: believed pixels; ``valid``: image pixels; ``u2pl``: the mean over
+            believed pixels times valid / believed, as in U2PL, which raises the weight when few
+            pixels are believed.
+
+    Returns:
+        Positive scalar.
+    """
+    believed, valid = believed.clamp(min=1), valid.clamp(min=1)
+    if normalization == "masked":
+        return believed
+    if normalization == "valid":
+        return valid
+    return believed * believed / valid

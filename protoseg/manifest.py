@@ -1,0 +1,268 @@
+"""The JSON contracts that leave the trainer: what a network expects, and what a bundle holds.
+
+Shared by checkpoint, export and serving. Needs pydantic only, so that serving can read it without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from protoseg.config import ResizeConfig
+
+BUNDLE_SCHEMA = 1
+MANIFEST_NAME = "manifest.json"
+Precision = Literal["fp32", "fp16", "int8", "int8-cpu"]
+Head = Literal["linear", "prototype", "mean"]
+
+
+class ManifestError(ValueError):
+    """A bundle that cannot be used; the text is one line and says what to do."""
+
+
+class Record(BaseModel):
+    """Base of every record: unknown keys are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class ClassInfo(Record):
+    """One class; its id is its position in the list."""
+
+    name: str
+    """Name."""
+    color: tuple[int, int, int]
+    """Colour, RGB in [0, 255]."""
+
+
+class InputRule(Record):
+    """How a decoded image becomes the network's input.
+
+    An image is resized by ``resize`` (bilinear, antialiased), then normalised as
+    ``(x / 255 - mean) / std`` inside the network, which also pads it at the bottom and right with the
+    mean to a multiple of ``stride_multiple`` and crops its logits back. Logits are upsampled to the
+    original size (bilinear, half-pixel centres) before the argmax.
+    """
+
+    channels: int = Field(ge=1)
+    """Channels; 3 is RGB."""
+    mean: list[float]
+    """Per-channel mean in [0, 1]."""
+    std: list[float]
+    """Per-channel standard deviation in [0, 1]."""
+    stride_multiple: int = Field(ge=1)
+    """Height and width are padded to a multiple of this, in pixels."""
+    resize: ResizeConfig
+    """Working size rule."""
+    crop: tuple[int, int]
+    """Training crop (height, width) in pixels."""
+
+
+class TensorInfo(Record):
+    """One input or output of a graph."""
+
+    name: str
+    """Name."""
+    dtype: str
+    """numpy name of the element type, as ``uint8``."""
+    shape: list[int | str]
+    """Sizes; a string names a dynamic axis."""
+
+
+class ParityCase(Record):
+    """One comparison of a file with its reference."""
+
+    reference: str
+    """What it is compared with: ``torch`` or a file name."""
+    runtime: str
+    """What ran it, with its version and provider."""
+    inputs: int = Field(ge=0)
+    """Inputs compared."""
+    pixels: int = Field(ge=0)
+    """Pixels compared."""
+    metrics: dict[str, float | None]
+    """Measured figures by name (``linear/max_logit_diff``, ...); null where not applicable."""
+    gates: dict[str, float]
+    """Thresholds by name."""
+    failures: list[str]
+    """Readable reasons; empty when passed."""
+    details: dict[str, Any] = {}
+    """Per-class IoU, worst image and the like."""
+
+
+class ParityReport(Record):
+    """Whether a file computes what was trained."""
+
+    status: Literal["passed", "failed", "inconclusive", "not_run"]
+    """Only ``passed`` may be served."""
+    reason: str = ""
+    """One line when the status is not ``passed``."""
+    cases: list[ParityCase] = []
+    """The comparisons behind the status."""
+
+
+class ArtifactFile(Record):
+    """One network file of the bundle."""
+
+    name: str
+    """File name inside the bundle."""
+    sha256: str
+    """Hash of the bytes."""
+    size: int = Field(ge=0)
+    """Bytes."""
+    kind: Literal["onnx", "tensorrt", "tensorrt_rtx"]
+    """Format."""
+    precision: Precision
+    """Numerics."""
+    opset: int | None = None
+    """ONNX opset."""
+    inputs: list[TensorInfo]
+    """Graph inputs."""
+    outputs: list[TensorInfo]
+    """Graph outputs."""
+    sidecar: str | None = None
+    """JSON file beside an engine."""
+    source: str | None = None
+    """ONNX file an engine was built from."""
+    parity: ParityReport
+    """Proof."""
+    notes: dict[str, Any] = {}
+    """Calibration, nodes kept in fp32 and the like."""
+
+
+class Sample(Record):
+    """An image with the labels torch gave: the smoke test of any deployment."""
+
+    image: str
+    """PNG file inside the bundle, already at the working size."""
+    labels: str
+    """PNG of class ids at the same size, from torch fp32."""
+    logits: str | None = None
+    """npz with the torch logits of both heads, when kept."""
+    sha256: dict[str, str]
+    """Hash by file name."""
+
+
+class Baseline(Record):
+    """What training data looked like, for drift monitoring."""
+
+    class_fractions: list[float]
+    """Share of predicted pixels by class id, over the calibration images."""
+    confidence_histogram: list[float]
+    """Shares of pixels in ten equal bins of confidence over [0, 1]."""
+    mean_confidence: float
+    """Mean of the largest softmax probability."""
+    images: int
+    """Images behind the figures."""
+
+
+class GraphSettings(Record):
+    """How the graph was made."""
+
+    head: Head
+    """Head behind ``labels`` and ``confidence``."""
+    input_layout: Literal["uint8_nchw", "uint8_nhwc", "float32_nchw"]
+    """Input element type and axes; float32 is in [0, 255]."""
+    static_shape: tuple[int, int, int] | None = None
+    """Fixed (batch, height, width), or null when dynamic."""
+    decoder_stride: int = Field(ge=1)
+    """Stride of the decoder's feature map in pixels."""
+    prototypes: int = Field(ge=0)
+    """Prototypes for each class in the graph."""
+
+
+class Manifest(Record):
+    """``manifest.json`` of a bundle."""
+
+    schema_version: int = BUNDLE_SCHEMA
+    """Version of this contract."""
+    name: str
+    """Model name."""
+    version: str
+    """Short hash that changes with weights or graph."""
+    created: str
+    """UTC time, ISO 8601."""
+    checkpoint_sha256: str
+    """Hash of the checkpoint's ``model.safetensors``."""
+    classes: list[ClassInfo]
+    """Classes by id."""
+    ignore_index: int
+    """Mask value that means "no class"."""
+    input: InputRule
+    """Preprocessing."""
+    graph: GraphSettings
+    """Graph."""
+    files: list[ArtifactFile]
+    """Network files; the first ``onnx`` ``fp32`` one is the source of truth."""
+    samples: list[Sample]
+    """Smoke test images."""
+    baseline: Baseline | None
+    """Training baseline."""
+    training_metrics: dict[str, Any]
+    """Metrics of the checkpoint."""
+    versions: dict[str, str]
+    """Versions of the tools used."""
+    git_revision: str | None = None
+    """Revision the checkpoint was trained from."""
+
+    def file(self, name: str) -> ArtifactFile:
+        """The record of file ``name``.
+
+        Raises:
+            ManifestError: If the bundle has no such file.
+        """
+        for item in self.files:
+            if item.name == name:
+                return item
+        raise ManifestError(f"the bundle has no file {name}; it has {[f.name for f in self.files]}")
+
+    def servable(self) -> list[ArtifactFile]:
+        """Files whose parity passed, in manifest order."""
+        return [item for item in self.files if item.parity.status == "passed"]
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file as hex."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def explain_validation(error: ValidationError) -> str:
+    """The first problem of a pydantic error as ``key: message``."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
+def read_manifest(bundle: str | Path) -> Manifest:
+    """Read and validate ``manifest.json`` of a bundle folder (hashes are checked by the callers).
+
+    Raises:
+        ManifestError: If it is missing, damaged, or of an unknown schema version.
+    """
+    path = Path(bundle) / MANIFEST_NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ManifestError(
+            f"no {MANIFEST_NAME} in {bundle}; make a bundle with: python -m export.onnx CKPT"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ManifestError(f"{path} cannot be read ({error}); export the checkpoint again") from error
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != BUNDLE_SCHEMA:
+        raise ManifestError(
+            f"{path} has schema version {version!r}, this protoseg reads {BUNDLE_SCHEMA}; "
+            "export the checkpoint again"
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        raise ManifestError(
+            f"{path} is not a valid manifest ({explain_validation(error)}); export the checkpoint again"
+        ) from error

@@ -1,0 +1,1 @@
+"""Networks: encoders, decoders, the two heads, the prototype bank."""

@@ -1,0 +1,310 @@
+"""The prototype bank: logits, start, update and care of prototypes (arXiv 2210.04388, section 3).
+
+Shape legend: ``N`` points, ``C`` classes, ``K`` prototypes for each class, ``D`` feature channels,
+``B Y X`` batch and feature map, ``R`` processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Pooling = Literal["max", "logsumexp"]
+Reduce = Callable[[Tensor], Tensor]
+
+# A class without prototypes sits this far below the lowest possible logit, so that its probability is
+# below 1e-13 while logits stay in a range that half precision and parity checks can handle.
+INACTIVE_MARGIN = 30.0
+
+
+def identity(value: Tensor) -> Tensor:
+    """Stand-in for an all-reduce on one process."""
+    return value
+
+
+def unit(values: Tensor) -> Tensor:
+    """Unit vectors along the last axis, in float32; a zero vector stays zero."""
+    return F.normalize(values.float(), dim=-1, eps=1e-12)
+
+
+class PrototypeBank(nn.Module):
+    """K unit prototypes for each class, as buffers: no gradient ever reaches them.
+
+    ``logit_c = pool_k cos(z, p_ck) / T`` with ``pool`` the maximum (the paper) or
+    ``T * logsumexp(cos / T) - T log K``, its smooth form.
+
+    Args:
+        num_classes: C.
+        num_prototypes: K.
+        dim: D.
+        temperature: T, positive.
+        pooling: How K similarities become a logit.
+    """
+
+    prototypes: Tensor
+    active: Tensor
+    updates: Tensor
+    idle: Tensor
+    usage: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_prototypes: int,
+        dim: int,
+        *,
+        temperature: float = 0.1,
+        pooling: Pooling = "max",
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.num_prototypes, self.dim = num_classes, num_prototypes, dim
+        self.temperature, self.pooling = temperature, pooling
+        shape = (num_classes, num_prototypes)
+        self.register_buffer("prototypes", torch.zeros(*shape, dim))
+        self.register_buffer("active", torch.zeros(num_classes, dtype=torch.bool))
+        self.register_buffer("updates", torch.zeros(shape, dtype=torch.int64))
+        self.register_buffer("idle", torch.zeros(shape, dtype=torch.int64))
+        self.register_buffer("usage", torch.zeros(shape))
+
+    def similarity(self, features_ND: Tensor) -> Tensor:
+        """Cosine of each point with each prototype: (N, D) -> (N, C, K) in [-1, 1], float32."""
+        # a copy, because backward needs the values of this forward and `update` works in place
+        weight = self.prototypes.flatten(0, 1).clone()
+        cosine = unit(features_ND) @ weight.t()
+        return cosine.view(-1, self.num_classes, self.num_prototypes)
+
+    def pool(self, similarity: Tensor) -> Tensor:
+        """Class logits from similarities: (..., C, K) -> (..., C)."""
+        if self.pooling == "max":
+            logits = similarity.amax(-1) / self.temperature
+        else:
+            scaled = similarity / self.temperature
+            logits = scaled.logsumexp(-1) - math.log(self.num_prototypes)
+        return logits + self.class_bias()
+
+    def class_bias(self) -> Tensor:
+        """(C,) zeros, or the value that removes a class that has no prototypes yet."""
+        low = -1.0 / self.temperature - INACTIVE_MARGIN
+        return torch.where(self.active, 0.0, low)
+
+    def point_logits(self, features_ND: Tensor) -> Tensor:
+        """Class logits of points: (N, D) -> (N, C), float32."""
+        return self.pool(self.similarity(features_ND))
+
+    def similarity_map(self, features_BDYX: Tensor) -> Tensor:
+        """Cosine maps: (B, D, Y, X) -> (B, C, K, Y, X), float32."""
+        features = F.normalize(features_BDYX.float(), dim=1, eps=1e-12)
+        weight = self.prototypes.flatten(0, 1)[:, :, None, None]
+        cosine: Tensor = F.conv2d(features, weight)
+        return cosine.view(len(cosine), self.num_classes, self.num_prototypes, *cosine.shape[2:])
+
+    def dense_logits(self, features_BDYX: Tensor) -> Tensor:
+        """Class logits of a feature map: (B, D, Y, X) -> (B, C, Y, X), float32."""
+        similarity = self.similarity_map(features_BDYX)
+        return self.pool(similarity.movedim(2, -1).movedim(1, -2)).movedim(-1, 1)
+
+    def assign(self, similarity_NCK: Tensor, target_N: Tensor) -> Tensor:
+        """Flat index ``c * K + k`` of the nearest prototype of each point's own class.
+
+        Args:
+            similarity_NCK: Cosines, see ``similarity``.
+            target_N: Class ids; a value outside [0, C) means "no class".
+
+        Returns:
+            (N,) int64; points without a class get ``C * K``.
+        """
+        valid = (target_N >= 0) & (target_N < self.num_classes)
+        own = target_N.clamp(0, self.num_classes - 1)
+        rows = similarity_NCK.gather(1, own[:, None, None].expand(-1, 1, self.num_prototypes)).squeeze(1)
+        index = own * self.num_prototypes + rows.argmax(-1)
+        return torch.where(valid, index, self.num_classes * self.num_prototypes)
+
+    @torch.no_grad()
+    def update(
+        self,
+        features_ND: Tensor,
+        target_N: Tensor,
+        *,
+        momentum: float = 0.99,
+        ramp: bool = False,
+        normalize: bool = True,
+        reduce: Reduce = identity,
+    ) -> None:
+        """Move every prototype that won a point: ``p <- m p + (1 - m) mean(z)``, then to unit length.
+
+        One ``index_add_`` and one all-reduce of (sums, counts); no host-device wait. All processes
+        compute from the same reduced numbers, so their prototypes stay identical to the bit.
+
+        Args:
+            features_ND: Points of this process.
+            target_N: Their classes; a value outside [0, C) takes no part.
+            momentum: m, the share of the old prototype.
+            ramp: Use ``min(m, 1 - 1 / (n + 1))`` for a prototype's n-th update.
+            normalize: Average unit vectors instead of raw features.
+            reduce: Sums a tensor over processes.
+        """
+        unit_features = unit(features_ND)
+        values = unit_features if normalize else features_ND.float()
+        similarity = self.similarity(unit_features)
+        index = self.assign(similarity, target_N)
+        slots = self.num_classes * self.num_prototypes
+        table = values.new_zeros(slots + 1, self.dim + 1)
+        table.index_add_(0, index, F.pad(values, (0, 1), value=1.0))
+        table = reduce(table[:slots]).view(self.num_classes, self.num_prototypes, self.dim + 1)
+        sums, counts = table[..., :-1], table[..., -1]
+
+        won = counts > 0
+        mean = sums / counts.clamp(min=1).unsqueeze(-1)
+        keep = torch.full_like(counts, momentum)
+        if ramp:
+            keep = torch.minimum(keep, 1 - 1 / (self.updates.float() + 1))
+        moved = unit(keep.unsqueeze(-1) * self.prototypes + (1 - keep).unsqueeze(-1) * mean)
+        moved = torch.where((won & self.active[:, None]).unsqueeze(-1), moved, self.prototypes)
+
+        # A class without prototypes takes its first pixels' mean, spread so that its K can part.
+        arrived = (counts.sum(-1) > 0) & ~self.active
+        first = unit(sums.sum(1))[:, None, :] + spread(self.num_prototypes, self.dim, sums.device)
+        moved = torch.where(arrived[:, None, None], unit(first), moved)
+        self.prototypes.copy_(moved)
+        self.active |= arrived
+        self.updates += won
+        self.idle.copy_(torch.where(won, 0, self.idle + 1))
+        self.usage.mul_(0.99).add_(counts, alpha=0.01)
+
+    @torch.no_grad()
+    def reseed(
+        self,
+        features_ND: Tensor,
+        target_N: Tensor,
+        *,
+        after: int,
+        gather: Reduce | None = None,
+    ) -> Tensor:
+        """Replace prototypes that won nothing for ``after`` updates by poorly explained pixels.
+
+        For each class at most one prototype a call: it moves to the point of its class that is least
+        similar to all of the class's prototypes, over all processes.
+
+        Args:
+            features_ND: Points of this process.
+            target_N: Their classes; a value outside [0, C) takes no part.
+            after: Idle updates from which a prototype is replaced, at least 1.
+            gather: (C, D + 1) -> (R * C, D + 1), the tensors of all processes in rank order.
+
+        Returns:
+            (C,) bool: classes that got a new prototype.
+        """
+        features = unit(features_ND)
+        similarity = self.similarity(features)
+        valid = (target_N >= 0) & (target_N < self.num_classes)
+        own = torch.where(valid, target_N, 0)
+        explained = similarity.amax(-1).gather(1, own[:, None]).squeeze(1)
+        explained = torch.where(valid, explained, torch.full_like(explained, math.inf))
+        lowest = explained.new_full((self.num_classes,), math.inf)
+        lowest = lowest.scatter_reduce(0, own, explained, "amin", include_self=True)
+        # the lowest-numbered point among equals, so that the choice does not depend on thread order
+        position = torch.arange(len(own), device=own.device)
+        is_lowest = valid & (explained == lowest[own])
+        pick = torch.full_like(lowest, len(own), dtype=torch.int64).scatter_reduce(
+            0, own, torch.where(is_lowest, position, len(own)), "amin", include_self=True
+        )
+        chosen = features[pick.clamp(max=max(len(own) - 1, 0))]
+        candidate = torch.cat([chosen, lowest[:, None]], 1)
+        if gather is not None:
+            all_ranks = gather(candidate).view(-1, self.num_classes, self.dim + 1)
+            best = all_ranks[..., -1].argmin(0)
+            candidate = all_ranks[best, torch.arange(self.num_classes, device=best.device)]
+
+        stalest, which = self.idle.max(-1)
+        replace = (stalest >= after) & candidate[:, -1].isfinite() & self.active
+        slot = F.one_hot(which, self.num_prototypes).bool() & replace[:, None]
+        self.prototypes.copy_(torch.where(slot.unsqueeze(-1), unit(candidate[:, None, :-1]), self.prototypes))
+        self.idle.masked_fill_(slot, 0)
+        self.updates.masked_fill_(slot, 0)
+        return replace
+
+    @torch.no_grad()
+    def start(self, centres: dict[int, Tensor]) -> None:
+        """Install starting prototypes: class id -> (K, D). Classes not named stay inactive."""
+        self.prototypes.zero_()
+        self.active.zero_()
+        for class_id, values in centres.items():
+            self.prototypes[class_id] = unit(values.to(self.prototypes.device))
+            self.active[class_id] = True
+        self.updates.zero_()
+        self.idle.zero_()
+        self.usage.zero_()
+
+    def usage_entropy(self) -> Tensor:
+        """(C,) entropy of prototype use in [0, 1]; 1 is even use, NaN where there was none yet."""
+        share = self.usage / self.usage.sum(-1, keepdim=True)
+        entropy = torch.special.entr(share).sum(-1)
+        return entropy / math.log(self.num_prototypes) if self.num_prototypes > 1 else entropy + 1
+
+    def closest_pair(self) -> Tensor:
+        """(C,) highest cosine between two prototypes of one class; -1 for K = 1."""
+        cosine = self.prototypes @ self.prototypes.transpose(1, 2)
+        eye = torch.eye(self.num_prototypes, dtype=torch.bool, device=cosine.device)
+        closest: Tensor = cosine.masked_fill(eye, -1.0).amax((1, 2))
+        return closest
+
+
+def spread(count: int, dim: int, device: torch.device) -> Tensor:
+    """(count, dim) small fixed offsets that let equal vectors part; the same on every process."""
+    generator = torch.Generator().manual_seed(0)
+    return (0.1 / math.sqrt(dim) * torch.randn(count, dim, generator=generator)).to(device)
+
+
+@torch.no_grad()
+def spherical_kmeans(points_ND: Tensor, k: int, generator: torch.Generator, iterations: int = 25) -> Tensor:
+    """Centres of unit vectors by Lloyd's iterations from a k-means++ start.
+
+    Args:
+        points_ND: (N, D) points on the CPU, N at least 1; normalised here.
+        k: Number of centres.
+        generator: CPU generator of the start.
+        iterations: Largest number of iterations.
+
+    Returns:
+        (k, D) unit centres. With fewer than k distinct points: those, and jittered copies of them.
+
+    Raises:
+        ValueError: If there is no point.
+    """
+    if len(points_ND) == 0:
+        raise ValueError("spherical_kmeans needs at least one point, got none")
+    points = unit(points_ND)
+    distinct = torch.unique(points, dim=0)
+    if len(distinct) <= k:
+        repeats = distinct[torch.arange(k) % len(distinct)]
+        offsets = spread(k, points.shape[1], points.device)
+        offsets[: len(distinct)] = 0
+        return unit(repeats + offsets)
+
+    chosen = [int(torch.randint(len(points), (1,), generator=generator))]
+    nearest = 1 - points @ points[chosen[0]]
+    for _ in range(k - 1):
+        weight = nearest.clamp(min=0) ** 2
+        pick = int(torch.multinomial(weight, 1, generator=generator)) if weight.sum() > 0 else 0
+        chosen.append(pick)
+        nearest = torch.minimum(nearest, 1 - points @ points[pick])
+    centres = points[chosen].clone()
+    labels = torch.full((len(points),), -1)
+    for _ in range(iterations):
+        similarity = points @ centres.t()
+        best, new_labels = similarity.max(1)
+        if torch.equal(new_labels, labels):
+            break
+        labels = new_labels
+        sums = torch.zeros_like(centres).index_add_(0, labels, points)
+        empty = torch.bincount(labels, minlength=k) == 0
+        if empty.any():
+            worst = best.argsort()[: int(empty.sum())]
+            sums[empty] = points[worst]
+        centres = unit(sums)
+    return centres

@@ -1,0 +1,70 @@
+"""From teacher logits to believed pseudo-labels.
+
+Shape legend: ``B`` batch, ``C`` classes, ``H W`` image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def pseudo_labels(probs_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Most probable class and its probability: (B, H, W) int64 and float in [0, 1]."""
+    confidence, label = probs_BCHW.max(1)
+    return label, confidence
+
+
+def fuse(linear_logits: Tensor, prototype_logits: Tensor) -> Tensor:
+    """Mean of both heads' probabilities; logits (B, C, H, W) each -> probabilities of that shape."""
+    return (linear_logits.float().softmax(1) + prototype_logits.float().softmax(1)) / 2
+
+
+def head_agreement(linear_logits: Tensor, prototype_logits: Tensor) -> Tensor:
+    """How much two heads agree at each pixel: ``sum_c min(p_linear, p_prototype)`` in [0, 1].
+
+    This is one minus the total variation distance of the two distributions: 1 when they are equal,
+    0 when they share no class. Logits (B, C, H, W) each -> (B, H, W).
+    """
+    linear, prototype = linear_logits.float().softmax(1), prototype_logits.float().softmax(1)
+    return torch.minimum(linear, prototype).sum(1)
+
+
+class ClassThresholds(nn.Module):
+    """Confidence thresholds that are lower for classes the teacher is less sure of.
+
+    ``tau_c = tau * m_c / max_c m`` with ``m_c`` the running mean confidence of pixels labelled c
+    (the class-adaptive rule of FreeMatch, arXiv 2205.07246, eq. 7 to 9, per pixel).
+    """
+
+    mean: Tensor
+
+    def __init__(self, num_classes: int, threshold: float, decay: float = 0.99) -> None:
+        super().__init__()
+        self.threshold, self.decay = threshold, decay
+        self.register_buffer("mean", torch.ones(num_classes))
+
+    @torch.no_grad()
+    def update(
+        self,
+        label_BHW: Tensor,
+        confidence_BHW: Tensor,
+        valid_BHW: Tensor,
+        reduce: Callable[[Tensor], Tensor] = lambda value: value,
+    ) -> None:
+        """Move the running means of the classes that were predicted in this batch."""
+        num_classes = len(self.mean)
+        index = torch.where(valid_BHW, label_BHW, num_classes).flatten()
+        table = torch.zeros(2, num_classes + 1, device=self.mean.device)
+        table[0].index_add_(0, index, confidence_BHW.float().flatten())
+        table[1].index_add_(0, index, torch.ones_like(index, dtype=torch.float32))
+        sums, counts = reduce(table[:, :num_classes].contiguous())
+        moved = self.decay * self.mean + (1 - self.decay) * sums / counts.clamp(min=1)
+        self.mean.copy_(torch.where(counts > 0, moved, self.mean))
+
+    def per_pixel(self, label_BHW: Tensor) -> Tensor:
+        """(B, H, W) threshold of each pixel's class."""
+        scaled: Tensor = self.threshold * self.mean / self.mean.max()
+        return scaled[label_BHW]

@@ -1,0 +1,50 @@
+"""The teacher: an exponential moving average of the student."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+def ema_decay(updates: int, largest: float) -> float:
+    """Decay of update number ``updates`` (from 0): ``min(1 - 1 / (t + 1), largest)`` [U2PL].
+
+    The first update copies the student (decay 0).
+    """
+    return min(1 - 1 / (updates + 1), largest)
+
+
+def make_teacher(student: nn.Module) -> nn.Module:
+    """A copy of ``student`` in eval mode without gradients."""
+    teacher = copy.deepcopy(student)
+    teacher.requires_grad_(False)
+    return teacher.eval()
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+    """``teacher <- decay * teacher + (1 - decay) * student``.
+
+    Floating-point parameters and buffers are averaged; integer buffers (batch norm's counter) are
+    copied, because averaging them truncates to wrong counts.
+
+    Args:
+        teacher: Module with the same state as the student.
+        student: Unwrapped student.
+        decay: In [0, 1); 0 copies.
+    """
+    ours: list[Tensor] = []
+    theirs: list[Tensor] = []
+    new = {**dict(student.named_parameters()), **dict(student.named_buffers())}
+    for name, value in [*teacher.named_parameters(), *teacher.named_buffers()]:
+        if value.dtype.is_floating_point:
+            ours.append(value)
+            theirs.append(new[name])
+        else:
+            value.copy_(new[name])
+    if decay == 0:
+        torch._foreach_copy_(ours, theirs)
+    else:
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
