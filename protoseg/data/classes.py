@@ -1,0 +1,98 @@
+"""Class names and colours, and the label maps that annotation tools write. Needs no torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from protoseg.config import DataConfig
+from protoseg.data.errors import DataError
+from protoseg.data.lists import data_root, find_file
+from protoseg.data.palette import Color, voc_palette
+from protoseg.data.synthetic import synthetic_classes
+from protoseg.manifest import ClassInfo
+
+IGNORE_NAMES = frozenset({"ignore", "void", "unlabeled", "unlabelled"})
+_LABELMAP_LINE = re.compile(r"^(?P<name>[^:#]+):\s*(?P<rgb>\d+\s*,\s*\d+\s*,\s*\d+)\s*(:.*)?$")
+
+
+def parse_color(text: str, where: str) -> Color:
+    """Parse ``"128,0,0"``.
+
+    Raises:
+        DataError: If it is not three numbers in [0, 255].
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 3 or not all(p.isdecimal() and int(p) <= 255 for p in parts):
+        raise DataError(f"{where}: {text!r} is not a colour; write three numbers 0 to 255, as 128,0,0")
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def read_labelmap(path: Path) -> dict[str, Color]:
+    """Read a CVAT ``labelmap.txt`` (``name:r,g,b:parts:actions`` lines) as colour by name.
+
+    Raises:
+        DataError: If the file cannot be read or a line has another form.
+    """
+    table: dict[str, Color] = {}
+    for number, line in enumerate(_read_lines(path), start=1):
+        if not line or line.startswith("#"):
+            continue
+        match = _LABELMAP_LINE.match(line)
+        if match is None:
+            raise DataError(f"{path}, line {number}: expected name:r,g,b:: as CVAT writes, got {line!r}")
+        table[match["name"].strip()] = parse_color(match["rgb"], f"{path}, line {number}")
+    if not table:
+        raise DataError(f"{path} names no class; expected name:r,g,b:: lines as CVAT writes")
+    return table
+
+
+def read_classes(config: DataConfig) -> list[ClassInfo]:
+    """Names and colours of the classes by id.
+
+    Names come from ``data.classes`` (a list, a file with one name a line, or a ``labelmap.txt``);
+    colours from ``data.palette``, else from a ``labelmap.txt``, else the VOC colours.
+
+    Raises:
+        DataError: If names are missing, repeated or too many, or colours do not match in number.
+    """
+    if config.kind == "synthetic":
+        return synthetic_classes(config.synthetic)
+    colors: dict[str, Color] = {}
+    if isinstance(config.label_map, str):
+        colors = read_labelmap(find_file(data_root(config), config.label_map, "data.label_map"))
+    names = config.classes
+    if isinstance(names, str):
+        path = find_file(data_root(config), names, "data.classes")
+        lines = [line for line in _read_lines(path) if line and not line.startswith("#")]
+        if lines and all(_LABELMAP_LINE.match(line) for line in lines):
+            colors = {**read_labelmap(path), **colors}
+            lines = [name for name in colors if name.lower() not in IGNORE_NAMES]
+        names = lines
+    if not names:
+        raise DataError("data.classes is empty; list the class names in the order of their ids")
+    if len(set(names)) != len(names):
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        raise DataError(f"data.classes names {repeated} more than once")
+    if len(names) > 255:
+        raise DataError(f"data.classes has {len(names)} names; at most 255 fit beside ignore_index")
+    if config.ignore_index < len(names):
+        raise DataError(
+            f"data.ignore_index={config.ignore_index} is also the id of class "
+            f"{names[config.ignore_index]!r}; use 255"
+        )
+    if config.palette is not None and len(config.palette) != len(names):
+        raise DataError(f"data.palette has {len(config.palette)} colours for {len(names)} classes")
+    palette = config.palette or voc_palette(len(names))
+    chosen = [
+        palette[i] if config.palette is not None else colors.get(name, palette[i])
+        for i, name in enumerate(names)
+    ]
+    return [ClassInfo(name=name, color=color) for name, color in zip(names, chosen, strict=True)]
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
