@@ -1,0 +1,14 @@
+"""HTTP service for bundles: ``bentoml serve serving:svc``. Needs neither torch nor a model to import."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """Make ``svc`` on first use, so that the other modules import without BentoML."""
+    if name == "svc":
+        from serving import service
+
+        return service.svc
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
