@@ -35,7 +35,8 @@ _HUES = (
     (150, 74, 178), (60, 176, 186), (226, 128, 50), (196, 196, 190),
 )  # fmt: skip
 _MODE_ODDS = (8, 5, 3, 2)
-_ONE = 1024  # fixed point: 1.0 of a rotation or a blend
+_BITS = 10
+_ONE = 1 << _BITS  # fixed point: 1.0 of a rotation or a blend
 
 Split = Literal["labeled", "unlabeled", "val"]
 Ints = NDArray[np.int32]
@@ -114,7 +115,7 @@ class SyntheticScenes:
         labels = np.zeros((height, width), np.uint8)
         ground = _paint(self._y, self._x, 0, self._mode(rng), rng, min(height, width) // 6)
         # the background is paler than objects, yet made of the same colours and textures
-        canvas = (ground * 5 + 128 * 3) // 8
+        canvas = (ground * 5 + 128 * 3) >> 3
         for number in range(int(rng.integers(2, 6))):
             first = 1 + index % (config.num_classes - 1)
             class_id = first if number == 0 else int(rng.integers(1, config.num_classes))
@@ -141,8 +142,9 @@ class SyntheticScenes:
         u, v = (cos * x + sin * y), (cos * y - sin * x)
         inside = _shape(class_id, u, v, radius * _ONE)
         period = max(6, radius // 2)
-        paint = _paint(v // _ONE, u // _ONE, class_id, self._mode(rng), rng, period)
-        canvas[top:bottom, left:right][inside] = paint[inside]
+        v, u = v[inside] >> _BITS, u[inside] >> _BITS
+        paint = _paint(v, u, class_id, self._mode(rng), rng, period)
+        canvas[top:bottom, left:right][inside] = paint
         labels[top:bottom, left:right][inside] = class_id
 
     def _light(self, canvas: Ints, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -154,7 +156,9 @@ class SyntheticScenes:
         tint = rng.integers(-60, 61, 3).astype(np.int32)
         # the sum of two uniform draws is a triangular noise that needs no floats
         noise = rng.integers(-14, 15, (2, height, width, 3), dtype=np.int8)
-        lit = canvas * (light[..., None] + tint) // _ONE + noise[0] + noise[1]
+        lit = canvas * (light[..., None] + tint) >> _BITS
+        lit += noise[0]
+        lit += noise[1]
         image: NDArray[np.uint8] = np.clip(lit, 0, 255).astype(np.uint8)
         return image
 
@@ -190,7 +194,7 @@ def _shape(class_id: int, u: Ints, v: Ints, r: int) -> NDArray[np.bool_]:
 
 
 def _paint(v: Ints, u: Ints, class_id: int, mode: int, rng: np.random.Generator, period: int) -> Ints:
-    """Colours (H, W, 3) of a mode at local coordinates in pixels; phase and shade vary."""
+    """Colours (..., 3) of a mode at local coordinates (...) in pixels; phase and shade vary."""
     look = appearance(class_id, mode)
     period = max(2, period)
     phase_v, phase_u = (int(p) for p in rng.integers(0, 2 * period, 2))
@@ -205,15 +209,16 @@ def _paint(v: Ints, u: Ints, class_id: int, mode: int, rng: np.random.Generator,
         da, db = 2 * (a % period) - period, 2 * (b % period) - period
         blend = (da * da + db * db <= period * period * 2 // 5) * _ONE
     elif look.texture == "gradient":
-        span = int(v.max() - v.min()) + 1
-        blend = (v - v.min()) * _ONE // span
+        low = int(v.min(initial=0))
+        span = int(v.max(initial=0)) - low + 1
+        blend = (v - low) * _ONE // span
     else:
         cells = rng.integers(0, _ONE + 1, (16, 16)).astype(np.int32)
         blend = cells[(a // 3) % 16, (b // 3) % 16]
     shade = rng.integers(-24, 25, 3).astype(np.int32)
     first = np.array(look.first, np.int32) + shade
     second = np.array(look.second, np.int32) + shade
-    mixed: Ints = first + (second - first) * blend[..., None].astype(np.int32) // _ONE
+    mixed: Ints = first + ((second - first) * blend[..., None] >> _BITS)
     return mixed
 
 
