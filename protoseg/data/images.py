@@ -34,7 +34,7 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_IGNORE_COLOR: Color = (224, 224, 192)
+IGNORE_COLOR: Color = (224, 224, 192)
 
 
 def read_image(path: Path, channels: int = 3) -> NDArray[np.uint8]:
@@ -179,7 +179,7 @@ def save_mask(path: Path, labels: NDArray[np.uint8], palette: Sequence[Color]) -
     Raises:
         DataError: If the file cannot be written.
     """
-    colors = [*palette, *voc_palette(255)[len(palette) :], _IGNORE_COLOR]
+    colors = [*palette, *voc_palette(255)[len(palette) :], IGNORE_COLOR]
     image = Image.fromarray(np.ascontiguousarray(labels))
     image.putpalette([channel for color in colors for channel in color])
     save_whole(path, image)

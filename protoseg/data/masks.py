@@ -255,8 +255,7 @@ def _is_palette(path: Path) -> bool:
 def _pack(rgb: NDArray[np.uint8]) -> NDArray[np.uint32]:
     wide = rgb.astype(np.uint32)
     sixteen, eight = np.uint32(16), np.uint32(8)
-    packed = (wide[..., 0] << sixteen) | (wide[..., 1] << eight) | wide[..., 2]
-    return packed
+    return (wide[..., 0] << sixteen) | (wide[..., 1] << eight) | wide[..., 2]
 
 
 def _count(values: NDArray[np.generic], names: Sequence[str] | None) -> dict[str, int]:
