@@ -606,3 +606,19 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
     for item in overrides or []:
         apply_override(raw, item)
     return parse_config(raw, str(path) if path is not None else "config")
+
+
+def describe_settings() -> str:
+    """Every setting with its default and meaning, as text."""
+    lines = []
+    for section, field in Config.model_fields.items():
+        lines.append(f"{section}: {field.description}")
+        annotation = field.annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, Section)
+        for key, item in annotation.model_fields.items():
+            default = item.get_default(call_default_factory=True)
+            shown = "{...}" if isinstance(default, Section) else json.dumps(default, default=str)
+            text = " ".join((item.description or "").split())
+            lines.append(f"  {section}.{key}={shown}\n      {text}")
+    return "\n".join(lines) + "\n"

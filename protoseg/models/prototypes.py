@@ -213,7 +213,7 @@ class PrototypeBank(nn.Module):
         pick = torch.full_like(lowest, len(own), dtype=torch.int64).scatter_reduce(
             0, own, torch.where(is_lowest, position, len(own)), "amin", include_self=True
         )
-        chosen = features[pick.clamp(max=max(len(own) - 1, 0))]
+        chosen = F.pad(features, (0, 0, 0, 1))[pick]  # the padding row is for classes without a point
         candidate = torch.cat([chosen, lowest[:, None]], 1)
         if gather is not None:
             all_ranks = gather(candidate).view(-1, self.num_classes, self.dim + 1)

@@ -118,7 +118,8 @@ class SegmentationNetwork(nn.Module):
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Size after padding at the bottom and right to the stride multiple."""
         multiple = self.stride_multiple
-        return height + (-height) % multiple, width + (-width) % multiple
+        # this form, not `x + -x % m`: torch.export simplifies nested strides of a whole multiple
+        return (height + multiple - 1) // multiple * multiple, (width + multiple - 1) // multiple * multiple
 
     def forward(self, image: Tensor, paired: int = 0) -> NetworkOutput:
         """Images to features and linear scores.

@@ -1,0 +1,182 @@
+"""Logits of an image at its working size, whole or by windows: shared by evaluation, prediction and pictures.
+
+Shape legend: ``B`` batch, ``C`` classes, ``h w`` working size, ``H W`` original size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from protoseg.config import EvalConfig
+from protoseg.models.segmenter import Segmenter
+from protoseg.pseudo_labels import fuse
+
+HeadName = Literal["linear", "prototype", "fused"]
+HEADS: tuple[HeadName, ...] = ("linear", "prototype", "fused")
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+class HeadLogits(NamedTuple):
+    """Scores of both heads."""
+
+    linear: Tensor
+    """(B, C, h, w) float32."""
+    prototype: Tensor | None
+    """(B, C, h, w) float32; None while no class has prototypes."""
+
+    def of_image(self, index: int) -> HeadLogits:
+        """Logits of one image of the batch, (1, C, h, w) each."""
+        one = slice(index, index + 1)
+        return HeadLogits(self.linear[one], None if self.prototype is None else self.prototype[one])
+
+
+class Scored(NamedTuple):
+    """What a head says about each pixel."""
+
+    label: Tensor
+    """(B, H, W) int64; the lowest class id among equals."""
+    confidence: Tensor
+    """(B, H, W) probability of that class in [0, 1], float32."""
+
+
+def image_batch(images: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:
+    """(h, w, C_in) uint8 images of one size -> (B, C_in, h, w) uint8."""
+    stacked = np.stack([np.moveaxis(image, -1, 0) for image in images])
+    return torch.from_numpy(stacked).to(device)
+
+
+def available_heads(segmenter: Segmenter, heads: Sequence[HeadName] = HEADS) -> tuple[HeadName, ...]:
+    """The heads that can be used: ``linear`` alone while there are no prototypes."""
+    if bool(segmenter.bank.active.any()):
+        return tuple(heads)
+    return tuple(head for head in heads if head == "linear")
+
+
+@contextmanager
+def inference(segmenter: Segmenter) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode from before comes back."""
+    training = segmenter.training
+    segmenter.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        segmenter.train(training)
+
+
+def whole_logits(segmenter: Segmenter, images: Tensor, autocast: Autocast = nullcontext) -> HeadLogits:
+    """(B, C_in, h, w) uint8 -> logits of that size, in one forward pass."""
+    with autocast():
+        output = segmenter(images)
+    active = bool(segmenter.bank.active.any())
+    return HeadLogits(output.linear_logits.float(), output.prototype_logits.float() if active else None)
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """First pixels of the windows along one side; the last window ends at the border."""
+    last = max(length - window, 0)
+    return [*range(0, last, stride), last]
+
+
+def sliding_logits(
+    segmenter: Segmenter,
+    image: Tensor,
+    window: tuple[int, int],
+    stride: float,
+    batch_size: int = 1,
+    autocast: Autocast = nullcontext,
+) -> HeadLogits:
+    """Logits of overlapping windows, averaged where they overlap.
+
+    Args:
+        segmenter: Network and prototypes.
+        image: (1, C_in, h, w) uint8.
+        window: Window (height, width) in pixels; a side longer than the image's is cut to it.
+        stride: Step as a fraction of the window's side, in (0, 1].
+        batch_size: Windows in a forward pass.
+        autocast: Gives the context of the forward pass.
+    """
+    height, width = image.shape[-2:]
+    tall, wide = min(window[0], height), min(window[1], width)
+    rows = window_starts(height, tall, max(1, round(tall * stride)))
+    columns = window_starts(width, wide, max(1, round(wide * stride)))
+    places = [(y, x) for y in rows for x in columns]
+    if len(places) == 1:
+        return whole_logits(segmenter, image, autocast)
+    sums: list[Tensor] = []
+    times = torch.zeros(1, 1, height, width, device=image.device)
+    for first in range(0, len(places), batch_size):
+        chunk = places[first : first + batch_size]
+        crops = torch.cat([image[..., y : y + tall, x : x + wide] for y, x in chunk])
+        found = [part for part in whole_logits(segmenter, crops, autocast) if part is not None]
+        sums = sums or [part.new_zeros(1, part.shape[1], height, width) for part in found]
+        for index, (y, x) in enumerate(chunk):
+            area = (..., slice(y, y + tall), slice(x, x + wide))
+            times[area] += 1
+            for total, part in zip(sums, found, strict=True):
+                total[area] += part[index]
+    means = [total / times for total in sums]
+    return HeadLogits(means[0], means[1] if len(means) > 1 else None)
+
+
+def image_logits(
+    segmenter: Segmenter,
+    images: Tensor,
+    config: EvalConfig,
+    crop: tuple[int, int],
+    autocast: Autocast = nullcontext,
+) -> HeadLogits:
+    """Logits at the working size, in the way that ``config.mode`` says.
+
+    Args:
+        segmenter: Network and prototypes, in evaluation mode.
+        images: (B, C_in, h, w) uint8; B = 1 for windows.
+        config: Mode, window and stride.
+        crop: Training crop, the default window.
+        autocast: Gives the context of the forward pass.
+    """
+    if config.mode == "whole":
+        return whole_logits(segmenter, images, autocast)
+    window = config.window or crop
+    return sliding_logits(segmenter, images, window, config.window_stride, config.batch_size, autocast)
+
+
+def upsample(logits: HeadLogits, height: int, width: int) -> HeadLogits:
+    """Logits at another size: bilinear, half-pixel centres; unchanged at their own size."""
+
+    def resized(low: Tensor) -> Tensor:
+        if low.shape[-2:] == (height, width):
+            return low
+        return F.interpolate(low, size=(height, width), mode="bilinear", align_corners=False)
+
+    return HeadLogits(resized(logits.linear), None if logits.prototype is None else resized(logits.prototype))
+
+
+def score(logits: HeadLogits, head: HeadName) -> Scored:
+    """Labels and confidences of one head.
+
+    Raises:
+        ValueError: If the head needs prototypes and there are none.
+    """
+    if head == "linear":
+        return _from_logits(logits.linear)
+    if logits.prototype is None:
+        raise ValueError(f"head {head!r} needs prototypes, this network has none; use head 'linear'")
+    if head == "prototype":
+        return _from_logits(logits.prototype)
+    # max, because argmax is six times slower on the CPU
+    confidence, label = fuse(logits.linear, logits.prototype).max(1)
+    return Scored(label, confidence)
+
+
+def _from_logits(logits: Tensor) -> Scored:
+    highest, label = logits.max(1)
+    return Scored(label, (highest - logits.logsumexp(1)).exp().clamp(max=1.0))

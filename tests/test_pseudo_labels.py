@@ -1,0 +1,33 @@
+import torch
+
+from protoseg.pseudo_labels import ClassThresholds, fuse, head_agreement, pseudo_labels
+
+
+def test_labels_and_confidence():
+    probs = torch.tensor([[0.2, 0.7], [0.5, 0.1], [0.3, 0.2]]).view(1, 3, 1, 2)
+    label, confidence = pseudo_labels(probs)
+    assert label.tolist() == [[[1, 0]]]
+    torch.testing.assert_close(confidence, torch.tensor([[[0.5, 0.7]]]))
+
+
+def test_agreement_by_hand():
+    linear = torch.tensor([0.7, 0.2, 0.1]).log().view(1, 3, 1, 1)
+    prototype = torch.tensor([0.1, 0.6, 0.3]).log().view(1, 3, 1, 1)
+    torch.testing.assert_close(head_agreement(linear, prototype), torch.full((1, 1, 1), 0.1 + 0.2 + 0.1))
+    torch.testing.assert_close(head_agreement(linear, linear), torch.ones(1, 1, 1))
+    torch.testing.assert_close(
+        fuse(linear, prototype).flatten(), torch.tensor([0.4, 0.4, 0.2])
+    )
+
+
+def test_class_thresholds_by_hand():
+    thresholds = ClassThresholds(3, threshold=0.8, decay=0.5)
+    label = torch.tensor([[[0, 0, 1, 1]]])
+    confidence = torch.tensor([[[0.9, 0.7, 0.4, 0.1]]])
+    valid = torch.tensor([[[True, True, True, False]]])
+    thresholds.update(label, confidence, valid)
+    # class 0: mean 0.8 -> 0.5 * 1 + 0.5 * 0.8; class 1: 0.4 (padding left out); class 2 not seen
+    torch.testing.assert_close(thresholds.mean, torch.tensor([0.9, 0.7, 1.0]))
+    torch.testing.assert_close(
+        thresholds.per_pixel(torch.tensor([[[0, 1, 2]]])), 0.8 * torch.tensor([[[0.9, 0.7, 1.0]]])
+    )
