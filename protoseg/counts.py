@@ -155,11 +155,11 @@ def format_table(result: EvalResult, class_names: Sequence[str]) -> str:
 
     def line(name: str, iou: Sequence[float], edge: Sequence[float] = ()) -> str:
         cells = [*(_percent(value) for value in iou), *(_percent(value) for value in edge)]
-        return name.ljust(width) + "".join(f"{cell:>11}" for cell in cells)
+        return name.ljust(width) + "".join(f"{cell:>13}" for cell in cells)
 
     edges = result.boundary_f_per_class
-    titles = [*heads, *(f"F {head[:9]}" for head in heads if head in edges)]
-    lines = ["IoU, %  (F: boundary)".ljust(width) + "".join(f"{title:>11}" for title in titles)]
+    titles = [*heads, *(f"F {head}" for head in heads if head in edges)]
+    lines = ["IoU, %  (F: boundary)".ljust(width) + "".join(f"{title:>13}" for title in titles)]
     for index, name in enumerate(class_names):
         iou = [result.per_class[head][index] for head in heads]
         lines.append(line(name, iou, [edges[head][index] for head in heads if head in edges]))
