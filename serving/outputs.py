@@ -81,7 +81,7 @@ def class_pixels(labels: Labels, num_classes: int) -> NDArray[np.int64]:
     histogram = cv2.calcHist([np.ascontiguousarray(labels)], [0], None, [256], [0, 256])
     # float32 counts are exact up to 2**24
     if labels.size <= 2**24:
-        return histogram[:num_classes, 0].astype(np.int64)
+        return histogram.ravel()[:num_classes].astype(np.int64)
     return np.bincount(labels.ravel(), minlength=num_classes)[:num_classes]
 
 

@@ -1,0 +1,78 @@
+"""Keeps images on which the two heads disagree: the way from serving back to labelling."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from serving.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class HardSamples:
+    """A folder of bounded size with images as they were sent, and what was predicted.
+
+    Args:
+        settings: ``keep_hard``, ``keep_hard_below`` and ``keep_hard_bytes``.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.keep_hard is not None
+        self.folder = Path(settings.keep_hard).expanduser()
+        self.below = settings.keep_hard_below
+        # workers share the folder, so each may fill its part of the limit
+        self._limit = settings.keep_hard_bytes
+        self._lock = threading.Lock()
+
+    def _used(self) -> int:
+        total = 0
+        for file in self.folder.iterdir():
+            try:
+                total += file.stat().st_size
+            except FileNotFoundError:
+                continue
+        return total
+
+    def keep(self, data: bytes, suffix: str, mask_png: bytes, record: dict[str, Any]) -> str:
+        """Store one image with its predicted mask and a JSON record.
+
+        Args:
+            data: Image file as it was sent.
+            suffix: File ending by its content, as ``jpeg``.
+            mask_png: Predicted mask.
+            record: Written as JSON.
+
+        Returns:
+            ``kept``, ``known`` (the same image is there), ``full`` or ``failed``.
+        """
+        name = hashlib.sha256(data).hexdigest()[:32]
+        with self._lock:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if (self.folder / f"{name}.json").exists():
+                    return "known"
+                text = json.dumps(record, indent=1).encode()
+                if self._used() + len(data) + len(mask_png) + len(text) > self._limit:
+                    return "full"
+                # the record comes last: an image with a record is complete
+                self._write(f"{name}.{suffix}", data)
+                self._write(f"{name}.mask.png", mask_png)
+                self._write(f"{name}.json", text)
+            except OSError as error:
+                logger.warning("PROTOSEG_KEEP_HARD %s: %s", self.folder, error)
+                return "failed"
+        return "kept"
+
+    def _write(self, name: str, data: bytes) -> None:
+        beside = self.folder / f".{name}.{os.getpid()}.tmp"
+        try:
+            beside.write_bytes(data)
+            beside.replace(self.folder / name)
+        finally:
+            beside.unlink(missing_ok=True)

@@ -1,0 +1,135 @@
+"""Prometheus metrics, merged over worker processes; every label has a bounded set of values."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protoseg.manifest import Manifest
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_BINS = 10
+
+
+class Metrics:
+    """All metrics of the service. Use ``metrics()``: a process has one set."""
+
+    def __init__(self) -> None:
+        # prometheus_client looks at PROMETHEUS_MULTIPROC_DIR when it is imported: BentoML sets it first
+        from prometheus_client import Counter, Gauge, Histogram
+
+        self.requests = Counter("protoseg_requests", "Requests by route and status", ["route", "status"])
+        self.seconds = Histogram(
+            "protoseg_request_seconds", "Seconds of a request", ["route"], buckets=_SECONDS
+        )
+        self.stages = Histogram(
+            "protoseg_stage_seconds", "Seconds of a stage of a request", ["stage"], buckets=_SECONDS
+        )
+        self.in_flight = Gauge("protoseg_in_flight", "Admitted requests", multiprocess_mode="livesum")
+        self.waiting = Gauge(
+            "protoseg_queue_depth", "Admitted requests that no thread computes yet",
+            multiprocess_mode="livesum",
+        )  # fmt: skip
+        self.rejected = Counter("protoseg_rejected", "Requests refused before inference", ["reason"])
+        self.batch_size = Histogram(
+            "protoseg_batch_size", "Images in an inference", buckets=(1, 2, 4, 8, 16, 32, 64)
+        )
+        self.class_pixels = Counter("protoseg_class_pixels", "Predicted pixels by class", ["class_name"])
+        self.confidence_pixels = Counter(
+            "protoseg_confidence_pixels", "Pixels by bin of confidence (lower edge)", ["bin"]
+        )
+        self.agreement = Histogram(
+            "protoseg_agreement", "Mean head agreement of an image",
+            buckets=tuple(round(i / _BINS, 1) for i in range(1, _BINS + 1)),
+        )  # fmt: skip
+        self.baseline_class = Gauge(
+            "protoseg_baseline_class_fraction", "Share of a class over training images",
+            ["class_name"], multiprocess_mode="livemax",
+        )  # fmt: skip
+        self.baseline_confidence = Gauge(
+            "protoseg_baseline_confidence_fraction", "Share of a confidence bin over training images",
+            ["bin"], multiprocess_mode="livemax",
+        )  # fmt: skip
+        self.model = Gauge(
+            "protoseg_model_info", "1 for the served model", ["name", "version", "sha256"],
+            multiprocess_mode="livemax",
+        )  # fmt: skip
+        self.reloads = Counter("protoseg_reloads", "Reloads by result", ["result"])
+        self.hard_kept = Counter("protoseg_hard_kept", "Images kept for labelling", ["result"])
+        self._served: tuple[str, str, str] | None = None
+
+    def serve(self, manifest: Manifest, sha256: str) -> None:
+        """Say which model is served and what its training data looked like."""
+        if self._served is not None:
+            self.model.labels(*self._served).set(0)
+        self._served = (manifest.name, manifest.version, sha256[:12])
+        self.model.labels(*self._served).set(1)
+        if manifest.baseline is None:
+            return
+        for item, share in zip(manifest.classes, manifest.baseline.class_fractions, strict=False):
+            self.baseline_class.labels(item.name).set(share)
+        for index, share in enumerate(manifest.baseline.confidence_histogram):
+            self.baseline_confidence.labels(_bin(index)).set(share)
+
+    def observe_prediction(
+        self,
+        manifest: Manifest,
+        pixels: NDArray[np.int64],
+        confidence: NDArray[np.float32] | None,
+        agreement: float | None,
+    ) -> None:
+        """Count classes, confidence and agreement of one image."""
+        for index in np.flatnonzero(pixels).tolist():
+            self.class_pixels.labels(manifest.classes[index].name).inc(int(pixels[index]))
+        if confidence is not None:
+            # a thousand pixels tell the shape of the histogram; all of them would cost milliseconds
+            step = max(1, confidence.size // 1000)
+            shares = np.histogram(confidence.ravel()[::step], _BINS, (0.0, 1.0))[0]
+            for index in np.flatnonzero(shares).tolist():
+                self.confidence_pixels.labels(_bin(index)).inc(int(shares[index]) * step)
+        if agreement is not None:
+            self.agreement.observe(agreement)
+
+
+def _bin(index: int) -> str:
+    return f"{index / _BINS:.1f}"
+
+
+@cache
+def metrics() -> Metrics:
+    """The metrics of this process."""
+    return Metrics()
+
+
+def _forget_dead_workers(folder: Path) -> None:
+    """Drop live gauges of killed workers, which nobody else does."""
+    from prometheus_client import multiprocess
+
+    forget: Any = multiprocess.mark_process_dead
+    pids = {file.stem.rpartition("_")[2] for file in folder.glob("gauge_live*_*.db")}
+    for pid in pids:
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            forget(int(pid), str(folder))
+        except (PermissionError, ValueError):
+            continue
+
+
+def render_metrics() -> bytes:
+    """Prometheus text of all workers."""
+    from prometheus_client import REGISTRY, CollectorRegistry, generate_latest, multiprocess
+
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if folder is None:
+        return generate_latest(REGISTRY)
+    _forget_dead_workers(Path(folder))
+    registry = CollectorRegistry()
+    collector: Any = multiprocess.MultiProcessCollector
+    collector(registry)
+    return generate_latest(registry)
