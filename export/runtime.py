@@ -1,0 +1,386 @@
+"""Runs a bundle's network without torch: one small contract, ONNX Runtime or TensorRT behind it.
+
+Shape legend: ``B`` batch, ``C`` channels, ``H W`` image.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.errors import ExportError
+from protoseg.manifest import ArtifactFile, Manifest, TensorInfo, read_manifest, sha256_file
+
+Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
+Array = NDArray[Any]
+INPUT_NAME = "image"
+ORT_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+ORT_TYPES = {
+    "tensor(uint8)": "uint8", "tensor(int8)": "int8", "tensor(int32)": "int32",
+    "tensor(int64)": "int64", "tensor(float)": "float32", "tensor(float16)": "float16",
+}  # fmt: skip
+
+
+class RunnerError(ExportError):
+    """A network file that cannot run here, or an input that it does not take."""
+
+
+class DeviceArray(Protocol):
+    """An array in GPU memory (torch, CuPy, ...), contiguous."""
+
+    @property
+    def __cuda_array_interface__(self) -> Mapping[str, Any]:
+        """Address, shape and type; see Numba's CUDA array interface."""
+        ...
+
+
+Image = Array | DeviceArray
+
+
+class Runner(Protocol):
+    """A loaded network: a context manager that is called with a batch of images.
+
+    Attributes:
+        inputs: Graph inputs; there is one, ``image``.
+        outputs: Graph outputs.
+        provider: What runs it: ``cpu``, ``cuda`` or ``tensorrt``.
+        description: Runtime, version and provider, for logs and reports.
+    """
+
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+    provider: str
+    description: str
+
+    def __call__(self, image: Image) -> dict[str, Array]:
+        """A batch of images -> every output by name, as numpy arrays.
+
+        Args:
+            image: Of the dtype and axes of ``inputs[0]``: by default ``(B, C, H, W)`` uint8.
+
+        Raises:
+            RunnerError: If dtype or shape do not fit.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give memory back; calling it again does nothing."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def is_device_array(image: object) -> bool:
+    """Whether ``image`` lies in GPU memory."""
+    return not isinstance(image, np.ndarray) and hasattr(image, "__cuda_array_interface__")
+
+
+def device_view(image: Any) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
+    """Address, shape and dtype of an array in GPU memory.
+
+    Raises:
+        RunnerError: If it is not contiguous.
+    """
+    interface = image.__cuda_array_interface__
+    shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
+    strides = interface.get("strides")
+    if strides is not None:
+        dense = tuple(
+            int(np.prod(shape[i + 1 :], dtype=np.int64)) * dtype.itemsize for i in range(len(shape))
+        )
+        if tuple(strides) != dense:
+            raise RunnerError(f"device image of shape {shape} is not contiguous; copy it first")
+    return int(interface["data"][0]), shape, dtype
+
+
+def check_input(info: TensorInfo, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Compare an image with what the graph declares.
+
+    Raises:
+        RunnerError: Naming what was got and expected.
+    """
+    if dtype.name != info.dtype:
+        raise RunnerError(f"image has dtype {dtype.name}, expected {info.dtype}; convert it first")
+    fits = len(shape) == len(info.shape) and all(
+        size > 0 and (isinstance(axis, str) or axis == size)
+        for axis, size in zip(info.shape, shape, strict=True)
+    )
+    if not fits:
+        raise RunnerError(
+            f"image has shape {shape}, expected ({', '.join(map(str, info.shape))}); resize it, or "
+            "export with other --input or --static settings"
+        )
+
+
+def default_session_options(intra_threads: int | None, severity: int = 3) -> Any:
+    """ONNX Runtime session options: given threads, no spinning, quiet."""
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    if intra_threads is not None:
+        options.intra_op_num_threads = intra_threads
+    options.inter_op_num_threads = 1
+    # spinning threads burn the CPU that the next request needs
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = severity
+    return options
+
+
+def import_onnxruntime() -> Any:
+    """The onnxruntime module.
+
+    Raises:
+        RunnerError: If it is missing, or two distributions fight over its folder.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise RunnerError("ONNX Runtime is not installed: pip install onnxruntime-gpu (or onnxruntime)")
+    import onnxruntime as ort
+
+    if not hasattr(ort, "InferenceSession"):
+        raise RunnerError(
+            "onnxruntime is broken, as when onnxruntime and onnxruntime-gpu were both installed and one "
+            "was removed: pip uninstall onnxruntime onnxruntime-gpu, then install one of them"
+        )
+    return ort
+
+
+def onnxruntime_distributions() -> list[str]:
+    """Installed distributions that share the ``onnxruntime`` folder, as ``name version``."""
+    found = []
+    for name in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"):
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def why_no_cuda() -> str:
+    """The missing piece when ONNX Runtime did not take the GPU, found by loading its libraries."""
+    ort = import_onnxruntime()
+    library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    if not library.is_file() and "CUDAExecutionProvider" not in ort.get_available_providers():
+        return "this onnxruntime has no CUDA support; install onnxruntime-gpu in its place"
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver (libcuda.so.1 cannot be loaded)"
+    count = ctypes.c_int(0)
+    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if code or count.value == 0:
+        return f"the NVIDIA driver reports no usable device (code {code})"
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return f"a CUDA library cannot be loaded ({error})"
+    return "ONNX Runtime gave no reason; run it with a log severity of 0"
+
+
+def _preload_cuda(ort: Any) -> None:
+    """Let CUDA libraries that came as wheels be found."""
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
+
+
+class OrtRunner:
+    """A network in ONNX Runtime.
+
+    Args:
+        model: ONNX file, or its bytes.
+        provider: ``cpu`` or ``cuda``; falling back silently is an error.
+        intra_threads: Threads for one call; None takes ONNX Runtime's default (all cores).
+        device: GPU number.
+
+    Raises:
+        RunnerError: If the file cannot be loaded or the provider did not come up.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | bytes,
+        provider: Literal["cpu", "cuda"] = "cpu",
+        *,
+        intra_threads: int | None = None,
+        device: int = 0,
+    ) -> None:
+        ort = import_onnxruntime()
+        name = model if isinstance(model, bytes) else str(model)
+        if isinstance(name, str) and not Path(name).is_file():
+            raise RunnerError(f"{name} does not exist; export the checkpoint again")
+        wanted = ORT_PROVIDERS[provider]
+        # errors are collected here as exceptions; its own log would say them twice
+        options = default_session_options(intra_threads, severity=4)
+        providers: list[Any] = [wanted]
+        if provider == "cuda":
+            _preload_cuda(ort)
+            providers = [(wanted, {"device_id": str(device)})]
+            ort.set_default_logger_severity(4)
+        try:
+            self._session = ort.InferenceSession(name, options, providers=providers)
+        except Exception as error:
+            what = "the network" if isinstance(name, bytes) else name
+            text = " ".join(str(error).split())[:300]
+            raise RunnerError(f"ONNX Runtime cannot load {what}: {text}") from error
+        finally:
+            if provider == "cuda":
+                ort.set_default_logger_severity(2)
+        active = self._session.get_providers()[0]
+        if active != wanted:
+            raise RunnerError(f"{wanted} was asked for, ONNX Runtime fell back to {active}: {why_no_cuda()}")
+        self.provider: str = provider
+        self.description = f"onnxruntime {ort.__version__} {provider}"
+        self.inputs = [_tensor_info(value) for value in self._session.get_inputs()]
+        self.outputs = [_tensor_info(value) for value in self._session.get_outputs()]
+        self._names = [value.name for value in self.outputs]
+        self._device = device
+
+    def __call__(self, image: Image) -> dict[str, Array]:
+        """See ``Runner.__call__``; device arrays need ``provider="cuda"`` and the same GPU."""
+        if self._session is None:
+            raise RunnerError("the runner is closed; load it again")
+        if is_device_array(image):
+            return self._run_bound(image)
+        array = np.ascontiguousarray(image)
+        check_input(self.inputs[0], array.shape, array.dtype)
+        values = self._session.run(self._names, {self.inputs[0].name: array})
+        return dict(zip(self._names, values, strict=True))
+
+    def _run_bound(self, image: Image) -> dict[str, Array]:
+        if self.provider != "cuda":
+            raise RunnerError(f"image lies in GPU memory, the network runs on {self.provider}; copy it first")
+        address, shape, dtype = device_view(image)
+        check_input(self.inputs[0], shape, dtype)
+        binding = self._session.io_binding()
+        binding.bind_input(self.inputs[0].name, "cuda", self._device, dtype, shape, address)
+        for name in self._names:
+            binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self._names, binding.copy_outputs_to_cpu(), strict=True))
+
+    def close(self) -> None:
+        """See ``Runner.close``."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _tensor_info(value: Any) -> TensorInfo:
+    dtype = ORT_TYPES.get(value.type)
+    if dtype is None:
+        raise RunnerError(f"{value.name} has type {value.type}, expected one of {', '.join(ORT_TYPES)}")
+    return TensorInfo(name=value.name, dtype=dtype, shape=list(value.shape))
+
+
+def choose_file(manifest: Manifest, provider: Provider) -> ArtifactFile:
+    """The file that runs when none is named: the fp32 graph, or for TensorRT the first proven engine.
+
+    Raises:
+        RunnerError: If there is none whose parity passed.
+    """
+    kinds = ("tensorrt", "tensorrt_rtx") if provider == "tensorrt" else ("onnx",)
+    for item in manifest.servable():
+        if item.kind in kinds and (item.kind != "onnx" or item.precision == "fp32"):
+            return item
+    states = ", ".join(f"{f.name}: {f.parity.status}" for f in manifest.files) or "no files"
+    cure = (
+        "python -m export.tensorrt BUNDLE"
+        if provider == "tensorrt"
+        else "python -m export.onnx CKPT (see its parity report)"
+    )
+    raise RunnerError(f"the bundle has no network for {provider} whose parity passed ({states}); run {cure}")
+
+
+def load_runner(
+    bundle: str | Path,
+    file: str | None = None,
+    provider: Provider = "auto",
+    *,
+    intra_threads: int | None = None,
+    device: int = 0,
+    require_parity: bool = True,
+) -> Runner:
+    """Load a network of a bundle after checking its hash and its parity report.
+
+    Args:
+        bundle: Bundle folder.
+        file: File name inside the bundle; None takes the fp32 graph (``provider="tensorrt"``: the first
+            proven engine).
+        provider: ``auto`` takes CUDA when it really comes up and the CPU otherwise (an engine runs in
+            TensorRT); any other value is met or is an error.
+        intra_threads: CPU threads for one call; None takes the runtime's default.
+        device: GPU number.
+        require_parity: Refuse a file whose parity did not pass.
+
+    Raises:
+        RunnerError: If the file cannot run here as asked.
+        ManifestError: If the bundle is damaged.
+    """
+    folder = Path(bundle)
+    manifest = read_manifest(folder)
+    item = manifest.file(file) if file is not None else choose_file(manifest, provider)
+    if require_parity and item.parity.status != "passed":
+        reason = f" ({item.parity.reason})" if item.parity.reason else ""
+        raise RunnerError(
+            f"{item.name}: parity is {item.parity.status}{reason}; run python -m export.parity {folder}"
+        )
+    path = folder / item.name
+    check_hash(path, item.sha256)
+    if item.kind != "onnx":
+        if provider not in ("auto", "tensorrt"):
+            raise RunnerError(f"{item.name} is a TensorRT engine and cannot run on {provider}; name an .onnx")
+        from export.engine import EngineRunner
+
+        return EngineRunner(path, device=device)
+    if provider == "tensorrt":
+        raise RunnerError(f"{item.name} is not an engine; build one with: python -m export.tensorrt {folder}")
+    if provider != "auto":
+        return OrtRunner(path, provider, intra_threads=intra_threads, device=device)
+    if _cuda_may_work():
+        try:
+            return OrtRunner(path, "cuda", intra_threads=intra_threads, device=device)
+        except RunnerError:
+            pass  # auto means the CPU is welcome
+    return OrtRunner(path, "cpu", intra_threads=intra_threads)
+
+
+def _cuda_may_work() -> bool:
+    """False when trying CUDA would only cost time; True proves nothing."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def check_hash(path: Path, expected: str) -> None:
+    """Compare a file with the hash that the manifest gives.
+
+    Raises:
+        RunnerError: If it is missing or changed.
+    """
+    if not path.is_file():
+        raise RunnerError(f"{path} is missing from the bundle; export the checkpoint again")
+    found = sha256_file(path)
+    if found != expected:
+        raise RunnerError(
+            f"{path} was changed after it was exported (hash {found[:12]}, expected {expected[:12]}); "
+            "export the checkpoint again, or copy the bundle again"
+        )

@@ -1,0 +1,206 @@
+"""The module that is exported: image in, labels and what explains them out.
+
+Shape legend: ``B`` batch, ``C`` classes, ``K`` prototypes for each class, ``D`` feature channels,
+``H W`` image, ``Y X`` feature map at the decoder's stride.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from protoseg.manifest import Head
+from protoseg.models.prototypes import PrototypeBank, unit
+from protoseg.models.segmenter import Segmenter
+
+Layout = Literal["uint8_nchw", "uint8_nhwc", "float32_nchw"]
+
+# What the exported graph computes. The two heads' scores keep these names inside the graph whether or
+# not they are outputs, so that parity can look at them in the very file that is served.
+HEAD_LOGITS = ("linear_logits", "prototype_logits")
+STRIDE_SUFFIX = "_stride"
+ALL_OUTPUTS = ("labels", "confidence", "agreement", "prototype", "embedding")
+DEFAULT_OUTPUTS = ("labels", "confidence", "agreement")
+OPTIONAL_OUTPUTS = ("agreement", "logits", "logits_stride", "prototype", "embedding")
+
+
+def label_dtype(num_values: int) -> torch.dtype:
+    """Smallest integer type that ONNX Runtime and TensorRT both take as an output."""
+    return torch.uint8 if num_values <= 256 else torch.int32
+
+
+def top_probability(logits: Tensor) -> Tensor:
+    """Largest softmax probability over axis 1: (B, C, H, W) -> (B, H, W).
+
+    ``max softmax = 1 / sum exp(x - max x)``: no normalised (B, C, H, W) tensor is ever written.
+    """
+    return (logits - logits.amax(1, keepdim=True)).exp().sum(1).reciprocal()
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Softmax over axis 1, in a form that runs without transposing: (B, C, H, W) -> same."""
+    shifted = (logits - logits.amax(1, keepdim=True)).exp()
+    return shifted * shifted.sum(1, keepdim=True).reciprocal()
+
+
+def head_agreement(linear: Tensor, prototype: Tensor) -> Tensor:
+    """``sum_c min(p_linear, p_prototype)`` in [0, 1]: the definition in ``protoseg.pseudo_labels``.
+
+    Args:
+        linear: (B, C, H, W) probabilities of the linear head.
+        prototype: (B, C, H, W) probabilities of the prototype head.
+
+    Returns:
+        (B, H, W): one minus the total variation distance of the two distributions.
+    """
+    return torch.minimum(linear, prototype).sum(1)
+
+
+class FoldedPrototypes(nn.Module):
+    """The prototype bank as a 1x1 convolution: unit prototypes over the temperature are its weights.
+
+    ``cos(z, p) / T = (z . p / T) / |z|``, so the feature map itself is never normalised.
+
+    Args:
+        bank: Prototypes; they are copied and normalised once.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    offset: Tensor
+
+    def __init__(self, bank: PrototypeBank) -> None:
+        super().__init__()
+        self.num_classes, self.num_prototypes = bank.num_classes, bank.num_prototypes
+        self.pooling = bank.pooling
+        weight = unit(bank.prototypes.detach()).flatten(0, 1) / bank.temperature
+        self.register_buffer("weight", weight[:, :, None, None].clone())
+        self.register_buffer("bias", bank.class_bias().detach().float().view(1, -1, 1, 1).clone())
+        # a prototype of an absent class must not be named as the nearest
+        absent = torch.where(bank.active, 0.0, -1e4).repeat_interleave(self.num_prototypes)
+        self.register_buffer("offset", absent.view(1, -1, 1, 1))
+
+    def norm(self, features: Tensor) -> Tensor:
+        """(B, D, Y, X) -> (B, 1, Y, X) length, at least 1e-12 so that a zero vector gives no NaN."""
+        return features.square().sum(1, keepdim=True).sqrt().clamp(min=1e-12)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, D, Y, X) -> logits (B, C, Y, X) and the scores of all prototypes (B, C * K, Y, X)."""
+        scores = nn.functional.conv2d(features, self.weight) / self.norm(features)
+        batch, _, height, width = scores.shape
+        grouped = scores.view(batch, self.num_classes, self.num_prototypes, height, width)
+        best = grouped.amax(2)
+        if self.pooling == "logsumexp":
+            spread = (grouped - best.unsqueeze(2)).exp().sum(2).log()
+            best = best + spread - math.log(self.num_prototypes)
+        return best + self.bias, scores
+
+
+class ExportModule(nn.Module):
+    """Everything between a decoded image and the answer, for ``torch.onnx.export``.
+
+    Args:
+        segmenter: Network and prototypes in eval mode.
+        head: Head behind ``labels``, ``confidence`` and ``logits``.
+        layout: Element type and axes of the image.
+    """
+
+    def __init__(self, segmenter: Segmenter, head: Head = "linear", layout: Layout = "uint8_nchw") -> None:
+        super().__init__()
+        self.network = segmenter.network
+        self.prototypes = FoldedPrototypes(segmenter.bank)
+        self.head, self.layout = head, layout
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of what ``forward`` returns, in its order."""
+        names = [*ALL_OUTPUTS]
+        for head in (*HEAD_LOGITS, *(("mean_logits",) if self.head == "mean" else ())):
+            names += [head, head + STRIDE_SUFFIX]
+        return tuple(names)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Image -> the tensors of ``output_names``.
+
+        ``labels`` (B, H, W) class ids; ``confidence`` (B, H, W) the chosen head's largest probability;
+        ``agreement`` (B, H, W) in [0, 1]; ``prototype`` (B, Y, X) the nearest prototype's flat index
+        ``c * K + k``; ``embedding`` (B, D, Y, X) unit length; then scores of each head, full size and
+        at the decoder's stride. ``mean_logits`` is the logarithm of the mean probability.
+        """
+        if self.layout == "uint8_nhwc":
+            image = image.permute(0, 3, 1, 2)
+        height, width = image.shape[-2:]
+        output = self.network(image)
+        features = output.features.float()
+        linear_low = output.linear_logits.float()
+        prototype_low, scores = self.prototypes(features)
+        linear = self.network.upsample(linear_low, height, width)
+        prototype = self.network.upsample(prototype_low, height, width)
+        p_linear, p_prototype = probabilities(linear), probabilities(prototype)
+        agreement = head_agreement(p_linear, p_prototype)
+        extra: tuple[Tensor, ...] = ()
+        if self.head == "mean":
+            mean = (p_linear + p_prototype) / 2
+            labels, confidence = mean.argmax(1), mean.amax(1)
+            mean_low = (probabilities(linear_low) + probabilities(prototype_low)) / 2
+            extra = (mean.clamp(min=1e-30).log(), mean_low.clamp(min=1e-30).log())
+        else:
+            chosen = linear if self.head == "linear" else prototype
+            labels, confidence = chosen.argmax(1), top_probability(chosen)
+        labels = labels.to(label_dtype(linear.shape[1]))
+        nearest = (scores + self.prototypes.offset).argmax(1).to(label_dtype(scores.shape[1]))
+        embedding = features / self.prototypes.norm(features)
+        return (
+            labels, confidence, agreement, nearest, embedding,
+            linear, linear_low, prototype, prototype_low, *extra,
+        )  # fmt: skip
+
+
+class TorchRunner:
+    """The checkpoint itself behind the call of ``export.runtime.Runner``, as the reference of parity.
+
+    Not built from ``ExportModule``: scores come from ``Segmenter`` and the functions that training and
+    evaluation use, so that a mistake in the export module shows as a difference.
+
+    Args:
+        segmenter: Network and prototypes in eval mode.
+        head: Head behind ``labels`` and ``confidence``.
+    """
+
+    def __init__(self, segmenter: Segmenter, head: Head) -> None:
+        self.segmenter, self.head = segmenter.eval(), head
+
+    @torch.no_grad()
+    def __call__(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """(B, C, H, W) uint8 -> labels, confidence, agreement and the scores of both heads."""
+        from protoseg.pseudo_labels import fuse, head_agreement, pseudo_labels
+
+        tensor = torch.from_numpy(np.ascontiguousarray(image))
+        height, width = tensor.shape[-2:]
+        network, bank = self.segmenter.network, self.segmenter.bank
+        output = network(tensor)
+        linear_low = output.linear_logits.float()
+        prototype_low = bank.dense_logits(output.features)
+        linear = network.upsample(linear_low, height, width)
+        prototype = network.upsample(prototype_low, height, width)
+        probs = {
+            "linear": lambda: linear.softmax(1),
+            "prototype": lambda: prototype.softmax(1),
+            "mean": lambda: fuse(linear, prototype),
+        }[self.head]()
+        labels, confidence = pseudo_labels(probs)
+        result = {
+            "labels": labels.to(label_dtype(bank.num_classes)),
+            "confidence": confidence,
+            "agreement": head_agreement(linear, prototype),
+            "linear_logits": linear,
+            "linear_logits_stride": linear_low,
+            "prototype_logits": prototype,
+            "prototype_logits_stride": prototype_low,
+        }
+        return {name: value.numpy() for name, value in result.items()}
