@@ -210,12 +210,14 @@ def draw_panel(
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
         draw.text((_MARGIN + column * (_CELL + _GAP), _MARGIN - 4), title, _INK, _font(14))
+    if with_prototypes:
+        _heat_scale(sheet, _MARGIN + 4 * (_CELL + _GAP) + _CELL, _MARGIN)
     top = _MARGIN + _LINE
     for row, row_height in zip(cells, heights, strict=True):
         for column, (cell, caption) in enumerate(row):
             left = _MARGIN + column * (_CELL + _GAP)
             sheet.paste(cell, (left, top))
-            draw.text((left, top + row_height + 2), caption, _FAINT, _font(11))
+            draw.text((left, top + row_height + 1), caption, _FAINT, _font(12))
         top += row_height + _CAPTION + _GAP
     sheet.paste(legend, (_MARGIN, top))
     return sheet
@@ -224,6 +226,15 @@ def draw_panel(
 def _font(size: int) -> Font:
     # the font inside Pillow, so that no machine's own fonts change the bytes
     return ImageFont.load_default(size)
+
+
+def _heat_scale(sheet: Image.Image, right: int, top: int) -> None:
+    """The colours of the disagreement column with their ends, flush right."""
+    ramp = np.tile(np.linspace(0, 1, 72, dtype=np.float32), (10, 1))
+    draw = ImageDraw.Draw(sheet)
+    draw.text((right - 7, top - 2), "1", _FAINT, _font(12))
+    sheet.paste(Image.fromarray(heat_picture(ramp)), (right - 84, top + 1))
+    draw.text((right - 95, top - 2), "0", _FAINT, _font(12))
 
 
 def _cell(picture: Picture, resample: Image.Resampling) -> Image.Image:

@@ -44,6 +44,12 @@ def _save(figure: Figure, path: Path) -> None:
         save_whole(path, image.convert("RGB"))
 
 
+def _pad(figure: Figure) -> None:
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.set(w_pad=0.12, h_pad=0.1, wspace=0.03)
+
+
 def _series(records: Sequence[Mapping[str, Any]], key: str) -> Series:
     """Steps and values of a key, where it has a number."""
     return [
@@ -73,14 +79,16 @@ def curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         DataError: If the file cannot be written.
     """
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(13.5, 3.9), layout="constrained")
+        figure = Figure(figsize=(13.5, 4.0), layout="constrained")
+        _pad(figure)
         loss, val, rate = figure.subplots(1, 3)
         keys = list(dict.fromkeys(k for r in records for k in r if k.startswith("loss/")))
         keys.sort(key=lambda key: (key != "loss/total", key))
         for index, key in enumerate(keys):
             if series := _series(records, key):
                 color = _INK if key == "loss/total" else _CYCLE[(index - 1) % len(_CYCLE)]
-                _draw(loss, series, key.removeprefix("loss/").replace("_", " "), color, marker=False)
+                name, total = key.removeprefix("loss/").replace("_", " "), key == "loss/total"
+                _draw(loss, series, name, color, marker=False, dashed=total)
         for head, color in _HEAD_COLORS.items():
             if series := _series(records, f"val/miou_{head}"):
                 _draw(val, series, f"{head}  {series[-1][1]:.1%}", color, marker=True)
@@ -97,10 +105,10 @@ def curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         val.set(title="Validation mIoU")
         rate.set(title="Pseudo-labels", ylim=(0, 1))
         for axes in (val, rate):
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         last = max([int(record["step"]) for record in records], default=1)
         for axes in (loss, val, rate):
-            axes.set(xlabel="step", xlim=(0, max(last, 1)))
+            axes.set(xlabel="step", xlim=(0, 1.02 * max(last, 1)))
             if axes.lines:
                 axes.legend(loc="best")
             else:
@@ -125,6 +133,7 @@ def confusion_picture(confusion: Mapping[str, Tensor], class_names: Sequence[str
     side = max(3.2, 0.42 * count + 1.6)
     with mpl.rc_context({**_STYLE, "axes.grid": False}):
         figure = Figure(figsize=(side * len(confusion) + 1.4, side + 0.9), layout="constrained")
+        _pad(figure)
         grid = figure.subplots(1, len(confusion), squeeze=False)[0]
         for column, (axes, (head, table)) in enumerate(zip(grid, confusion.items(), strict=True)):
             counts = table.double().numpy()
@@ -139,7 +148,7 @@ def confusion_picture(confusion: Mapping[str, Tensor], class_names: Sequence[str
             if column == 0:
                 axes.set_ylabel("target")
         bar = figure.colorbar(picture, ax=list(grid), shrink=0.75, pad=0.015)
-        bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0))
         bar.outline.set_visible(False)
         bar.set_label("share of the target class's pixels")
         _save(figure, path)
