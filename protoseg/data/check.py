@@ -15,7 +15,7 @@ from tqdm import tqdm
 from protoseg.config import Config
 from protoseg.data.errors import DataError
 from protoseg.data.findings import Report
-from protoseg.data.lists import EntryList, Split, scan_entries
+from protoseg.data.lists import EntryList, Split, data_root, scan_entries
 from protoseg.data.masks import mask_reader, read_classes
 from protoseg.data.sources import FileSource, SceneSource, Source
 from protoseg.manifest import ClassInfo
@@ -82,6 +82,7 @@ def _open(
     data = config.data
     if data.kind == "synthetic":
         return {split: SceneSource(data, split) for split in SPLITS}, {}
+    data_root(data)
     reader = mask_reader(data, classes)
     sources: dict[Split, Source] = {}
     lists: dict[Split, EntryList] = {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import tokenize
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ from protoseg.data.palette import Color, voc_palette
 
 # what Pillow's plugins raise for damaged files; SyntaxError is theirs for broken PNG chunks
 DECODE_ERRORS = (
-    OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, OverflowError, MemoryError,
-    struct.error, Image.DecompressionBombError,
+    OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError,
+    struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -102,7 +104,7 @@ def load_array(path: Path, what: str, ndim: int | None) -> NDArray[Any]:
         array: NDArray[Any] = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{what} {path} not found") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (*DECODE_ERRORS, tokenize.TokenError) as error:
         raise DataError(f"{what} {path} cannot be read ({error}); replace the file") from error
     if array.dtype == np.bool_:
         array = array.astype(np.uint8)

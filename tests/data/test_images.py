@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -207,3 +208,39 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 def test_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be written"):
         save_mask(tmp_path / "gone" / "m.png", np.zeros((2, 2), np.uint8), [])
+
+
+def encoded(suffix: str) -> bytes:
+    image = gradient(12, 12)
+    if suffix == ".npy":
+        stream = io.BytesIO()
+        np.save(stream, image)
+        return stream.getvalue()
+    stream = io.BytesIO()
+    raw = Image.fromarray(image)
+    exif = raw.getexif()
+    exif[0x0112] = 6
+    raw.save(stream, {".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF"}[suffix], exif=exif)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".npy"])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_bytes_give_an_image_or_a_data_error(
+    tmp_path: Path, suffix: str, data: st.DataObject
+) -> None:
+    content = bytearray(encoded(suffix))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(1, len(content)))]
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    try:
+        found = read_image(path)
+    except DataError:
+        return  # anything else would end a training without naming the file
+    assert found.ndim == 3
+    assert found.shape[2] == 3
+    assert found.dtype == np.uint8

@@ -13,6 +13,7 @@ from PIL import Image
 
 from protoseg.config import DataConfig
 from protoseg.data.errors import DataError
+from protoseg.data.lists import read_entries
 from protoseg.data.masks import MaskReader, mask_reader, read_classes
 from protoseg.data.palette import voc_palette
 
@@ -183,6 +184,28 @@ def test_cvat_labelmap(tmp_path: Path) -> None:
     )
     path = save(tmp_path / "m.png", rgb(IDS, {**COLORS, 255: (0, 0, 0)}))
     np.testing.assert_array_equal(reader(tmp_path, "labelmap.txt").read(path), IDS)
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_cvat_export_folder_by_settings_alone(tmp_path: Path, palette: bool) -> None:
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "labelmap.txt").write_text("sky:128,0,0::\nroad:0,128,0::\ncar:0,0,128::\n")
+    (tmp_path / "ImageSets/Segmentation/default.txt").write_text("frame_000001")
+    save(tmp_path / "JPEGImages/frame_000001.png", rgb(IDS, COLORS))
+    mask = tmp_path / "SegmentationClass/frame_000001.png"
+    ids = np.where(IDS == 255, 0, IDS).astype(np.uint8)
+    if palette:
+        palette_png(mask, (ids + 1).astype(np.uint8), [(0, 0, 0), *(COLORS[i] for i in range(3))])
+    else:
+        save(mask, rgb(ids, COLORS))
+    config = DataConfig(
+        kind="files", root=str(tmp_path), labeled="ImageSets/Segmentation/default.txt",
+        val="ImageSets/Segmentation/default.txt", classes="labelmap.txt", label_map="labelmap.txt",
+    )  # fmt: skip
+    (entry,) = read_entries(config, "labeled").entries
+    assert entry.mask == mask
+    np.testing.assert_array_equal(mask_reader(config, read_classes(config)).read(mask), ids)
 
 
 def test_labelmap_gives_names_and_colors(tmp_path: Path) -> None:
