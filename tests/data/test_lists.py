@@ -7,7 +7,7 @@ import pytest
 
 from protoseg.config import DataConfig
 from protoseg.data.errors import DataError
-from protoseg.data.lists import EntryList, data_root, read_entries, scan_entries
+from protoseg.data.lists import KNOWN_LISTS, EntryList, data_root, read_entries, scan_entries
 
 CLASSES = ["a", "b"]
 
@@ -256,6 +256,13 @@ def test_hash_is_that_of_the_sorted_stems_in_any_format(tmp_path: Path) -> None:
     assert ids.sha256 == pairs.sha256 == expected
     assert ids.known_name is None
     assert [entry.image.stem for entry in ids.entries] == [two, one]
+
+
+def test_known_lists_are_named_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, *VOC_PAIR)
+    digest = hashlib.sha256(VOC.encode()).hexdigest()
+    monkeypatch.setitem(KNOWN_LISTS, digest, "one image")
+    assert read(tmp_path, VOC).known_name == "one image"
 
 
 def test_repeated_images_are_reported(tmp_path: Path) -> None:
