@@ -298,7 +298,7 @@ def _plan(config: Config, sources: dict[Split, Source], processes: int) -> dict[
     steps = train.max_steps
     if steps is None:
         assert train.epochs is not None
-        steps = round(train.epochs * per_epoch)
+        steps = max(1, round(train.epochs * per_epoch))
     both = " and as many unlabelled" if config.method.unlabeled else ""
     return {
         "effective_batch": f"{batch} labelled{both} images ({train.batch_size} x {train.accumulate} "
