@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.errors import DEFAULT_CODES, RequestState, ServingError
-from serving.gateway import CURRENT
+from serving.exchange import CURRENT
 from serving.handlers import Answer, Incoming
 from serving.state import ServingState
 

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from serving.errors import ServingError
 
+# threading cannot wait for ever and a bit
+_LONGEST_S = 1e6
+
 Result = dict[str, NDArray[Any]]
 Run = Callable[[list[NDArray[np.uint8]], frozenset[str]], list[Result]]
 
@@ -80,7 +83,7 @@ class MicroBatcher:
             self._waiting.append(item)
             self._changed.notify()
         try:
-            return item.future.result(timeout=max(0.0, deadline - time.monotonic()))
+            return item.future.result(timeout=min(_LONGEST_S, max(0.0, deadline - time.monotonic())))
         except (TimeoutError, CancelledError):
             item.future.cancel()
             raise ServingError(504, "timeout", "the request waited too long for a batch") from None

@@ -136,9 +136,12 @@ def check_bundle(folder: Path, settings: Settings) -> Bundle:
     except ManifestError as error:
         raise BundleError(str(error)) from error
     artifact = select_file(manifest, settings)
-    outputs = {item.name for item in artifact.outputs}
-    if "labels" not in outputs:
-        raise BundleError(f"{artifact.name} has no output labels; export it again")
+    outputs = {item.name: item.dtype for item in artifact.outputs}
+    if outputs.get("labels") != "uint8":
+        raise BundleError(
+            f"{artifact.name} has no output labels of uint8 (it has {outputs or 'none'}); export it again with "
+            "at most 256 classes"
+        )
     if manifest.input.channels not in (1, 3, 4):
         raise BundleError(
             f"the network takes {manifest.input.channels} channels; the service reads images of 1, 3 or 4"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from serving.outputs import Labels, Scores, make_palette
 from serving.runners import Runner, open_runner
 from serving.settings import Settings
 from serving.tiling import Span, blend, plan
+from serving.upsampling import argmax_planes, softmax, upsample
 
 # requests are the unit of parallelism; OpenCV's own threads would fight over the cores
 cv2.setNumThreads(1)
@@ -41,57 +42,6 @@ class Prediction:
     """``(H, W)`` agreement of the two heads in [0, 1], when asked for and in the graph."""
     tiles: int
     """Tiles computed; 1 when the image went through at once."""
-
-
-def upsample(
-    logits: Scores, size: tuple[int, int], through: tuple[int, int] | None, crop: tuple[int, int]
-) -> Iterable[Scores]:
-    """Bilinear upsampling of one class after the other, half-pixel centres.
-
-    Args:
-        logits: ``(K, h, w)`` float32.
-        size: Wanted (height, width).
-        through: Size of an intermediate upsampling (the padded working size), or None.
-        crop: Part of the (intermediate) map that shows the image, (height, width).
-    """
-    for plane in logits:
-        if through is not None and through != plane.shape:
-            plane = cv2.resize(plane, through[::-1], interpolation=cv2.INTER_LINEAR)
-        plane = plane[: crop[0], : crop[1]]
-        if plane.shape != size:
-            plane = cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR)
-        yield np.ascontiguousarray(plane)
-
-
-def argmax_planes(planes: Callable[[], Iterable[Scores]], confidence: bool) -> tuple[Labels, Scores | None]:
-    """Class of the largest logit, the first among equals, and its probability.
-
-    Args:
-        planes: Gives the ``(H, W)`` logits of each class; called a second time for confidence.
-        confidence: Compute the probability too.
-    """
-    best: Scores | None = None
-    labels: Labels = np.empty(0, np.uint8)
-    for index, plane in enumerate(planes()):
-        if best is None:
-            best, labels = plane.copy(), np.zeros(plane.shape, np.uint8)
-            continue
-        labels[cv2.compare(plane, best, cv2.CMP_GT) > 0] = index
-        cv2.max(plane, best, dst=best)
-    assert best is not None
-    if not confidence:
-        return labels, None
-    total = np.zeros_like(best)
-    for plane in planes():
-        cv2.add(total, cv2.exp(cv2.subtract(plane, best)), dst=total)
-    return labels, np.asarray(1.0 / total, np.float32)
-
-
-def _softmax(logits: Scores) -> Scores:
-    shifted = logits - logits.max(axis=0)
-    np.exp(shifted, out=shifted)
-    shifted /= shifted.sum(axis=0)
-    return np.asarray(shifted, np.float32)
 
 
 class Engine:
@@ -224,8 +174,8 @@ class Engine:
         crop = (working[0], working[1])
         if "logits_stride" in out:
             logits = out["logits_stride"]
-            stride = self.manifest.graph.decoder_stride
-            through = (logits.shape[1] * stride, logits.shape[2] * stride)
+            multiple = self.manifest.input.stride_multiple
+            through = (-crop[0] % multiple + crop[0], -crop[1] % multiple + crop[1])
             return argmax_planes(lambda: upsample(logits, size, through, crop), confidence)
         logits = out["logits"]
         return argmax_planes(lambda: upsample(logits, size, None, crop), confidence)
@@ -253,7 +203,7 @@ class Engine:
             window = np.ascontiguousarray(image[row.start : row.stop, column.start : column.stop])
             out = self._forward(window, frozenset(names), deadline)
             if "logits" in out:
-                probs = _softmax(out["logits"].astype(np.float32, copy=False))
+                probs = softmax(out["logits"].astype(np.float32, copy=False))
             else:
                 probs = np.zeros((classes, *window.shape[:2]), np.float32)
                 votes = out.get("confidence", np.float32(1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,8 @@ from serving.errors import ServingError
 
 # the limit that counts is ours and runs before Pillow sees the data
 Image.MAX_IMAGE_PIXELS = None
+# a stranger's metadata is no reason for a line on our standard error
+warnings.filterwarnings("ignore", module="PIL")
 
 Pixels = NDArray[np.uint8]
 
@@ -93,9 +96,6 @@ def header_size(data: bytes, name: str) -> tuple[int, int] | None:
             return width, height
         width, height = struct.unpack_from("<ii", data, 18)
         return abs(width), abs(height)
-    if name == "jpeg":
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-        return width, height
     return None
 
 
@@ -155,7 +155,7 @@ def _decode(data: bytes, name: str, limits: ImageLimits, channels: int) -> Pixel
         if name == "jpeg" and channels == 3 and image.mode in ("RGB", "L"):
             # the same libjpeg-turbo settings as Pillow's (slow DCT, smooth chroma), twice as fast;
             # it refuses harmless oddities that Pillow accepts, so Pillow has the last word
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, KeyError):
                 return _turn(simplejpeg.decode_jpeg(data, colorspace="RGB"), orientation)
         image.load()
         if image.mode.startswith("I"):

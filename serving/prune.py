@@ -143,11 +143,13 @@ def prune_outputs(model: bytes, keep: frozenset[str]) -> bytes:
         ValueError: If the data is not an ONNX file or lacks one of the outputs.
     """
     parts: list[bytes | memoryview] = []
+    graphs = 0
     try:
         for field in _fields(memoryview(model)):
             if field.number != _MODEL_GRAPH:
                 parts.append(field.whole)
                 continue
+            graphs += 1
             outputs = {
                 _first_name(item.content, _VALUE_NAME)
                 for item in _fields(field.content)
@@ -159,4 +161,6 @@ def prune_outputs(model: bytes, keep: frozenset[str]) -> bytes:
             parts += [_encode_varint(_MODEL_GRAPH << 3 | _BYTES), _encode_varint(len(graph)), graph]
     except (IndexError, UnicodeDecodeError) as error:
         raise ValueError("not an ONNX file") from error
+    if graphs != 1:
+        raise ValueError("not an ONNX file: it holds no graph")
     return b"".join(parts)
