@@ -18,6 +18,7 @@ from export.runtime import check_hash
 from protoseg.manifest import MANIFEST_NAME, Manifest, ParityReport, Sample, read_manifest, sha256_file
 
 SAMPLE_DIR = "samples"
+ACTIVE_KEY = "prototype_active"
 PARTIAL_SUFFIX = ".partial"
 PREVIOUS_SUFFIX = ".previous"
 REJECTED_SUFFIX = ".rejected"
@@ -115,7 +116,9 @@ def _write_pixels(path: Path, pixels: NDArray[np.uint8]) -> Path:
     return path.with_suffix(".npy")
 
 
-def write_sample(bundle: Path, number: int, pixels: NDArray[np.uint8], outputs: dict[str, Array]) -> Sample:
+def write_sample(
+    bundle: Path, number: int, pixels: NDArray[np.uint8], outputs: dict[str, Array], active: Array
+) -> Sample:
     """Write one sample: the image, its labels as PNG, and the scores at the decoder's stride.
 
     Args:
@@ -123,6 +126,7 @@ def write_sample(bundle: Path, number: int, pixels: NDArray[np.uint8], outputs: 
         number: Number in the file names.
         pixels: (H, W, C) image at the working size.
         outputs: Torch's outputs for it, as a batch of one.
+        active: (C,) bool: classes with prototypes.
     """
     folder = bundle / SAMPLE_DIR
     folder.mkdir(exist_ok=True)
@@ -132,7 +136,7 @@ def write_sample(bundle: Path, number: int, pixels: NDArray[np.uint8], outputs: 
     Image.fromarray(ids if ids.dtype == np.uint8 else ids.astype(np.uint16)).save(labels)
     logits = folder / f"{number}_logits.npz"
     kept = {k: v for k, v in outputs.items() if k.endswith("_logits_stride")}
-    np.savez(logits, **kept)
+    np.savez(logits, allow_pickle=False, **{ACTIVE_KEY: active, **kept})
     names = [f"{SAMPLE_DIR}/{path.name}" for path in (image, labels, logits)]
     return Sample(
         image=names[0], labels=names[1], logits=names[2],
@@ -176,13 +180,13 @@ def upsample(low: Array, height: int, width: int, multiple: int) -> Array:
     """
     rows = resize_weights(low.shape[2], -(-height // multiple) * multiple)[:height]
     columns = resize_weights(low.shape[3], -(-width // multiple) * multiple)[:width]
-    return np.einsum("hy,bcyx,wx->bchw", rows, low, columns, optimize=True)
+    return np.asarray(np.einsum("hy,bcyx,wx->bchw", rows, low, columns, optimize=True))
 
 
 def softmax(logits: Array) -> Array:
     """Probabilities over axis 1."""
     value = np.exp(logits - logits.max(1, keepdims=True))
-    return value / value.sum(1, keepdims=True)
+    return np.asarray(value / value.sum(1, keepdims=True))
 
 
 def sample_reference(bundle: Path, sample: Sample, head: str, multiple: int) -> dict[str, Array]:
@@ -196,11 +200,11 @@ def sample_reference(bundle: Path, sample: Sample, head: str, multiple: int) -> 
     with Image.open(bundle / sample.labels) as image:
         ids = np.asarray(image)
     with np.load(bundle / sample.logits, allow_pickle=False) as stored:
-        low = {name: stored[name] for name in stored.files}
+        low = {name: stored[name] for name in stored.files if name != ACTIVE_KEY}
     labels = ids[None].astype(np.uint8 if ids.dtype == np.uint8 else np.int32)
     result: dict[str, Array] = {"labels": labels, **low}
     for name, value in low.items():
-        result[name.removesuffix("_stride")] = upsample(value, *ids.shape, multiple)
+        result[name.removesuffix("_stride")] = upsample(value, ids.shape[0], ids.shape[1], multiple)
     probs = {h: softmax(result[f"{h}_logits"]) for h in ("linear", "prototype") if f"{h}_logits" in result}
     chosen = sum(probs.values()) / len(probs) if head == "mean" else probs[head]
     result["confidence"] = np.asarray(chosen).max(1)

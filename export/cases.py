@@ -106,7 +106,9 @@ def dynamic_cases(images: Sequence[NamedImage], crop: tuple[int, int], multiple:
     return cases
 
 
-def static_cases(images: Sequence[NamedImage], shape: tuple[int, int, int]) -> list[Case]:
+def static_cases(
+    images: Sequence[NamedImage], shape: tuple[int, int, int], limit: int = MAX_REAL
+) -> list[Case]:
     """Batches for a graph whose (batch, height, width) are fixed.
 
     Raises:
@@ -116,7 +118,7 @@ def static_cases(images: Sequence[NamedImage], shape: tuple[int, int, int]) -> l
         raise ExportError("parity needs at least one real image; name a folder with --calibrate FOLDER")
     size, height, width = shape
     cases = []
-    for start in range(0, min(len(images), MAX_REAL), size):
+    for start in range(0, min(len(images), limit), size):
         chosen = [images[(start + i) % len(images)] for i in range(size)]
         pixels = [_resized(image.pixels, height, width) for image in chosen]
         masks: list[Any] = [

@@ -80,7 +80,7 @@ def iou(confusion: Array) -> Array:
     """Per-class IoU of a (C, C) confusion matrix; NaN for a class that neither side has."""
     both = np.diag(confusion).astype(np.float64)
     union = confusion.sum(0) + confusion.sum(1) - both
-    return np.divide(both, union, out=np.full(len(both), np.nan), where=union > 0)
+    return np.asarray(np.divide(both, union, out=np.full(len(both), np.nan), where=union > 0))
 
 
 def mean_iou(confusion: Array) -> float | None:

@@ -12,7 +12,7 @@ from export.errors import ExportError
 from protoseg.manifest import TensorInfo
 
 MAX_FILE_BYTES = 1_800_000_000  # protobuf ends at 2 GiB
-ELEMENT_TYPES = {
+ELEMENT_TYPES: dict[int, str] = {
     TensorProto.UINT8: "uint8", TensorProto.INT8: "int8", TensorProto.INT32: "int32",
     TensorProto.INT64: "int64", TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16",
 }  # fmt: skip
@@ -37,7 +37,7 @@ def tensor_infos(values: Iterable[onnx.ValueInfoProto]) -> list[TensorInfo]:
     infos = []
     for value in values:
         tensor = value.type.tensor_type
-        dtype = ELEMENT_TYPES.get(tensor.elem_type)
+        dtype = ELEMENT_TYPES.get(int(tensor.elem_type))
         if dtype is None:
             raise GraphError(f"{value.name} has ONNX element type {tensor.elem_type}, which is not supported")
         shape = [d.dim_param or int(d.dim_value) for d in tensor.shape.dim]

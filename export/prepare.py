@@ -56,8 +56,13 @@ def _replace(module: nn.Module) -> None:
             _replace(child)
 
 
-def prepare_network(segmenter: Segmenter) -> Segmenter:
-    """A copy in eval mode that traces to a small graph."""
+def prepare_network(segmenter: Segmenter, static: tuple[int, int, int] | None = None) -> Segmenter:
+    """A copy in eval mode that traces to a small graph.
+
+    Args:
+        segmenter: Network and prototypes.
+        static: Fixed (batch, height, width), which vision transformers need.
+    """
     prepared = copy.deepcopy(segmenter).eval()
     _replace(prepared)
     return prepared

@@ -286,7 +286,8 @@ def _tensor_info(value: Any) -> TensorInfo:
     dtype = ORT_TYPES.get(value.type)
     if dtype is None:
         raise RunnerError(f"{value.name} has type {value.type}, expected one of {', '.join(ORT_TYPES)}")
-    return TensorInfo(name=value.name, dtype=dtype, shape=list(value.shape))
+    shape = ["unknown" if axis is None else axis for axis in value.shape]
+    return TensorInfo(name=value.name, dtype=dtype, shape=shape)
 
 
 def choose_file(manifest: Manifest, provider: Provider) -> ArtifactFile:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from protoseg.manifest import Head
 from protoseg.models.prototypes import PrototypeBank, unit
 from protoseg.models.segmenter import Segmenter
+from protoseg.pseudo_labels import fuse, pseudo_labels
+from protoseg.pseudo_labels import head_agreement as training_agreement
 
 Layout = Literal["uint8_nchw", "uint8_nhwc", "float32_nchw"]
 
@@ -24,7 +26,7 @@ Layout = Literal["uint8_nchw", "uint8_nhwc", "float32_nchw"]
 # not they are outputs, so that parity can look at them in the very file that is served.
 HEAD_LOGITS = ("linear_logits", "prototype_logits")
 STRIDE_SUFFIX = "_stride"
-ALL_OUTPUTS = ("labels", "confidence", "agreement", "prototype", "embedding")
+ALL_OUTPUTS = ("labels", "confidence", "agreement", "prototype", "embedding", "logits")
 DEFAULT_OUTPUTS = ("labels", "confidence", "agreement")
 OPTIONAL_OUTPUTS = ("agreement", "logits", "logits_stride", "prototype", "embedding")
 
@@ -129,8 +131,9 @@ class ExportModule(nn.Module):
 
         ``labels`` (B, H, W) class ids; ``confidence`` (B, H, W) the chosen head's largest probability;
         ``agreement`` (B, H, W) in [0, 1]; ``prototype`` (B, Y, X) the nearest prototype's flat index
-        ``c * K + k``; ``embedding`` (B, D, Y, X) unit length; then scores of each head, full size and
-        at the decoder's stride. ``mean_logits`` is the logarithm of the mean probability.
+        ``c * K + k``; ``embedding`` (B, D, Y, X) unit length; ``logits`` (B, C, H, W) of the
+        chosen head; then scores of each head at the padded
+        size and at the decoder's stride. ``mean_logits`` is the logarithm of the mean probability.
         """
         if self.layout == "uint8_nhwc":
             image = image.permute(0, 3, 1, 2)
@@ -139,16 +142,19 @@ class ExportModule(nn.Module):
         features = output.features.float()
         linear_low = output.linear_logits.float()
         prototype_low, scores = self.prototypes(features)
-        linear = self.network.upsample(linear_low, height, width)
-        prototype = self.network.upsample(prototype_low, height, width)
+        # outputs are cropped at the very end: a label map is far smaller than the scores behind it
+        size = self.network.padded_size(height, width)
+        linear = nn.functional.interpolate(linear_low, size=size, mode="bilinear", align_corners=False)
+        prototype = nn.functional.interpolate(prototype_low, size=size, mode="bilinear", align_corners=False)
         p_linear, p_prototype = probabilities(linear), probabilities(prototype)
         agreement = head_agreement(p_linear, p_prototype)
         extra: tuple[Tensor, ...] = ()
         if self.head == "mean":
             mean = (p_linear + p_prototype) / 2
             labels, confidence = mean.argmax(1), mean.amax(1)
+            chosen = mean.clamp(min=1e-30).log()
             mean_low = (probabilities(linear_low) + probabilities(prototype_low)) / 2
-            extra = (mean.clamp(min=1e-30).log(), mean_low.clamp(min=1e-30).log())
+            extra = (chosen, mean_low.clamp(min=1e-30).log())
         else:
             chosen = linear if self.head == "linear" else prototype
             labels, confidence = chosen.argmax(1), top_probability(chosen)
@@ -156,8 +162,9 @@ class ExportModule(nn.Module):
         nearest = (scores + self.prototypes.offset).argmax(1).to(label_dtype(scores.shape[1]))
         embedding = features / self.prototypes.norm(features)
         return (
-            labels, confidence, agreement, nearest, embedding,
-            linear, linear_low, prototype, prototype_low, *extra,
+            labels[:, :height, :width], confidence[:, :height, :width], agreement[:, :height, :width],
+            nearest, embedding, chosen[..., :height, :width], linear, linear_low, prototype, prototype_low,
+            *extra,
         )  # fmt: skip
 
 
@@ -174,12 +181,14 @@ class TorchRunner:
 
     def __init__(self, segmenter: Segmenter, head: Head) -> None:
         self.segmenter, self.head = segmenter.eval(), head
+        self.has_prototypes = bool(segmenter.bank.active.any())
 
     @torch.no_grad()
     def __call__(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """(B, C, H, W) uint8 -> labels, confidence, agreement and the scores of both heads."""
-        from protoseg.pseudo_labels import fuse, head_agreement, pseudo_labels
+        """(B, C, H, W) uint8 -> labels, confidence, agreement and the scores of both heads.
 
+        Without prototypes there are no agreement and no prototype scores.
+        """
         tensor = torch.from_numpy(np.ascontiguousarray(image))
         height, width = tensor.shape[-2:]
         network, bank = self.segmenter.network, self.segmenter.bank
@@ -197,10 +206,12 @@ class TorchRunner:
         result = {
             "labels": labels.to(label_dtype(bank.num_classes)),
             "confidence": confidence,
-            "agreement": head_agreement(linear, prototype),
+            "agreement": training_agreement(linear, prototype),
             "linear_logits": linear,
             "linear_logits_stride": linear_low,
             "prototype_logits": prototype,
             "prototype_logits_stride": prototype_low,
         }
+        if not self.has_prototypes:
+            result = {k: v for k, v in result.items() if not k.startswith(("prototype", "agreement"))}
         return {name: value.numpy() for name, value in result.items()}

@@ -171,8 +171,8 @@ class GraphSettings(Record):
     """Input element type and axes; float32 is in [0, 255]."""
     static_shape: tuple[int, int, int] | None = None
     """Fixed (batch, height, width), or null when dynamic."""
-    decoder_stride: int = Field(ge=1)
-    """Stride of the decoder's feature map in pixels."""
+    decoder_stride: float = Field(gt=0)
+    """Stride of the decoder's feature map in pixels (a fraction for some vision transformers)."""
     prototypes: int = Field(ge=0)
     """Prototypes for each class in the graph."""
 

@@ -1,0 +1,221 @@
+"""Checkpoint to bundle: ``python -m export.onnx CKPT [-o BUNDLE]``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import get_args
+
+from export.bundle import REJECTED_SUFFIX, staged
+from export.errors import ExportError, guarded
+from export.images import NamedImage, checkpoint_images, folder_images
+from export.parity import format_report
+from export.trace import DEFAULT_OPSET, OPSETS, ExportSettings, check_settings
+from export.wrapper import DEFAULT_OUTPUTS, OPTIONAL_OUTPUTS, Layout
+from export.writer import BundleWriter, measure_latency
+from protoseg.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from protoseg.manifest import Head, Manifest, ParityReport, Precision
+
+logger = logging.getLogger(__name__)
+NUM_PARITY_IMAGES = 8
+BUNDLE_DIR = "bundle"
+LAYOUTS: dict[str, Layout] = {"uint8": "uint8_nchw", "nhwc": "uint8_nhwc", "float32": "float32_nchw"}
+
+
+def default_bundle(checkpoint: Checkpoint) -> Path:
+    """``bundle`` beside the checkpoint folder."""
+    return checkpoint.path.parent / BUNDLE_DIR
+
+
+def parity_images(checkpoint: Checkpoint, settings: ExportSettings) -> list[NamedImage]:
+    """Validation images of the run; when they have gone and a folder is named, images of that."""
+    try:
+        return checkpoint_images(checkpoint.info, "val", NUM_PARITY_IMAGES)
+    except ExportError:
+        if settings.calibrate is None:
+            raise
+        logger.warning("the validation images have gone: parity uses %s, without mIoU", settings.calibrate)
+        return folder_images(settings.calibrate, checkpoint.info, NUM_PARITY_IMAGES)
+
+
+def export_bundle(checkpoint: Checkpoint, target: Path, settings: ExportSettings) -> tuple[Path, Manifest]:
+    """Write a bundle folder, whole or not at all.
+
+    A bundle whose fp32 graph did not pass parity is written to ``TARGET.rejected``, and what was at
+    ``target`` stays.
+
+    Args:
+        checkpoint: What is exported.
+        target: Bundle folder; an existing bundle is replaced once the new one is complete.
+        settings: How.
+
+    Returns:
+        The folder that was written, and its manifest.
+
+    Raises:
+        ExportError: If the network, the settings or the images do not allow it.
+    """
+    settings = check_settings(checkpoint, settings)
+    info = checkpoint.info
+    images = parity_images(checkpoint, settings)
+    calibration = (
+        folder_images(settings.calibrate, info, settings.num_calibration)
+        if settings.calibrate is not None
+        else checkpoint_images(info, "unlabeled", settings.num_calibration)
+    )
+    rejected = target.with_name(target.name + REJECTED_SUFFIX)
+    with staged(target) as folder:
+        manifest = BundleWriter(checkpoint, settings, images, calibration).write(folder)
+        if manifest.files[0].parity.status != "passed":
+            shutil.rmtree(rejected, ignore_errors=True)
+            folder.replace(rejected)
+            return rejected, manifest
+    shutil.rmtree(rejected, ignore_errors=True)
+    return target, manifest
+
+
+def format_table(folder: Path, manifest: Manifest) -> str:
+    """Precision, size, parity and a first impression of the latency of every file."""
+    height, width = manifest.input.crop
+    size = manifest.graph.static_shape or (1, height, width)
+    shape = (size[0], manifest.input.channels, *size[1:])
+    rows = [("precision", "file", "MB", "parity", "max logit diff", "ms")]
+    for item in manifest.files:
+        ms = measure_latency(folder / item.name, manifest.graph.input_layout, shape)
+        rows.append(
+            (item.precision, item.name, f"{item.size / 1e6:.1f}", item.parity.status,
+             _largest_difference(item.parity), f"{ms:.1f}")
+        )  # fmt: skip
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    shown = "x".join(map(str, shape))
+    return "\n".join([*lines, f"(ms: median CPU call at {shown}; the difference is to torch)"])
+
+
+def _largest_difference(report: ParityReport) -> str:
+    if not report.cases:
+        return "-"
+    values = [
+        v for k, v in report.cases[0].metrics.items() if k.endswith("/max_logit_diff") and v is not None
+    ]
+    return f"{max(values):.2g}" if values else "-"
+
+
+def parse_static(text: str) -> tuple[int, int, int]:
+    """``BxHxW`` as three positive integers.
+
+    Raises:
+        argparse.ArgumentTypeError: If it has another form.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    if match is None or min(map(int, match.groups())) < 1:
+        raise argparse.ArgumentTypeError(f"expected BATCHxHEIGHTxWIDTH as 1x360x480, got {text!r}")
+    batch, height, width = map(int, match.groups())
+    return batch, height, width
+
+
+def parse_precisions(text: str) -> tuple[Precision, ...]:
+    """A comma-separated list of precisions.
+
+    Raises:
+        argparse.ArgumentTypeError: If one is unknown.
+    """
+    known = get_args(Precision)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"unknown precision {name!r}; known: {', '.join(known)}")
+    return tuple(p for p in known if p in names)
+
+
+def parse_outputs(text: str) -> tuple[str, ...]:
+    """``labels,confidence`` and the optional outputs that are named; ``none`` for no more.
+
+    Raises:
+        argparse.ArgumentTypeError: If one is unknown.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip() and name.strip() != "none"]
+    for name in names:
+        if name not in (*OPTIONAL_OUTPUTS, "labels", "confidence"):
+            raise argparse.ArgumentTypeError(f"unknown output {name!r}; known: {', '.join(OPTIONAL_OUTPUTS)}")
+    return ("labels", "confidence", *(name for name in OPTIONAL_OUTPUTS if name in names))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export.onnx",
+        description="Turn a checkpoint into a bundle: ONNX files, manifest.json and samples/, each network "
+        "proven against torch. Exit code 1 when a proof fails.",
+    )
+    parser.add_argument("checkpoint", help="run folder, checkpoint folder or file")
+    parser.add_argument("-o", "--output", type=Path, help="bundle folder (default: beside the checkpoint)")
+    parser.add_argument(
+        "--precision", type=parse_precisions, default=("fp32",), metavar="LIST",
+        help="files to make, out of fp32 (always made), fp16, int8 (TensorRT), int8-cpu (ONNX Runtime)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--head", choices=get_args(Head), default="linear",
+        help="what labels and confidence come from (mean: of both heads' probabilities; default: linear)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--outputs", type=parse_outputs, default=DEFAULT_OUTPUTS, metavar="LIST",
+        help=f"outputs beside labels and confidence, out of {', '.join(OPTIONAL_OUTPUTS)}; none for no more "
+        "(default: agreement)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--input", choices=("uint8", "nhwc", "float32"), default="uint8",
+        help="image: uint8 NCHW (default), uint8 NHWC, or float32 NCHW in [0, 255]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--static", type=parse_static, metavar="BxHxW", help="fix batch, height and width (default: dynamic)"
+    )
+    parser.add_argument(
+        "--opset", type=int, default=DEFAULT_OPSET, help=f"{OPSETS[0]} to {OPSETS[-1]} (default: 20)"
+    )
+    parser.add_argument(
+        "--calibrate", type=Path, metavar="FOLDER",
+        help="images for calibration (default: the run's unlabelled images)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibration-images", type=int, default=64, metavar="N", help="at most this many (default: 64)"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Export a checkpoint; exit code 1 when a proof fails or on bad input."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    settings = ExportSettings(
+        precisions=args.precision, head=args.head, layout=LAYOUTS[args.input], static=args.static,
+        outputs=args.outputs, opset=args.opset, calibrate=args.calibrate,
+        num_calibration=max(1, args.calibration_images),
+    )  # fmt: skip
+
+    def body() -> int:
+        checkpoint = load_checkpoint(args.checkpoint)
+        folder, manifest = export_bundle(checkpoint, args.output or default_bundle(checkpoint), settings)
+        sys.stdout.write(format_table(folder, manifest) + "\n")
+        bad = [item for item in manifest.files if item.parity.status != "passed"]
+        for item in bad:
+            sys.stderr.write(format_report(item.name, item.parity) + "\n")
+        if manifest.files[0].parity.status != "passed":
+            sys.stderr.write(
+                f"error: parity {manifest.files[0].parity.status}: not servable, kept in {folder}\n"
+            )
+            return 1
+        sys.stdout.write(f"bundle: {folder}\nnext: PROTOSEG_MODEL={folder} bentoml serve serving:svc\n")
+        return 1 if bad else 0
+
+    return guarded(body, CheckpointError)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""Makes the files of a bundle: graphs of every precision, their proofs, samples, the manifest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import onnx
+
+from export import precision as lowering
+from export.bundle import adapt, write_manifest, write_sample
+from export.cases import Case, static_cases
+from export.compare import conclude
+from export.graph import check_graph, tensor_infos, to_bytes
+from export.images import NamedImage, images_hash
+from export.parity import ProbedOnnx, Setup, compare, make_cases
+from export.runtime import OrtRunner
+from export.trace import ExportSettings, build_graph
+from export.wrapper import Layout, TorchRunner
+from protoseg.checkpoint import Checkpoint
+from protoseg.manifest import (
+    ArtifactFile,
+    Baseline,
+    GraphSettings,
+    Manifest,
+    ParityReport,
+    Precision,
+    sha256_file,
+)
+
+FILE_NAMES: dict[str, str] = {
+    p: "model.onnx" if p == "fp32" else f"model.{p}.onnx" for p in get_args(Precision)
+}
+NUM_SAMPLES = 3
+TOOLS = ("onnx", "onnxscript", "onnx-ir", "onnxruntime-gpu", "onnxruntime")
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of the packages that shape a graph."""
+    found = {}
+    for name in TOOLS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def measure_baseline(
+    runner: OrtRunner, layout: Layout, cases: Sequence[Case], num_classes: int
+) -> Baseline | None:
+    """Class shares and confidences over unlabelled images, for drift monitoring."""
+    counts, histogram, total, pixels = np.zeros(num_classes), np.zeros(10), 0.0, 0
+    for case in cases:
+        result = runner(adapt(case.batch, layout))
+        counts += np.bincount(result["labels"].ravel(), minlength=num_classes)
+        histogram += np.histogram(result["confidence"], 10, (0, 1))[0]
+        total += float(result["confidence"].sum(dtype=np.float64))
+        pixels += result["labels"].size
+    if pixels == 0:
+        return None
+    return Baseline(
+        class_fractions=(counts / counts.sum()).tolist(),
+        confidence_histogram=(histogram / histogram.sum()).tolist(),
+        mean_confidence=total / pixels, images=sum(len(c.batch) for c in cases),
+    )  # fmt: skip
+
+
+def measure_latency(path: Path, layout: Layout, shape: tuple[int, int, int, int]) -> float:
+    """Median of five calls after two, in ms on the CPU; a first impression, not a benchmark."""
+    image = adapt(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), layout)
+    seconds = []
+    with OrtRunner(path) as runner:
+        for _ in range(7):
+            start = time.perf_counter()
+            runner(image)
+            seconds.append(time.perf_counter() - start)
+    return 1000 * float(np.median(seconds[2:]))
+
+
+def calibration_cases(images: Sequence[NamedImage], static: tuple[int, int, int] | None) -> list[Case]:
+    """Batches of one image each, or of the fixed shape."""
+    if static is not None:
+        return [case for case in static_cases(images, static, len(images)) if case.natural]
+    return [Case(i.name, np.ascontiguousarray(i.pixels.transpose(2, 0, 1)[None]), True) for i in images]
+
+
+class BundleWriter:
+    """Makes the files of one bundle in a staging folder.
+
+    Args:
+        checkpoint: What is exported.
+        settings: How.
+        images: Real images for parity, with masks where there are any.
+        calibration: Unlabelled images.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        settings: ExportSettings,
+        images: list[NamedImage],
+        calibration: list[NamedImage],
+    ) -> None:
+        self.checkpoint, self.settings = checkpoint, settings
+        self.images, self.calibration = images, calibration
+        info = checkpoint.info
+        self.reference = TorchRunner(checkpoint.segmenter, settings.head)
+        self.setup = Setup(
+            settings.head, settings.layout, len(info.classes), checkpoint.segmenter.bank.active.numpy(),
+            info.input.stride_multiple, info.ignore_index,
+        )  # fmt: skip
+        self.cases = make_cases(images, info.input.crop, info.input.stride_multiple, settings.static)
+        self._torch: dict[bytes, dict[str, Any]] = {}
+
+    def torch_outputs(self, batch: Any) -> dict[str, Any]:
+        """Torch's outputs, computed once for each batch."""
+        key = batch.tobytes() + str(batch.shape).encode()
+        if key not in self._torch:
+            self._torch[key] = self.reference(batch)
+        return self._torch[key]
+
+    def prove(self, folder: Path, precision: Precision) -> ParityReport:
+        """Compare a written file with torch and, unless it is the fp32 graph, with that."""
+        probed = ProbedOnnx(folder / FILE_NAMES[precision], self.settings.layout)
+        sides: list[tuple[str, Any, set[str]]] = [("torch", self.torch_outputs, probed.names)]
+        if precision != "fp32":
+            source = ProbedOnnx(folder / FILE_NAMES["fp32"], self.settings.layout)
+            sides.append((FILE_NAMES["fp32"], source, probed.names & source.names))
+        return conclude(
+            [
+                compare(
+                    self.setup,
+                    precision,
+                    self.cases,
+                    compute,
+                    probed,
+                    expected=names,
+                    labels=(name, probed.description),
+                )
+                for name, compute, names in sides
+            ]
+        )
+
+    def write_model(
+        self, folder: Path, precision: Precision, model: onnx.ModelProto, notes: dict[str, Any]
+    ) -> ArtifactFile:
+        """Write, prove and describe one file."""
+        path = folder / FILE_NAMES[precision]
+        path.write_bytes(to_bytes(model))
+        return ArtifactFile(
+            name=path.name, sha256=sha256_file(path), size=path.stat().st_size, kind="onnx",
+            precision=precision, opset=self.settings.opset, inputs=tensor_infos(model.graph.input),
+            outputs=tensor_infos(model.graph.output), parity=self.prove(folder, precision), notes=notes,
+        )  # fmt: skip
+
+    def write(self, folder: Path) -> Manifest:
+        """Write every file of the bundle.
+
+        Raises:
+            ExportError: If a graph cannot be made.
+        """
+        settings, info = self.settings, self.checkpoint.info
+        model = build_graph(self.checkpoint, settings)
+        files = [self.write_model(folder, "fp32", model, {})]
+        calibration = calibration_cases(self.calibration, settings.static)
+        context = lowering.Context(
+            [adapt(case.batch, settings.layout) for case in calibration],
+            {"images": len(self.calibration), "sha256": images_hash(self.calibration)},
+        )
+        for kind in settings.precisions:
+            if kind != "fp32":
+                made, notes = lowering.convert(model, kind, context)
+                check_graph(made, settings.opset)
+                files.append(self.write_model(folder, kind, made, notes))
+        real = [c for c in self.cases if c.natural][: min(NUM_SAMPLES, len(self.images))]
+        samples = [
+            write_sample(
+                folder, number, np.ascontiguousarray(case.batch[0].transpose(1, 2, 0)),
+                self.torch_outputs(case.batch[:1]), self.setup.active,
+            )
+            for number, case in enumerate(real)
+        ]  # fmt: skip
+        with OrtRunner(folder / FILE_NAMES["fp32"]) as runner:
+            baseline = measure_baseline(runner, settings.layout, calibration, self.setup.num_classes)
+        digest = files[0].sha256
+        bank = self.checkpoint.segmenter.bank
+        manifest = Manifest(
+            name=info.name, version=digest[:12], created=datetime.now(UTC).isoformat(timespec="seconds"),
+            checkpoint_sha256=info.weights_sha256, classes=info.classes, ignore_index=info.ignore_index,
+            input=info.input,
+            graph=GraphSettings(
+                head=settings.head, input_layout=settings.layout, static_shape=settings.static,
+                decoder_stride=self.checkpoint.segmenter.network.stride,
+                prototypes=bank.num_prototypes if bool(bank.active.any()) else 0,
+            ),
+            files=files, samples=samples, baseline=baseline, training_metrics=info.metrics,
+            versions={**info.versions, **tool_versions()}, git_revision=info.git_revision,
+        )  # fmt: skip
+        write_manifest(folder, manifest)
+        return manifest
