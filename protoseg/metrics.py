@@ -233,9 +233,10 @@ def close_ignored(target_HW: Tensor, valid_HW: Tensor, radius: int) -> tuple[Ten
     target, known = target_HW, valid_HW
     for _ in range(radius):
         target, known = _grow(target, known)
-    # what is left was deeper than the radius; grown back, it is the ignored area without thin bands
+    # what is left was deeper than the radius; grown back, with its corners, it is the ignored area
+    # without thin bands
     thick = ~known
-    for _ in range(radius):
+    for _ in range(2 * radius):
         thick = _grow(thick, thick)[1] & ~valid_HW
     return target, ~thick
 

@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from torch import Tensor
@@ -44,10 +45,8 @@ def _save(figure: Figure, path: Path) -> None:
         save_whole(path, image.convert("RGB"))
 
 
-def _pad(figure: Figure) -> None:
-    engine = figure.get_layout_engine()
-    assert engine is not None
-    engine.set(w_pad=0.12, h_pad=0.1, wspace=0.03)
+def _layout() -> ConstrainedLayoutEngine:
+    return ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.03)
 
 
 def _series(records: Sequence[Mapping[str, Any]], key: str) -> Series:
@@ -79,8 +78,7 @@ def curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         DataError: If the file cannot be written.
     """
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(13.5, 4.0), layout="constrained")
-        _pad(figure)
+        figure = Figure(figsize=(13.5, 4.0), layout=_layout())
         loss, val, rate = figure.subplots(1, 3)
         keys = list(dict.fromkeys(k for r in records for k in r if k.startswith("loss/")))
         keys.sort(key=lambda key: (key != "loss/total", key))
@@ -132,8 +130,7 @@ def confusion_picture(confusion: Mapping[str, Tensor], class_names: Sequence[str
     count = len(class_names)
     side = max(3.2, 0.42 * count + 1.6)
     with mpl.rc_context({**_STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(side * len(confusion) + 1.4, side + 0.9), layout="constrained")
-        _pad(figure)
+        figure = Figure(figsize=(side * len(confusion) + 1.4, side + 0.9), layout=_layout())
         grid = figure.subplots(1, len(confusion), squeeze=False)[0]
         for column, (axes, (head, table)) in enumerate(zip(grid, confusion.items(), strict=True)):
             counts = table.double().numpy()
@@ -155,9 +152,7 @@ def confusion_picture(confusion: Mapping[str, Tensor], class_names: Sequence[str
 
 
 def _confusion_map() -> Any:
-    shades = mpl.colormaps["Blues"].copy()
-    shades.set_bad(_GRID)
-    return shades
+    return mpl.colormaps["Blues"].with_extremes(bad=_GRID)
 
 
 def _numbers(axes: Axes, shares: np.ndarray[Any, Any]) -> None:

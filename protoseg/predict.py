@@ -98,10 +98,24 @@ def predict_image(
 def overlay_picture(
     image: NDArray[np.uint8], labels: NDArray[np.uint8], colors: Sequence[tuple[int, int, int]]
 ) -> NDArray[np.uint8]:
-    """Label colours half over the image: (H, W, C_in) and (H, W) -> (H, W, 3)."""
+    """Label colours half over the image, their outlines in full: (H, W, C_in), (H, W) -> (H, W, 3).
+
+    A black class (the background, in most palettes) leaves the image as it is.
+    """
     rgb, mask = as_rgb(image).astype(np.float32), palette_picture(labels, colors).astype(np.float32)
-    blend = (1 - OVERLAY_OPACITY) * rgb + OVERLAY_OPACITY * mask
-    return np.round(blend).astype(np.uint8)
+    opacity = np.where(_outline(labels), 1.0, OVERLAY_OPACITY)[..., None] * mask.any(2, keepdims=True)
+    return np.round((1 - opacity) * rgb + opacity * mask).astype(np.uint8)
+
+
+def _outline(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Pixels with another label to the left, right, above or below."""
+    edge = np.zeros(labels.shape, np.bool_)
+    across, down = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
+    edge[:, 1:] |= across
+    edge[:, :-1] |= across
+    edge[1:] |= down
+    edge[:-1] |= down
+    return edge
 
 
 def find_images(inputs: Sequence[Path], out: Path) -> list[Path]:
@@ -197,7 +211,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--head", choices=HEADS, default=DEFAULT_HEAD, help="head that labels (default: %(default)s)")
     for part in PARTS[1:]:
         add(f"--no-{part.removesuffix('s')}", action="store_true", help=f"do not write OUT/{part}")
-    add("--sliding", action="store_true", help="overlapping windows of the training crop with averaged logits, "
+    add("--sliding", action="store_true", help="overlapping windows of the training crop, averaged, "
         "instead of the whole image at once")  # fmt: skip
     add("--student", action="store_true", help="use the student's weights instead of the teacher's")
     add("--device", help="cpu, cuda, cuda:1, ... (default: what accelerate finds)")
