@@ -187,16 +187,8 @@ def test_command(trained, inputs, tmp_path, run_module):
     assert "3 of 4 images" in finished.stdout
     written = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
     stems = ("a", "a_2", "turned")
-    assert written == sorted(
-        f"{folder}/{stem}.{suffix}"
-        for folder, suffix in (
-            ("masks", "png"),
-            ("overlays", "jpg"),
-            ("confidence", "png"),
-            ("disagreement", "png"),
-        )
-        for stem in stems
-    )
+    suffixes = {"masks": "png", "overlays": "jpg", "confidence": "png", "disagreement": "png"}
+    assert written == sorted(f"{folder}/{stem}.{end}" for folder, end in suffixes.items() for stem in stems)
     for folder in suffixes:
         for stem, size in zip(stems, ((44, 30), (21, 20), (24, 40)), strict=True):
             (file,) = (out / folder).glob(f"{stem}.*")
