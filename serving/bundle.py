@@ -139,8 +139,8 @@ def check_bundle(folder: Path, settings: Settings) -> Bundle:
     outputs = {item.name: item.dtype for item in artifact.outputs}
     if outputs.get("labels") != "uint8":
         raise BundleError(
-            f"{artifact.name} has no output labels of uint8 (it has {outputs or 'none'}); export it again with "
-            "at most 256 classes"
+            f"{artifact.name} has no output labels of uint8 (it has {outputs or 'none'}); export it "
+            "again with at most 256 classes"
         )
     if manifest.input.channels not in (1, 3, 4):
         raise BundleError(

@@ -1,0 +1,261 @@
+"""Client of the service, and a command: ``python -m serving.client IMAGE... -o DIR``.
+
+with Client("http://127.0.0.1:3000") as client:
+png = client.segment(Path("street.jpg"))
+numbers = client.describe(Path("street.jpg"))
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+SUFFIXES = {
+    "mask": ".png", "json": ".json", "rle": ".json", "polygons": ".json", "overlay": ".jpg",
+    "confidence": ".png", "agreement": ".png", "hf": ".json",
+}  # fmt: skip
+_IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+_RETRIED = frozenset({429, 502, 503})
+_LONGEST_WAIT_S = 30.0
+
+
+class ClientError(Exception):
+    """An answer that is not a result.
+
+    Attributes:
+        status: HTTP status, 0 when there was no answer.
+        code: The service's stable name of the error.
+        request_id: Id to look for in the server's log, may be empty.
+    """
+
+    def __init__(self, status: int, code: str, message: str, request_id: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+
+
+def _error_of(response: httpx.Response) -> ClientError:
+    try:
+        error = response.json()["error"]
+        return ClientError(response.status_code, error["code"], error["message"], error["request_id"])
+    except (ValueError, KeyError, TypeError):
+        text = " ".join(response.text[:200].split())
+        return ClientError(response.status_code, "error", text or f"status {response.status_code}")
+
+
+class Client:
+    """Talks to one service; safe to share among threads.
+
+    Args:
+        url: Address of the service.
+        api_key: Sent as bearer token when given.
+        timeout: Seconds for an answer.
+        retries: How often 429, 502, 503 and lost connections are tried again.
+        transport: For tests.
+        sleep: For tests.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:3000",
+        *,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        retries: int = 5,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, transport=transport)
+        self._retries = retries
+        self._sleep = sleep
+
+    def __enter__(self) -> Self:
+        """Nothing is opened before the first request."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connections."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        for attempt in range(self._retries + 1):
+            last = attempt == self._retries
+            wait = min(_LONGEST_WAIT_S, 0.25 * 2**attempt)
+            try:
+                response = self._http.request(method, path, **options)
+            except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError) as error:
+                if last:
+                    raise ClientError(0, "unreachable", f"{self._http.base_url}: {error}") from error
+            except httpx.TimeoutException as error:
+                raise ClientError(0, "timeout", f"no answer in {self._http.timeout.read:g} s") from error
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise ClientError(0, "unreachable", f"{self._http.base_url}: {error}") from error
+            else:
+                if response.is_success:
+                    return response
+                if last or response.status_code not in _RETRIED:
+                    raise _error_of(response)
+                asked = response.headers.get("retry-after", "")
+                wait = min(_LONGEST_WAIT_S, float(asked)) if asked.isdigit() else wait
+            self._sleep(wait)
+        raise AssertionError("the loop returns or raises")
+
+    def segment(self, image: bytes | Path, output: str = "mask", **parameters: str) -> bytes:
+        """Segment an image.
+
+        Args:
+            image: File name or content.
+            output: As in ``POST /v1/segment``; ``mask`` is a palette PNG of class ids.
+            parameters: ``size``, ``classes``, ``tile``, ``alpha``, ``format``, ``simplify``.
+
+        Raises:
+            ClientError: If the service refuses the image or cannot be reached.
+            OSError: If the file cannot be read.
+        """
+        data = image if isinstance(image, bytes) else image.read_bytes()
+        headers = {"content-type": "application/octet-stream"}
+        parameters["output"] = output
+        return self._send("POST", "/v1/segment", content=data, params=parameters, headers=headers).content
+
+    def describe(self, image: bytes | Path, **parameters: str) -> dict[str, Any]:
+        """Numbers of an image: classes with pixels, fraction, confidence and head agreement."""
+        value: dict[str, Any] = json.loads(self.segment(image, "json", **parameters))
+        return value
+
+    def model(self) -> dict[str, Any]:
+        """The served model, its classes and settings."""
+        value: dict[str, Any] = self._send("GET", "/v1/model").json()
+        return value
+
+    def reload(self) -> dict[str, Any]:
+        """Let the service check and swap its bundle; the key must be an admin key."""
+        value: dict[str, Any] = self._send("POST", "/v1/reload").json()
+        return value
+
+
+def find_images(paths: Sequence[str]) -> list[Path]:
+    """Image files among ``paths``, those of folders included.
+
+    Raises:
+        FileNotFoundError: If a path does not exist.
+        ValueError: If there is no image.
+    """
+    found: list[Path] = []
+    for text in paths:
+        path = Path(text)
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGES)
+        elif path.exists():
+            found.append(path)
+        else:
+            raise FileNotFoundError(f"{path} does not exist")
+    if not found:
+        raise ValueError(f"no images in {', '.join(paths)}")
+    return found
+
+
+def _targets(images: Iterable[Path], folder: Path, suffix: str) -> dict[Path, Path]:
+    targets: dict[Path, Path] = {}
+    taken: dict[Path, Path] = {}
+    for image in images:
+        target = folder / f"{image.stem}{suffix}"
+        if taken.setdefault(target, image) != image:
+            raise ValueError(f"{taken[target]} and {image} would both become {target}; rename one")
+        targets[image] = target
+    return targets
+
+
+def _write(target: Path, data: bytes) -> None:
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_bytes(data)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.client", description="Send images to the service and write what it answers."
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--url", default="http://127.0.0.1:3000", help="address (default: %(default)s)")
+    parser.add_argument("--output", default="mask", choices=list(SUFFIXES), help="what to ask for")
+    parser.add_argument("--concurrency", type=int, default=2, metavar="N", help="requests at a time")
+    parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds for an answer")
+    parser.add_argument("--tile", action="store_true", help="compute large images in tiles")
+    parser.add_argument(
+        "--key-env", default="PROTOSEG_API_KEY", metavar="NAME",
+        help="environment variable with the API key (default: %(default)s)",
+    )  # fmt: skip
+    return parser
+
+
+def _run(args: argparse.Namespace, targets: dict[Path, Path]) -> list[str]:
+    from tqdm import tqdm
+
+    failures = []
+    parameters = {"tile": "1"} if args.tile else {}
+    key = os.environ.get(args.key_env)
+    with (
+        Client(args.url, api_key=key, timeout=args.timeout) as client,
+        ThreadPoolExecutor(args.concurrency) as pool,
+    ):
+
+        def work(image: Path) -> None:
+            _write(targets[image], client.segment(image, args.output, **parameters))
+
+        futures = {pool.submit(work, image): image for image in targets}
+        for future in tqdm(as_completed(futures), total=len(futures), unit="image", disable=None):
+            try:
+                future.result()
+            except (ClientError, OSError) as error:
+                failures.append(f"{futures[future]}: {error}")
+                if isinstance(error, ClientError) and error.code in ("unreachable", "unauthorized"):
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    break
+    return failures
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Segment files through the service."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.concurrency < 1:
+            raise ValueError(f"--concurrency must be at least 1, got {args.concurrency}")
+        folder = Path(args.out)
+        targets = _targets(find_images(args.images), folder, SUFFIXES[args.output])
+        folder.mkdir(parents=True, exist_ok=True)
+        failures = _run(args, targets)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    for failure in failures:
+        sys.stderr.write(f"error: {failure}\n")
+    if failures:
+        return 1
+    sys.stdout.write(f"{len(targets)} results in {folder}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
