@@ -33,9 +33,7 @@ def grid_points(rng: np.random.Generator, batch: int, grid: int, size: tuple[int
     return torch.from_numpy(flat.reshape(batch, grid * grid))
 
 
-def balanced_points(
-    uniform_BN: Tensor, target_BHW: Tensor, num_classes: int, balance: float
-) -> Tensor:
+def balanced_points(uniform_BN: Tensor, target_BHW: Tensor, num_classes: int, balance: float) -> Tensor:
     """Pixels drawn with probability proportional to ``count(class of the pixel) ** -balance``.
 
     Counts are those of the pixel's own image, so that the draw does not depend on how images are
@@ -62,9 +60,7 @@ def balanced_points(
     return picked.clamp(max=flat.shape[1] - 1)
 
 
-def features_at(
-    features_BDYX: Tensor, index_BN: Tensor, width: int, padded_size: tuple[int, int]
-) -> Tensor:
+def features_at(features_BDYX: Tensor, index_BN: Tensor, width: int, padded_size: tuple[int, int]) -> Tensor:
     """Features at image pixels, as if the map were upsampled bilinearly to the image first.
 
     Args:

@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
 import numpy as np
@@ -29,10 +28,11 @@ from protoseg.checkpoint import (
     package_versions,
     save_checkpoint,
 )
-from protoseg.config import Config, ConfigError
+from protoseg.config import Config, ConfigError, DataConfig
 from protoseg.data.classes import read_classes
 from protoseg.data.datasets import CachedSource, EvalSamples, Source, open_source
 from protoseg.data.errors import DataError
+from protoseg.data.lists import data_root
 from protoseg.evaluate import EvalResult, evaluate_segmenter
 from protoseg.manifest import ClassInfo, InputRule
 from protoseg.models.encoders import normalization
@@ -251,7 +251,9 @@ def prepare_run_folder(config: Config, *, resume: bool) -> None:
         unfinished = state_folders(folder) and not (folder / CHECKPOINT_DIR).exists()
         folder.rename(aside)
         logger.info(
-            "moved the earlier run to %s%s", aside, " (it could have gone on with --resume)" if unfinished else ""
+            "moved the earlier run to %s%s",
+            aside,
+            " (it could have gone on with --resume)" if unfinished else "",
         )
     (folder / STATE_DIR).mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -290,8 +292,6 @@ def checkpoint_info(context: Context, data: RunData, result: EvalResult, step: i
     prototypes = config.prototypes
     if not config.method.prototypes:
         prototypes = prototypes.model_copy(update={"projection": "none"})
-    # lists are relative to the root; an absolute root finds them from any folder
-    root = str(Path(os.path.expandvars(config.data.root)).expanduser())
     return CheckpointInfo(
         name=config.run.name,
         step=step,
@@ -307,7 +307,7 @@ def checkpoint_info(context: Context, data: RunData, result: EvalResult, step: i
             resize=config.data.resize,
             crop=config.views.crop,
         ),
-        data=config.data if config.data.kind == "synthetic" else _absolute(config, root),
+        data=_with_absolute_root(config.data),
         eval=config.eval,
         data_hashes=data.hashes,
         metrics={"step": step, "val": result.to_json([c.name for c in data.classes])},
@@ -323,7 +323,6 @@ def save_results(
 ) -> None:
     """Write checkpoint and picture of an evaluation; ``best`` also keeps it as the best so far."""
     folder = context.config.run.path
-    segmenter.eval()
     info = checkpoint_info(context, data, result, step)
     save_checkpoint(folder / CHECKPOINT_DIR, segmenter, info, context.network)
     if best:
@@ -346,9 +345,9 @@ def end_report(config: Config, data: RunData, result: EvalResult, progress: Prog
     """The last lines of a run: IoU by class and head, where things are, what to do next."""
     heads = list(result.miou)
     width = max([len(c.name) for c in data.classes] + [len("mean")])
-    lines = ["", "val IoU (%) by class".ljust(width) + "".join(f"{h:>11}" for h in heads)]
-    lines[1] = "val IoU, %".ljust(max(width, 10)) + "".join(f"{h:>11}" for h in heads)
-    width = max(width, 10)
+    title = "val IoU, %"
+    width = max(width, len(title))
+    lines = ["", title.ljust(width) + "".join(f"{h:>11}" for h in heads)]
     for class_id, item in enumerate(data.classes):
         values = [result.per_class[h][class_id] for h in heads]
         cells = "".join(f"{'-':>11}" if math.isnan(v) else f"{100 * v:>11.2f}" for v in values)
@@ -405,5 +404,8 @@ def _follow_launcher() -> None:
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _absolute(config: Config, root: str) -> object:
-    return config.data.model_copy(update={"root": str(Path(root).resolve())})
+def _with_absolute_root(data: DataConfig) -> DataConfig:
+    """Lists are relative to the root; an absolute root finds them from any folder."""
+    if data.kind == "synthetic":
+        return data
+    return data.model_copy(update={"root": str(data_root(data).resolve())})

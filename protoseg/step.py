@@ -55,6 +55,8 @@ class Context:
     """Mixed precision region."""
     reduce: Callable[[Tensor], Tensor]
     """Sum over processes; the identity on one."""
+    gather: Callable[[Tensor], Tensor] | None
+    """(n, ...) -> (processes * n, ...) in rank order; None on one process."""
     rank: int
     """This process."""
     world: int
@@ -211,7 +213,9 @@ def _choose_points(context: Context, targets: Tensor, key: tuple[int, ...]) -> T
     parts = images // context.config.train.batch_size
     local = context.config.train.batch_size
     own = [
-        slice((part * context.world + context.rank) * local, (part * context.world + context.rank + 1) * local)
+        slice(
+            (part * context.world + context.rank) * local, (part * context.world + context.rank + 1) * local
+        )
         for part in range(parts)
     ]
     total = images * context.world
@@ -371,9 +375,7 @@ def _label_stats(
 ) -> dict[str, Tensor]:
     """Counts that are summed over an interval and over processes before they become shares."""
     if context.config.pseudo_labels.per_class:
-        context.thresholds.update(
-            labels.pseudo_label, labels.confidence, unlabeled["valid"], context.reduce
-        )
+        context.thresholds.update(labels.pseudo_label, labels.confidence, unlabeled["valid"], context.reduce)
     per_class = torch.zeros(context.num_classes, device=label.device)
     per_class.index_add_(0, label.flatten(), believed.flatten().float())
     differs = (logits.argmax(1) != label) & believed

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def ema_decay(updates: int, largest: float) -> float:
@@ -16,11 +19,12 @@ def ema_decay(updates: int, largest: float) -> float:
     return min(1 - 1 / (updates + 1), largest)
 
 
-def make_teacher(student: nn.Module) -> nn.Module:
+def make_teacher(student: M) -> M:
     """A copy of ``student`` in eval mode without gradients."""
     teacher = copy.deepcopy(student)
     teacher.requires_grad_(False)
-    return teacher.eval()
+    teacher.eval()
+    return teacher
 
 
 @torch.no_grad()

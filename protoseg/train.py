@@ -10,468 +10,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import logging
-import math
 import os
 import sys
-import time
-from collections.abc import Iterator
-from typing import Any
 
-import torch
-import yaml
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast
-from torch import Tensor, nn
-from tqdm import tqdm
+from protoseg.config import ConfigError, describe_settings, load_config
 
-from protoseg.checkpoint import CheckpointError
-from protoseg.config import Config, ConfigError, describe_settings, load_config
-from protoseg.data.datasets import Sample, make_stream, padding_fill
-from protoseg.data.errors import DataError
-from protoseg.models.decoders import ModelError
-from protoseg.models.encoders import WeightsError
-from protoseg.models.segmenter import Segmenter, build_segmenter
-from protoseg.optim import make_optimizer, make_scheduler
-from protoseg.pseudo_labels import ClassThresholds
-from protoseg.report import MetricsLog, Monitor, MonitorStats, curves
-from protoseg.resume import Guard, Progress, load_state, save_state, state_folders
-from protoseg.run import (
-    Interrupt,
-    Plan,
-    RunData,
-    end_report,
-    open_run_data,
-    plan_run,
-    prepare_run_folder,
-    save_results,
-    validate,
-)
-from protoseg.start import labeled_features, starting_prototypes
-from protoseg.step import Context, Phase, compute_step, prototype_weight, step_generator
-from protoseg.teacher import ema_decay, make_teacher, update_teacher
-
-logger = logging.getLogger("protoseg")
-
-
-class TrainingStopped(RuntimeError):
-    """The run cannot go on; its state is saved where the text says."""
-
-
-def make_accelerator(config: Config) -> Accelerator:
-    """Accelerator with this run's numerics, and the TF32 setting."""
-    torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
-    torch.backends.cudnn.allow_tf32 = config.train.tf32
-    return Accelerator(
-        mixed_precision=config.train.mixed_precision,
-        # a prepared scheduler would otherwise step once for each process
-        step_scheduler_with_optimizer=False,
-        log_with=list(config.train.trackers) or None,
-        project_config=ProjectConfiguration(project_dir=str(config.run.path), logging_dir=str(config.run.path)),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-    )
-
-
-def build_context(config: Config, accelerator: Accelerator, data: RunData) -> tuple[Context, Any]:
-    """Networks, prototypes and helpers of a run, and the prepared optimiser with its scheduler."""
-    torch.manual_seed(config.train.seed)  # the same start on every process
-    prototypes = config.prototypes
-    if not config.method.prototypes:
-        prototypes = prototypes.model_copy(update={"projection": "none"})
-    segmenter = build_segmenter(
-        config.model,
-        prototypes,
-        num_classes=len(data.classes),
-        in_channels=config.data.in_channels,
-        mean=config.data.mean,
-        std=config.data.std,
-    )
-    network, bank = segmenter.network, segmenter.bank
-    if config.train.sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    if config.train.channels_last:
-        network = network.to(memory_format=torch.channels_last)
-    network.to(accelerator.device).train()
-    teacher = make_teacher(network)
-    optimizer = make_optimizer(network, config.optim)
-    scheduler = make_scheduler(optimizer, config.optim, data.plan.max_steps)
-    student: nn.Module = torch.compile(network) if config.train.compile else network
-    student, optimizer, scheduler = accelerator.prepare(student, optimizer, scheduler)
-    if config.train.compile:
-        teacher.compile()
-    thresholds = ClassThresholds(len(data.classes), config.pseudo_labels.threshold)
-
-    def reduce(value: Tensor) -> Tensor:
-        if accelerator.num_processes == 1:
-            return value
-        reduced: Tensor = accelerator.reduce(value, reduction="sum")
-        return reduced
-
-    weights = data.class_weights
-    context = Context(
-        config=config,
-        network=network,
-        student=student,
-        teacher=teacher,
-        bank=bank.to(accelerator.device),
-        thresholds=thresholds.to(accelerator.device),
-        num_classes=len(data.classes),
-        fill=padding_fill(data.mean).to(accelerator.device),
-        class_weights=None if weights is None else weights.to(accelerator.device),
-        autocast=accelerator.autocast,
-        reduce=reduce,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
-    return context, (optimizer, scheduler)
-
-
-def phase_at(config: Config, plan: Plan, step: int) -> Phase:
-    """Parts of the method that are on at ``step`` (from 0)."""
-    since = step - plan.prototype_start
-    on = config.method.prototypes and since >= 0
-    return Phase(
-        unlabeled=config.method.unlabeled and step >= plan.warmup_steps,
-        prototypes=on,
-        prototype_weight=prototype_weight(config, since) if on else 0.0,
-    )
-
-
-def start_prototypes(context: Context, data: RunData, step: int) -> None:
-    """Install starting prototypes from labelled features of the teacher, the same on every process."""
-    rng = step_generator(context.config.train.seed, "global", step, 7)
-    features = labeled_features(
-        context.teacher,
-        data.labeled,
-        context.config,
-        num_classes=context.num_classes,
-        device=context.fill.device,
-        rng=rng,
-    )
-    context.bank.start(starting_prototypes(features, context.config, rng))
-    if context.world > 1:
-        for buffer in context.bank.buffers():
-            buffer.copy_(broadcast(buffer.clone()))
-
-
-def average_buffers(context: Context) -> None:
-    """Average batch norm statistics over processes, so that all teachers stay the same."""
-    if context.world == 1:
-        return
-    buffers = [b for b in context.network.buffers() if b.dtype.is_floating_point]
-    if not buffers:
-        return
-    flat = context.reduce(torch.cat([b.flatten() for b in buffers])) / context.world
-    for buffer, values in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
-        buffer.copy_(values.view_as(buffer))
-
-
-def move(sample: Sample, device: torch.device) -> Sample:
-    """Sample on the device."""
-    return {key: value.to(device, non_blocking=True) for key, value in sample.items()}
-
-
-def lr_now(optimizer: Any) -> float:
-    """Learning rate of the first group (the encoder, unless it is frozen)."""
-    return float(optimizer.param_groups[0]["lr"])
-
-
-class Interval:
-    """Sums since the last log line, on the device."""
-
-    def __init__(self) -> None:
-        self.parts: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-        self.stats: dict[str, Tensor] = {}
-        self.images = 0
-        self.waited = 0.0
-        self.began = time.perf_counter()
-
-    def add(self, parts: dict[str, Tensor], stats: dict[str, Tensor]) -> None:
-        """Add one micro-step."""
-        for key, value in parts.items():
-            self.parts[key] = self.parts.get(key, torch.zeros_like(value)) + value
-            self.counts[key] = self.counts.get(key, 0) + 1
-        for key, value in stats.items():
-            self.stats[key] = self.stats.get(key, torch.zeros_like(value)) + value
-
-    def summary(self, context: Context, accelerator: Accelerator) -> dict[str, Any]:
-        """Means and shares over the interval and all processes; waits for the device."""
-        elapsed = max(time.perf_counter() - self.began, 1e-9)
-        keys = sorted(self.parts)
-        means = torch.stack([self.parts[k] / self.counts[k] for k in keys])
-        values = (context.reduce(means) / context.world).tolist()
-        record: dict[str, Any] = dict(zip(keys, values, strict=True))
-        if self.stats:
-            total = {k: context.reduce(v) for k, v in sorted(self.stats.items())}
-            believed = max(float(total["believed"]), 1.0)
-            record["pseudo_label/rate"] = float(total["believed"]) / max(float(total["valid"]), 1.0)
-            record["pseudo_label/class_share"] = (total["per_class"] / believed).tolist()
-            record["teacher_student/disagreement"] = float(total["differs"]) / believed
-        record["time/images_per_s"] = self.images * context.world / elapsed
-        record["time/data_wait"] = self.waited / elapsed
-        if accelerator.device.type == "cuda":
-            record["time/memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
-        return record
-
-
-def prototype_record(context: Context) -> dict[str, Any]:
-    """Health of the prototypes, as plain numbers."""
-    bank = context.bank
-    return {
-        "prototype/usage_entropy": bank.usage_entropy().tolist(),
-        "prototype/closest_pair": bank.closest_pair().tolist(),
-        "prototype/active": [bool(v) for v in bank.active.tolist()],
-    }
-
-
-def monitor_stats(record: dict[str, Any]) -> MonitorStats:
-    """The part of a log record that is watched for trouble."""
-    return MonitorStats(
-        step=record["step"],
-        pseudo_rate=record.get("pseudo_label/rate"),
-        pseudo_share=record.get("pseudo_label/class_share"),
-        usage_entropy=record.get("prototype/usage_entropy"),
-        closest_pair=record.get("prototype/closest_pair"),
-        active=record.get("prototype/active"),
-    )
-
-
-def run_step(
-    context: Context,
-    accelerator: Accelerator,
-    optimizer: Any,
-    streams: tuple[Iterator[Sample], Iterator[Sample] | None],
-    phase: Phase,
-    step: int,
-    interval: Interval,
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]], int]:
-    """Forward and backward of every micro-step.
-
-    Returns:
-        Gradient norm (scalar), points that move prototypes, unreadable images passed over.
-    """
-    config = context.config
-    points: list[tuple[Tensor, Tensor]] = []
-    replaced = 0
-    for micro in range(config.train.accumulate):
-        began = time.perf_counter()
-        labeled = next(streams[0])
-        unlabeled = next(streams[1]) if phase.unlabeled and streams[1] is not None else None
-        interval.waited += time.perf_counter() - began
-        for sample in (labeled, unlabeled):
-            if sample is not None:
-                replaced += int(sample["replaced"].sum())
-                interval.images += config.train.batch_size
-        number = step * config.train.accumulate + micro
-        # dropout and the like: a function of seed, position and process, so that a resumed run agrees
-        torch.manual_seed(int(step_generator(config.train.seed, "steps", number, context.rank).integers(2**31)))
-        last = micro + 1 == config.train.accumulate
-        with contextlib.nullcontext() if last else accelerator.no_sync(context.student):
-            result = compute_step(
-                context,
-                move(labeled, accelerator.device),
-                None if unlabeled is None else move(unlabeled, accelerator.device),
-                phase,
-                (number,),
-            )
-            accelerator.backward(result.loss / config.train.accumulate)
-        interval.add(result.parts, result.stats)
-        if result.points is not None:
-            points.append(result.points)
-    limit = config.optim.max_grad_norm or math.inf
-    norm = accelerator.clip_grad_norm_(context.network.parameters(), limit)
-    norm = torch.as_tensor(norm, device=accelerator.device)
-    if accelerator.scaler is not None:
-        # infinite gradients are how the fp16 scaler finds its range: only the loss tells a fault
-        norm = result.loss.detach()
-    return norm, points, replaced
-
-
-def update_prototypes(context: Context, points: list[tuple[Tensor, Tensor]], step: int) -> None:
-    """Move prototypes by the step's points, and re-seed idle ones now and then."""
-    settings = context.config.prototypes
-    gather = None
-    if context.world > 1:
-        gather = lambda value: torch.cat(  # noqa: E731 - one use, and a def would hide the line
-            [context.reduce(value * (context.rank == r)) for r in range(context.world)]
-        )
-    for features, classes in points:
-        context.bank.update(
-            features,
-            classes,
-            momentum=settings.momentum,
-            ramp=settings.momentum_ramp,
-            normalize=settings.normalize,
-            reduce=context.reduce,
-        )
-    if settings.reseed_after and (step + 1) % 10 == 0 and points:
-        features, classes = points[-1]
-        context.bank.reseed(features, classes, after=settings.reseed_after, gather=gather)
-
-
-def train(config: Config, *, resume: bool = False) -> int:
-    """Run the configured training.
-
-    Returns:
-        0 when finished or interrupted with its state saved.
-
-    Raises:
-        ConfigError, DataError, ModelError, WeightsError, CheckpointError, TrainingStopped: With a text
-            for the user.
-    """
-    accelerator = make_accelerator(config)
-    main = accelerator.is_main_process
-    logging.basicConfig(
-        level=logging.INFO if main else logging.ERROR, format="%(message)s", stream=sys.stdout, force=True
-    )
-    for noisy in ("accelerate", "httpx", "timm", "PIL", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    data = open_run_data(config, accelerator)
-    plan = data.plan
-    folder = config.run.path
-    states = state_folders(folder) if resume else []
-    accelerator.wait_for_everyone()  # everyone has looked before anyone changes the folder
-    if main:
-        prepare_run_folder(config, resume=bool(states))
-    accelerator.wait_for_everyone()
-    context, (optimizer, scheduler) = build_context(config, accelerator, data)
-    progress = Progress()
-    accelerator.register_for_checkpointing(context.teacher, context.bank, context.thresholds, progress)
-    if states:
-        load_state(accelerator, states[-1])
-        logger.info("resumed from %s", states[-1])
-    elif resume:
-        logger.info("no saved state in %s: starting at step 0", folder)
-    if config.train.trackers:
-        accelerator.init_trackers("tensorboard", config={"config": yaml.safe_dump(config.model_dump(mode="json"))})
-    logger.info("%s", data.describe(config, accelerator))
-    if progress.finished:
-        logger.info("this run is already finished (step %d); nothing to do", progress.step)
-        return 0
-
-    log = MetricsLog(folder / "metrics.jsonl") if main else None
-    if log is not None:
-        log.truncate_after(progress.step)
-    monitor = Monitor([c.name for c in data.classes], data.labeled_shares)
-    interrupt = Interrupt()
-    guard = Guard(context.network, context.bank)
-    config_text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    accumulate = config.train.accumulate
-    place = {"mean": data.mean, "rank": context.rank, "world": context.world, "stop": plan.max_steps * accumulate}
-    labeled = make_stream(config, data.labeled, "labeled", start=progress.step * accumulate, **place)
-    unlabeled: Iterator[Sample] | None = None
-    if config.method.unlabeled and data.unlabeled is not None:
-        first = max(progress.step, plan.warmup_steps) * accumulate
-        unlabeled = make_stream(config, data.unlabeled, "unlabeled", start=first, **place)
-
-    def save(step: int) -> None:
-        progress.step = step
-        save_state(accelerator, folder, step, config_text, config.train.keep_states)
-
-    bad_run = torch.zeros((), dtype=torch.int64, device=accelerator.device)
-    interval = Interval()
-    bar = tqdm(total=plan.max_steps, initial=progress.step, disable=not main, desc="train", unit="step",
-               dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 15)  # fmt: skip
-    for step in range(progress.step, plan.max_steps):
-        phase = phase_at(config, plan, step)
-        if config.method.prototypes and step in plan.start_steps:
-            if step <= plan.warmup_steps:
-                update_teacher(context.teacher, context.network, 0.0)
-            start_prototypes(context, data, step)
-            logger.info("step %d: prototypes start (%s)", step, config.prototypes.start)
-        guard.remember()
-        norm, points, replaced = run_step(
-            context, accelerator, optimizer, (labeled, unlabeled), phase, step, interval
-        )
-        progress.skipped_images += replaced
-        bad = ~norm.isfinite()
-        bad_run = torch.where(bad, bad_run + 1, 0)
-        looks = accelerator.device.type == "cpu"
-        skip = looks and bool(bad)
-        if skip:
-            progress.bad_steps += 1
-            logger.warning("step %d: the loss is not finite; the step is skipped", step + 1)
-        else:
-            Guard.clear_gradients(list(context.network.parameters()), bad) if not looks else None
-            optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
-        if not skip:
-            update_prototypes(context, points, step)
-        if skip or not looks:
-            guard.restore(bad)
-        if step >= plan.warmup_steps and not skip:
-            average_buffers(context)
-            decay = ema_decay(progress.teacher_updates, config.train.ema_decay)
-            update_teacher(context.teacher, context.network, decay)
-            progress.teacher_updates += 1
-        done = step + 1
-        bar.update()
-
-        if done % config.train.log_every == 0 or done == plan.max_steps:
-            record = {"step": done, "lr": lr_now(optimizer), **interval.summary(context, accelerator)}
-            record["grad_norm"] = float(norm)
-            record["bad_steps"] = progress.bad_steps + (0 if looks else int(bad_run))
-            record["skipped_images"] = progress.skipped_images
-            if phase.prototypes:
-                record.update(prototype_record(context))
-            if log is not None:
-                log.append(record)
-                for warning in monitor.update(monitor_stats(record)):
-                    bar.write(f"warning: step {done}: {warning}")
-                rate = record.get("pseudo_label/rate")
-                bar.set_postfix_str(
-                    f"loss {record['loss/total']:.3f}" + ("" if rate is None else f", labels {rate:.0%}")
-                    + f", lr {record['lr']:.2g}, {record['time/images_per_s']:.1f} img/s"
-                    + f", data {record['time/data_wait']:.0%}"
-                )  # fmt: skip
-            scalars = {k: v for k, v in record.items() if isinstance(v, float)}
-            accelerator.log(scalars, step=done)
-            interval = Interval()
-        if (looks or done % config.train.log_every == 0) and int(bad_run) >= config.train.max_bad_steps:
-            save(done)
-            raise TrainingStopped(
-                f"the loss was not finite in {int(bad_run)} steps in a row, the last one step {done}; the "
-                f"state is saved in {folder}. Lower optim.lr, set optim.max_grad_norm=1, or train in "
-                "mixed_precision=bf16 instead of fp16"
-            )
-
-        if done % plan.eval_every == 0 or done == plan.max_steps:
-            if done <= plan.warmup_steps:
-                update_teacher(context.teacher, context.network, 0.0)
-            result = validate(context, accelerator, data, done)
-            interval.began = time.perf_counter()
-            miou = result.miou["linear"]
-            progress.finished = done == plan.max_steps
-            if main and log is not None:
-                log.append({"step": done, **{f"val/miou_{head}": v for head, v in result.miou.items()}})
-                bar.write(f"step {done}: val mIoU " + ", ".join(f"{h} {v:.2%}" for h, v in result.miou.items()))
-                segmenter = Segmenter(context.teacher, context.bank)
-                best = miou > progress.best_miou
-                save_results(context, data, segmenter, result, done, best=best)
-                curves(folder / "metrics.jsonl", folder / "curves.png")
-            accelerator.log({f"val/miou_{head}": v for head, v in result.miou.items()}, step=done)
-            progress.best_miou = max(progress.best_miou, miou)
-        if done % plan.save_every == 0 or done == plan.max_steps:
-            try:
-                save(done)
-            except CheckpointError as error:
-                if done == plan.max_steps:
-                    raise
-                logger.error("error: %s; training goes on", error)
-        if interrupt.requested(accelerator, done % config.train.log_every == 0):
-            save(done)
-            bar.close()
-            logger.info("interrupted: the state of step %d is saved. Go on with:\n  %s", done, data.resume_command)
-            accelerator.end_training()
-            return 0
-    bar.close()
-    if main:
-        logger.info("%s", end_report(config, data, result, progress))
-    accelerator.end_training()
-    return 0
+DEFAULT_CONFIG = "configs/quickstart.yaml"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -479,16 +23,21 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="accelerate launch -m protoseg.train",
         description="Train a segmentation network from a few labelled and many unlabelled images.",
-        epilog="Without arguments: configs/quickstart.yaml on embedded data. Launcher flags (--num_processes, "
-        "--mixed_precision) go before -m.",
+        epilog="Without arguments: configs/quickstart.yaml on embedded data. Launcher flags "
+        "(--num_processes, --mixed_precision) go before -m.",
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file, see configs/ (default: quickstart.yaml)")
     parser.add_argument(
         "--resume", action="store_true", help="go on from the run's last saved state (or start, if none)"
     )
-    parser.add_argument("--settings", action="store_true", help="list every setting with its default, and stop")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key.sub=value", help="settings over the file, as train.max_steps=2000"
+        "--settings", action="store_true", help="list every setting with its default, and stop"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key.sub=value",
+        help="settings over the file, as train.max_steps=2000",
     )
     return parser.parse_args(argv)
 
@@ -500,12 +49,27 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write(describe_settings())
         return 0
     try:
-        config = load_config(arguments.config or "configs/quickstart.yaml", arguments.overrides)
+        config = load_config(arguments.config or DEFAULT_CONFIG, arguments.overrides)
+    except ConfigError as error:
+        return fail(error)
+    # torch and its company take seconds to import: a wrong setting is reported before that
+    from protoseg.checkpoint import CheckpointError
+    from protoseg.data.errors import DataError
+    from protoseg.loop import TrainingStoppedError, train
+    from protoseg.models.decoders import ModelError
+    from protoseg.models.encoders import WeightsError
+
+    try:
         return train(config, resume=arguments.resume)
-    except (ConfigError, DataError, ModelError, WeightsError, CheckpointError, TrainingStopped) as error:
-        if int(os.environ.get("RANK", "0")) == 0:
-            sys.stderr.write(f"error: {error}\n")
-        return 1
+    except (ConfigError, DataError, ModelError, WeightsError, CheckpointError, TrainingStoppedError) as error:
+        return fail(error)
+
+
+def fail(error: Exception) -> int:
+    """Print an error once, on the first process, and return the exit code."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        sys.stderr.write(f"error: {error}\n")
+    return 1
 
 
 if __name__ == "__main__":

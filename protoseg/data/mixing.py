@@ -79,9 +79,7 @@ def draw_plan(
     left = (draws[:, 4] * (width - box_width + 1)).astype(np.int64)
     boxes = np.stack([top, left, top + box_height, left + box_width], 1)
     part = slice(rank * batch, (rank + 1) * batch)
-    return MixPlan(
-        torch.from_numpy(apply[part]), torch.from_numpy(boxes[part]), torch.from_numpy(keep[part])
-    )
+    return MixPlan(torch.from_numpy(apply[part]), torch.from_numpy(boxes[part]), torch.from_numpy(keep[part]))
 
 
 def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:

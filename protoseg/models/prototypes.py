@@ -243,8 +243,10 @@ class PrototypeBank(nn.Module):
     def usage_entropy(self) -> Tensor:
         """(C,) entropy of prototype use in [0, 1]; 1 is even use, NaN where there was none yet."""
         share = self.usage / self.usage.sum(-1, keepdim=True)
-        entropy = torch.special.entr(share).sum(-1)
-        return entropy / math.log(self.num_prototypes) if self.num_prototypes > 1 else entropy + 1
+        entropy: Tensor = torch.special.entr(share).sum(-1)
+        if self.num_prototypes == 1:
+            return entropy + 1
+        return entropy / math.log(self.num_prototypes)
 
     def closest_pair(self) -> Tensor:
         """(C,) highest cosine between two prototypes of one class; -1 for K = 1."""

@@ -1,0 +1,82 @@
+"""Small networks and runs that tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from protoseg.checkpoint import CheckpointInfo, package_versions
+from protoseg.config import Config, parse_config
+from protoseg.manifest import ClassInfo, InputRule
+from protoseg.models.segmenter import Segmenter, build_segmenter
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+
+# A network and a data set that train in a fraction of a second a step.
+TINY = {
+    "data": {"synthetic": {"num_labeled": 4, "num_unlabeled": 6, "num_val": 3, "height": 40, "width": 48}},
+    "views": {"crop": [32, 32]},
+    "model": {"architecture": "deeplabv3plus", "encoder": "test_resnet", "decoder_channels": 32},
+    "prototypes": {"num_prototypes": 2, "grid": 8},
+    "pseudo_labels": {"threshold": 0.3},
+    "train": {
+        "max_steps": 6, "warmup_steps": 2, "batch_size": 2, "log_every": 1, "trackers": [],
+    },
+}  # fmt: skip
+
+
+def tiny_config(**sections: dict[str, object]) -> Config:
+    """The tiny configuration with sections merged over it."""
+    raw: dict[str, dict[str, object]] = {key: dict(value) for key, value in TINY.items()}
+    for section, values in sections.items():
+        raw[section] = {**raw.get(section, {}), **values}
+    return parse_config(raw)
+
+
+def tiny_segmenter(num_classes: int = 3, seed: int = 0, **model: object) -> Segmenter:
+    """A random network with started prototypes, in eval mode."""
+    config = tiny_config(model=dict(model))
+    torch.manual_seed(seed)
+    segmenter = build_segmenter(config.model, config.prototypes, num_classes=num_classes)
+    generator = torch.Generator().manual_seed(seed)
+    dim, count = segmenter.network.feature_dim, config.prototypes.num_prototypes
+    segmenter.bank.start({c: torch.randn(count, dim, generator=generator) for c in range(num_classes)})
+    return segmenter.eval()
+
+
+def tiny_info(num_classes: int = 3, **model: object) -> CheckpointInfo:
+    """A description that fits ``tiny_segmenter``."""
+    config = tiny_config(model=dict(model))
+    return CheckpointInfo(
+        name="tiny",
+        step=1,
+        model=config.model,
+        prototypes=config.prototypes,
+        classes=[ClassInfo(name=f"class{i}", color=(40 * i, 10, 200 - 40 * i)) for i in range(num_classes)],
+        ignore_index=255,
+        input=InputRule(
+            channels=3,
+            mean=[0.5] * 3,
+            std=[0.5] * 3,
+            stride_multiple=32,
+            resize=config.data.resize,
+            crop=(32, 32),
+        ),
+        data=config.data,
+        eval=config.eval,
+        data_hashes={},
+        metrics={},
+        method="protoseg",
+        weights_sha256="",
+        versions=package_versions(),
+        git_revision=None,
+    )
+
+
+def quiet_environment() -> dict[str, str]:
+    """Environment for subprocesses: one thread, no launcher settings of an outer run."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "PROTOSEG_"))}
+    paths = [str(PROJECT_ROOT), *filter(None, [kept.get("PYTHONPATH")])]
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
