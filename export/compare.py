@@ -100,6 +100,11 @@ def _margins(logits: Array) -> tuple[Array, Array]:
     return top - second, (1 - np.exp(second - top)) / total
 
 
+def score_key(head: str, names: set[str]) -> str | None:
+    """The scores of a head that are compared: full size if both sides have them, else at the stride."""
+    return next((k for k in (f"{head}_logits", f"{head}_logits_stride") if k in names), None)
+
+
 class Comparator:
     """Adds up comparisons of single batches and judges them at the end.
 
@@ -124,7 +129,8 @@ class Comparator:
         self.gates, self.num_classes, self.head = gates, num_classes, head
         self.active = {"linear": np.ones(num_classes, bool), "prototype": np.asarray(active, bool)}
         self.expected, self.ignore_index = expected, ignore_index
-        self.heads = {h: _HeadTally() for h in HEADS if f"{h}_logits" in expected}
+        self.scores = {h: key for h in HEADS if (key := score_key(h, expected)) is not None}
+        self.heads = {h: _HeadTally() for h in self.scores}
         self.labels = _HeadTally()
         self.output_diff = {name: 0.0 for name in ("confidence", "agreement") if name in expected}
         self.versus = np.zeros((num_classes, num_classes), np.int64)
@@ -185,7 +191,8 @@ class Comparator:
         on_multiple: bool, natural: bool,
     ) -> None:  # fmt: skip
         keep = self.active[head]
-        first, second = reference[f"{head}_logits"][:, keep], candidate[f"{head}_logits"][:, keep]
+        key = self.scores[head]
+        first, second = reference[key][:, keep], candidate[key][:, keep]
         difference = np.abs(first - second)
         largest = float(difference.max())
         tally.largest[on_multiple] = max(tally.largest[on_multiple], largest)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from export.bundle import ACTIVE_KEY, adapt, sample_batches, verify_bundle, with_reports, write_manifest
 from export.cases import Case, dynamic_cases, static_cases
-from export.compare import GATES, HEADS, Comparator, conclude
+from export.compare import GATES, HEADS, Comparator, conclude, score_key
 from export.errors import ExportError, guarded
 from export.graph import probe, produced_names, read_model, to_bytes
 from export.images import NamedImage
@@ -73,9 +73,9 @@ class ProbedOnnx:
 
     def __init__(self, path: Path, layout: Any, provider: Any = "cpu") -> None:
         model = read_model(path)
-        scores = [f"{head}_logits" for head in HEADS]
-        self.names = {value.name for value in model.graph.output} & {*COMPARED_OUTPUTS}
-        self.names |= produced_names(model) & {*scores}
+        produced = produced_names(model)
+        scores = [key for head in HEADS if (key := score_key(head, produced)) is not None]
+        self.names = {value.name for value in model.graph.output} & {*COMPARED_OUTPUTS} | {*scores}
         self.runner = OrtRunner(to_bytes(probe(model, scores)), provider)
         self.layout = layout
         self.description = self.runner.description

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from protoseg.manifest import Head
 from protoseg.models.prototypes import PrototypeBank, unit
 from protoseg.models.segmenter import Segmenter
-from protoseg.pseudo_labels import fuse, pseudo_labels
-from protoseg.pseudo_labels import head_agreement as training_agreement
+from protoseg.pseudo_labels import fuse, head_agreement, pseudo_labels
 
 Layout = Literal["uint8_nchw", "uint8_nhwc", "float32_nchw"]
 
@@ -50,17 +49,25 @@ def probabilities(logits: Tensor) -> Tensor:
     return shifted * shifted.sum(1, keepdim=True).reciprocal()
 
 
-def head_agreement(linear: Tensor, prototype: Tensor) -> Tensor:
-    """``sum_c min(p_linear, p_prototype)`` in [0, 1]: the definition in ``protoseg.pseudo_labels``.
+def agreement_map(linear: Tensor, prototype: Tensor) -> Tensor:
+    """``sum_c min(p_linear, p_prototype)`` in [0, 1], the definition in ``protoseg.pseudo_labels``.
+
+    Taken at the decoder's stride: its caller enlarges the one map that results. Enlarging both heads'
+    scores first costs a fifth of a small network's latency and shows the same places.
 
     Args:
-        linear: (B, C, H, W) probabilities of the linear head.
-        prototype: (B, C, H, W) probabilities of the prototype head.
+        linear: (B, C, Y, X) scores of the linear head.
+        prototype: (B, C, Y, X) scores of the prototype head.
 
     Returns:
-        (B, H, W): one minus the total variation distance of the two distributions.
+        (B, Y, X): one minus the total variation distance of the two distributions.
     """
-    return torch.minimum(linear, prototype).sum(1)
+    return torch.minimum(probabilities(linear), probabilities(prototype)).sum(1)
+
+
+def enlarge(low: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, Y, X) -> (B, C, *size): bilinear with half-pixel centres, as the network's own upsampling."""
+    return nn.functional.interpolate(low, size=size, mode="bilinear", align_corners=False)
 
 
 class FoldedPrototypes(nn.Module):
@@ -73,6 +80,7 @@ class FoldedPrototypes(nn.Module):
     """
 
     weight: Tensor
+    ones: Tensor
     bias: Tensor
     offset: Tensor
 
@@ -82,6 +90,7 @@ class FoldedPrototypes(nn.Module):
         self.pooling = bank.pooling
         weight = unit(bank.prototypes.detach()).flatten(0, 1) / bank.temperature
         self.register_buffer("weight", weight[:, :, None, None].clone())
+        self.register_buffer("ones", torch.ones(1, bank.dim, 1, 1))
         self.register_buffer("bias", bank.class_bias().detach().float().view(1, -1, 1, 1).clone())
         # a prototype of an absent class must not be named as the nearest
         absent = torch.where(bank.active, 0.0, -1e4).repeat_interleave(self.num_prototypes)
@@ -89,7 +98,8 @@ class FoldedPrototypes(nn.Module):
 
     def norm(self, features: Tensor) -> Tensor:
         """(B, D, Y, X) -> (B, 1, Y, X) length, at least 1e-12 so that a zero vector gives no NaN."""
-        return features.square().sum(1, keepdim=True).sqrt().clamp(min=1e-12)
+        # a 1x1 convolution with ones: ONNX Runtime sums over channels ten times faster this way
+        return nn.functional.conv2d(features * features, self.ones).sqrt().clamp(min=1e-12)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D, Y, X) -> logits (B, C, Y, X) and the scores of all prototypes (B, C * K, Y, X)."""
@@ -144,13 +154,11 @@ class ExportModule(nn.Module):
         prototype_low, scores = self.prototypes(features)
         # outputs are cropped at the very end: a label map is far smaller than the scores behind it
         size = self.network.padded_size(height, width)
-        linear = nn.functional.interpolate(linear_low, size=size, mode="bilinear", align_corners=False)
-        prototype = nn.functional.interpolate(prototype_low, size=size, mode="bilinear", align_corners=False)
-        p_linear, p_prototype = probabilities(linear), probabilities(prototype)
-        agreement = head_agreement(p_linear, p_prototype)
+        linear, prototype = enlarge(linear_low, size), enlarge(prototype_low, size)
+        agreement = enlarge(agreement_map(linear_low, prototype_low).unsqueeze(1), size).squeeze(1)
         extra: tuple[Tensor, ...] = ()
         if self.head == "mean":
-            mean = (p_linear + p_prototype) / 2
+            mean = (probabilities(linear) + probabilities(prototype)) / 2
             labels, confidence = mean.argmax(1), mean.amax(1)
             chosen = mean.clamp(min=1e-30).log()
             mean_low = (probabilities(linear_low) + probabilities(prototype_low)) / 2
@@ -206,7 +214,9 @@ class TorchRunner:
         result = {
             "labels": labels.to(label_dtype(bank.num_classes)),
             "confidence": confidence,
-            "agreement": training_agreement(linear, prototype),
+            "agreement": network.upsample(head_agreement(linear_low, prototype_low)[:, None], height, width)[
+                :, 0
+            ],
             "linear_logits": linear,
             "linear_logits_stride": linear_low,
             "prototype_logits": prototype,
