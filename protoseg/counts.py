@@ -49,7 +49,11 @@ class EvalResult:
         return tuple(self.miou)
 
     def to_json(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Plain values for JSON, NaN as null; per-class lists become objects when names are given."""
+        """The metrics as plain values for JSON, NaN as null.
+
+        Per-class lists become objects when names are given. The confusion matrices, which are large,
+        are left out.
+        """
 
         def by_class(values: list[float]) -> Any:
             plain = [_plain(value) for value in values]
@@ -64,7 +68,6 @@ class EvalResult:
             "boundary_f_per_class": {
                 head: by_class(values) for head, values in self.boundary_f_per_class.items()
             },
-            "confusion": {head: table.tolist() for head, table in self.confusion.items()},
             "num_images": self.num_images,
         }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -44,6 +45,7 @@ from protoseg.inference import (
     inference,
     score,
     upsample,
+    usable_device,
 )
 from protoseg.manifest import explain_validation
 from protoseg.models.segmenter import Segmenter
@@ -187,11 +189,17 @@ class Processes:
 
     @classmethod
     def current(cls, device: str | None) -> Processes:
-        """This process and its device; one process on ``device`` when that is named."""
-        if device is not None:
-            return cls(torch.device(device), 0, 1)
-        state = PartialState()
-        return cls(state.device, state.process_index, state.num_processes)
+        """This process, on ``device`` or on what accelerate finds.
+
+        Raises:
+            ValueError: If the device cannot be used.
+        """
+        if device is not None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls(usable_device(device), 0, 1)
+        # sums of CPU tensors need another backend than CUDA's
+        state = PartialState(cpu=device == "cpu")
+        chosen = state.device if device is None else usable_device(device)
+        return cls(chosen, state.process_index, state.num_processes)
 
     def reduce(self, value: Tensor) -> Tensor:
         """Sum over processes."""
@@ -211,7 +219,9 @@ def evaluate_checkpoint(
     """Measure a loaded checkpoint with a progress bar; arguments as ``evaluate_segmenter``."""
     info = checkpoint.info
     mine = len(range(processes.rank, len(samples), processes.world))
-    with tqdm(total=mine, desc=label, unit="image", disable=processes.rank > 0, leave=False) as bar:
+    pause = 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm(total=mine, desc=label, unit="image", disable=processes.rank > 0, leave=False,
+              mininterval=pause) as bar:  # fmt: skip
         return evaluate_segmenter(
             checkpoint.segmenter.to(processes.device),
             samples,
@@ -290,12 +300,16 @@ def run(arguments: argparse.Namespace) -> None:
         "name": info.name, "step": info.step, "weights_sha256": info.weights_sha256,
         "split": arguments.split, "list_sha256": digest, "eval": config.model_dump(mode="json"),
         **results["teacher"].to_json(names),
+        "confusion": {head: table.tolist() for head, table in results["teacher"].confusion.items()},
     }  # fmt: skip
     if "student" in results:
         report["student"] = results["student"].to_json(names)
     for path in (json_path, picture_path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(json_path, json.dumps(report, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(report, indent=2, allow_nan=False)
+    # a row of counts on a line, so that people can read the tables
+    text = re.sub(r"\[\s+([\d\s,]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+    write_text(json_path, text + "\n")
     confusion_picture(results["teacher"].confusion, names, picture_path)
     for name, result in results.items():
         print_lines(

@@ -47,6 +47,21 @@ class Scored(NamedTuple):
     """(B, H, W) probability of that class in [0, 1], float32."""
 
 
+def usable_device(name: str) -> torch.device:
+    """The device called ``name``, after a try.
+
+    Raises:
+        ValueError: If torch does not know it or cannot use it here.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or ["unknown reason"])[0]
+        raise ValueError(f"device {name!r} cannot be used ({reason}); try --device cpu") from error
+    return device
+
+
 def image_batch(images: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:
     """(h, w, C_in) uint8 images of one size -> (B, C_in, h, w) uint8."""
     stacked = np.stack([np.moveaxis(image, -1, 0) for image in images])

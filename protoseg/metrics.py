@@ -161,7 +161,7 @@ def boundary_counts(
         scores.append(_boundary_f(wanted, found, valid, size, radius))
     one = present[:num_classes].long().expand(len(labels_NHW), -1)
     fixed = (torch.cat(scores, 1) * _ONE).round().long()
-    return torch.stack([fixed * one, one], 1)
+    return torch.stack([fixed.to(one.device) * one, one], 1)
 
 
 def boundary_f_per_class(counts: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def _class_bits(label: Tensor, valid: Tensor, first: int, size: int) -> Tensor:
 
 
 def _boundary_f(wanted: Tensor, found: Tensor, valid: Tensor, size: int, radius: int) -> Tensor:
-    """F by class: bits (H, W) of the target and (N, H, W) of predictions -> (N, size) float64."""
+    """F by class: bits (H, W) of the target and (N, H, W) of predictions -> (N, size) float64 on the CPU."""
     target_edge, edge = _edges(wanted, valid), _edges(found, valid)
     num_target = _count_bits(target_edge[None], size)
     num_found = _count_bits(edge, size)
@@ -200,10 +200,10 @@ def _edges(bits: Tensor, valid: Tensor) -> Tensor:
 
 
 def _count_bits(bits: Tensor, size: int) -> Tensor:
-    """Pixels by class: (N, H, W) class sets -> (N, size) float64."""
+    """Pixels by class: (N, H, W) class sets -> (N, size) float64 on the CPU (not all devices have it)."""
     place = torch.arange(size, device=bits.device)
     counts = [((image[image != 0][:, None] >> place) & 1).sum(0) for image in bits]
-    return torch.stack(counts).double()
+    return torch.stack(counts).cpu().double()
 
 
 def dilate(bits: Tensor, radius: int) -> Tensor:

@@ -30,7 +30,16 @@ from protoseg.config import EvalConfig
 from protoseg.data.errors import DataError
 from protoseg.data.images import read_image, resize_image, save_image, save_mask, save_whole
 from protoseg.data.lines import IMAGE_SUFFIXES
-from protoseg.inference import HEADS, HeadName, image_batch, image_logits, inference, score, upsample
+from protoseg.inference import (
+    HEADS,
+    HeadName,
+    image_batch,
+    image_logits,
+    inference,
+    score,
+    upsample,
+    usable_device,
+)
 from protoseg.manifest import InputRule
 from protoseg.models.segmenter import Segmenter
 from protoseg.pictures import as_rgb, palette_picture
@@ -266,13 +275,14 @@ def run(arguments: argparse.Namespace) -> int:
     parts = [part for part in PARTS if not getattr(arguments, f"no_{part.removesuffix('s')}", False)]
     if not has_prototypes:
         parts = [part for part in parts if part != "disagreement"]
-    device = torch.device(arguments.device) if arguments.device else PartialState().device
+    device = usable_device(arguments.device) if arguments.device else PartialState().device
     segmenter.to(device)
     for part in parts:
         (out / part).mkdir(parents=True, exist_ok=True)
     config = info.eval.model_copy(update={"mode": "sliding" if arguments.sliding else "whole"})
     failed = 0
-    with tqdm(total=len(paths), desc="predict", unit="image") as bar:
+    pause = 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm(total=len(paths), desc="predict", unit="image", mininterval=pause) as bar:
         for _path, reason in predict_files(
             segmenter, info, paths, out, head=arguments.head, config=config, parts=parts
         ):

@@ -216,7 +216,7 @@ class Monitor:
         if not dead:
             return []
         return [
-            f"{self._names(dead)} has labelled pixels but got (almost) no pseudo-labels in the last "
+            f"{self._names(dead)}: labelled pixels exist, but (almost) no pseudo-label in the last "
             f"{self.patience} intervals, so only the labels teach it. Lower pseudo_labels.threshold or set "
             "pseudo_labels.per_class=true; prototypes.sampling=balanced helps rare classes"
         ]

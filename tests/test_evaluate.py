@@ -317,6 +317,8 @@ def test_command_writes_numbers_and_picture_into_the_run_folder(run_folder, run_
     report = json.loads((run_folder / "evaluation.json").read_text())
     assert set(report["miou"]) == {"linear", "prototype", "fused"}
     assert report["num_images"] == 3
+    table = np.array(report["confusion"]["linear"])
+    assert np.diag(table).sum() / table.sum() == pytest.approx(report["pixel_accuracy"]["linear"])
     assert report["student"]["miou"]["linear"] != report["miou"]["linear"]
     names = [item.name for item in read_classes(tiny_config().data)]
     assert list(report["per_class"]["linear"]) == names
@@ -348,12 +350,13 @@ def test_command_options(run_folder, tmp_path, capsys):
     [
         (["no-such-run"], "no checkpoint at no-such-run"),
         (["RUN", "--data", "root=nowhere", "kind=files"], "data.kind=files needs"),
+        (["RUN", "--device", "warp"], "device 'warp' cannot be used"),
         (["RUN", "--data", "bad"], "must have the form key.sub=value"),
     ],
 )
 def test_command_explains_what_is_wrong(run_folder, capsys, arguments, message):
     filled = [str(run_folder) if a == "RUN" else a for a in arguments]
-    assert main([*filled, "--device", "cpu"]) == 1
+    assert main(["--device", "cpu", *filled]) == 1
     assert message in capsys.readouterr().err
 
 

@@ -139,7 +139,7 @@ def test_a_dead_class_is_named_after_some_intervals_only():
     stats = MonitorStats(1, pseudo_share=[0.7, 0.3, 0.0])
     assert [watch.update(stats) for _ in range(2)] == [[], []]
     (text,) = watch.update(stats)
-    assert "class 'sign' has labelled pixels" in text
+    assert "class 'sign': labelled pixels exist" in text
     assert "pseudo_labels.per_class=true" in text
     assert watch.update(stats) == []
 
