@@ -20,6 +20,8 @@ from serving.state import ServingState
 logger = logging.getLogger(__name__)
 _WORKER_MODULE = "_bentoml_impl.worker.service"
 _PR_SET_PDEATHSIG = 1
+# process id of the parent, for its workers
+PARENT = "_PROTOSEG_PARENT"
 _tasks: set[asyncio.Task[None]] = set()
 
 
@@ -27,10 +29,9 @@ def tie_to_parent() -> None:
     """Ask the kernel for SIGTERM when the parent dies, so that no worker keeps serving alone."""
     if not sys.platform.startswith("linux"):
         return
-    parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    # it may have died before the kernel knew
-    if os.getppid() != parent:
+    # it may have died while this process was starting
+    if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
         os.kill(os.getpid(), signal.SIGTERM)
 
 

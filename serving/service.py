@@ -20,7 +20,7 @@ from serving.answers import as_response, incoming_of
 from serving.bundle import check_bundle, find_bundle
 from serving.errors import BundleError
 from serving.gateway import Gateway
-from serving.lifecycle import forward_hangup, in_worker, install_worker_signals, tie_to_parent
+from serving.lifecycle import PARENT, forward_hangup, in_worker, install_worker_signals, tie_to_parent
 from serving.log import configure_log
 from serving.pages import make_pages
 from serving.protocol import install_protocol
@@ -111,6 +111,7 @@ def build_service(settings: Settings) -> Any:
             except BundleError as error:
                 sys.exit(f"error: {error}")
             os.environ[PINNED_BUNDLE] = str(folder)
+            os.environ[PARENT] = str(os.getpid())
             forward_hangup()
 
         def __init__(self) -> None:

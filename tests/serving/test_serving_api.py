@@ -15,6 +15,7 @@ from benchmarks.serving_bundle import COLORS, NAMES, make_bundle, sample_image
 from serving.routes import PROBES
 
 Pixels = NDArray[np.uint8]
+PICKLE = {"content-type": "application/vnd.bentoml+pickle"}
 
 
 def read(data: bytes) -> Pixels:
@@ -160,7 +161,7 @@ def test_batch_has_an_error_for_each_bad_item(client: Any, png: bytes, mask: Pix
         ("POST", "/v1/segment", {"json": {"image": "x"}}, (415, "unsupported_media_type")),
         ("POST", "/v1/segment", {"content": b"x", "headers": {"content-type": "multipart/form-data"}},
          (400, "bad_multipart")),
-        ("POST", "/v1/segment", {"content": b"x", "headers": {"content-type": "application/vnd.bentoml+pickle"}},
+        ("POST", "/v1/segment", {"content": b"x", "headers": PICKLE},
          (415, "unsupported_media_type")),
         ("POST", "/v1/segment", {"content": b"x", "headers": {"content-encoding": "gzip"}},
          (415, "content_encoding")),
