@@ -23,6 +23,7 @@ from export.cases import Case, dynamic_cases, static_cases
 from export.compare import GATES, HEADS, Comparator, conclude, score_key
 from export.errors import ExportError, guarded
 from export.graph import probe, produced_names, read_model, to_bytes
+from export.half import SUFFIX
 from export.images import NamedImage
 from export.runtime import OrtRunner, Runner
 from protoseg.manifest import (
@@ -76,7 +77,10 @@ class ProbedOnnx:
         produced = produced_names(model)
         scores = [key for head in HEADS if (key := score_key(head, produced)) is not None]
         self.names = {value.name for value in model.graph.output} & {*COMPARED_OUTPUTS} | {*scores}
-        self.runner = OrtRunner(to_bytes(probe(model, scores)), provider)
+        half_scales = any(
+            node.op_type == "QuantizeLinear" and node.input[1].endswith(SUFFIX) for node in model.graph.node
+        )
+        self.runner = OrtRunner(to_bytes(probe(model, scores)), provider, exact_qdq=half_scales)
         self.layout = layout
         self.description = self.runner.description
 

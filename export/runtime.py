@@ -202,6 +202,8 @@ class OrtRunner:
         provider: ``cpu`` or ``cuda``; falling back silently is an error.
         intra_threads: Threads for one call; None takes ONNX Runtime's default (all cores).
         device: GPU number.
+        exact_qdq: Compute quantise-dequantise pairs one by one. Needed for ``int8`` files (for TensorRT,
+            with half-precision scales): fusing those, ONNX Runtime 1.31 gives wrong numbers on a CPU.
 
     Raises:
         RunnerError: If the file cannot be loaded or the provider did not come up.
@@ -214,6 +216,7 @@ class OrtRunner:
         *,
         intra_threads: int | None = None,
         device: int = 0,
+        exact_qdq: bool = False,
     ) -> None:
         ort = import_onnxruntime()
         name = model if isinstance(model, bytes) else str(model)
@@ -222,6 +225,8 @@ class OrtRunner:
         wanted = ORT_PROVIDERS[provider]
         # errors are collected here as exceptions; its own log would say them twice
         options = default_session_options(intra_threads, severity=4)
+        if exact_qdq:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         providers: list[Any] = [wanted]
         if provider == "cuda":
             _preload_cuda(ort)
@@ -352,14 +357,14 @@ def load_runner(
         return EngineRunner(path, device=device)
     if provider == "tensorrt":
         raise RunnerError(f"{item.name} is not an engine; build one with: python -m export.tensorrt {folder}")
-    if provider != "auto":
-        return OrtRunner(path, provider, intra_threads=intra_threads, device=device)
-    if _cuda_may_work():
+    exact = item.precision == "int8"
+    if provider == "cuda" or (provider == "auto" and _cuda_may_work()):
         try:
-            return OrtRunner(path, "cuda", intra_threads=intra_threads, device=device)
+            return OrtRunner(path, "cuda", intra_threads=intra_threads, device=device, exact_qdq=exact)
         except RunnerError:
-            pass  # auto means the CPU is welcome
-    return OrtRunner(path, "cpu", intra_threads=intra_threads)
+            if provider == "cuda":  # auto welcomes the CPU
+                raise
+    return OrtRunner(path, "cpu", intra_threads=intra_threads, exact_qdq=exact)
 
 
 def _cuda_may_work() -> bool:

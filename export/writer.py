@@ -71,11 +71,13 @@ def measure_baseline(
     )  # fmt: skip
 
 
-def measure_latency(path: Path, layout: Layout, shape: tuple[int, int, int, int]) -> float:
+def measure_latency(
+    path: Path, layout: Layout, shape: tuple[int, int, int, int], *, exact_qdq: bool = False
+) -> float:
     """Median of five calls after two, in ms on the CPU; a first impression, not a benchmark."""
     image = adapt(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), layout)
     seconds = []
-    with OrtRunner(path) as runner:
+    with OrtRunner(path, exact_qdq=exact_qdq) as runner:
         for _ in range(7):
             start = time.perf_counter()
             runner(image)
