@@ -93,22 +93,34 @@ def _check_file(folder: Path, name: str, expected: str) -> None:
         )
 
 
-def select_file(manifest: Manifest, settings: Settings) -> ArtifactFile:
-    """The ONNX file to serve.
+def select_files(manifest: Manifest, settings: Settings) -> list[ArtifactFile]:
+    """The files that may be served, best first: proven TensorRT engines, then the ONNX file.
 
     Raises:
-        BundleError: If the wanted precision is missing or its parity did not pass.
+        BundleError: If the wanted kind or precision is missing or its parity did not pass.
     """
-    files = [f for f in manifest.files if f.kind == "onnx" and f.precision == settings.precision]
+    precision = settings.precision
+    found: list[ArtifactFile] = []
+    if settings.backend != "onnx" and settings.device != "cpu":
+        engines = [f for f in manifest.servable() if f.kind in ("tensorrt", "tensorrt_rtx")]
+        found = [f for f in engines if precision in (None, f.precision)]
+    if settings.backend == "tensorrt":
+        if not found:
+            raise BundleError(
+                f"the bundle has no proven TensorRT engine{f' of {precision}' if precision else ''}; "
+                "make one with: python -m export.tensorrt BUNDLE"
+            )
+        return found
+    wanted = precision or "fp32"
+    files = [f for f in manifest.files if f.kind == "onnx" and f.precision == wanted]
     if not files:
         has = ", ".join(sorted({f.precision for f in manifest.files if f.kind == "onnx"}))
         raise BundleError(
-            f"the bundle has no {settings.precision} ONNX file (it has {has or 'none'}); export with "
-            f"--precision {settings.precision}, or set PROTOSEG_PRECISION"
+            f"the bundle has no {wanted} ONNX file (it has {has or 'none'}); export with "
+            f"--precision {wanted}, or set PROTOSEG_PRECISION"
         )
-    artifact = files[0]
-    check_parity(artifact)
-    return artifact
+    check_parity(files[0])
+    return [*found, files[0]]
 
 
 def check_parity(artifact: ArtifactFile) -> None:
@@ -125,8 +137,11 @@ def check_parity(artifact: ArtifactFile) -> None:
         )
 
 
-def check_bundle(folder: Path, settings: Settings) -> Bundle:
+def check_bundle(folder: Path, settings: Settings) -> list[Bundle]:
     """Read the manifest and check everything that needs no runtime.
+
+    Returns:
+        One bundle for each file that may be served, best first.
 
     Raises:
         BundleError: With one line that says what is wrong and what to do.
@@ -135,22 +150,23 @@ def check_bundle(folder: Path, settings: Settings) -> Bundle:
         manifest = read_manifest(folder)
     except ManifestError as error:
         raise BundleError(str(error)) from error
-    artifact = select_file(manifest, settings)
-    outputs = {item.name: item.dtype for item in artifact.outputs}
-    if outputs.get("labels") != "uint8":
-        raise BundleError(
-            f"{artifact.name} has no output labels of uint8 (it has {outputs or 'none'}); export it "
-            "again with at most 256 classes"
-        )
+    artifacts = select_files(manifest, settings)
     if manifest.input.channels not in (1, 3, 4):
         raise BundleError(
             f"the network takes {manifest.input.channels} channels; the service reads images of 1, 3 or 4"
         )
-    _check_file(folder, artifact.name, artifact.sha256)
+    for artifact in artifacts:
+        outputs = {item.name: item.dtype for item in artifact.outputs}
+        if outputs.get("labels") != "uint8":
+            raise BundleError(
+                f"{artifact.name} has no output labels of uint8 (it has {outputs or 'none'}); export it "
+                "again with at most 256 classes"
+            )
+        _check_file(folder, artifact.name, artifact.sha256)
     for sample in manifest.samples:
         for name, expected in sample.sha256.items():
             _check_file(folder, name, expected)
-    return Bundle(folder, manifest, artifact)
+    return [Bundle(folder, manifest, artifact) for artifact in artifacts]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -162,13 +178,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("bundle", nargs="?", help="bundle folder (default: as the service finds it)")
     args = parser.parse_args(argv)
-    from serving.engine import Engine
+    from serving.engine import open_engine
 
     try:
         settings = load_settings()
-        bundle = check_bundle(find_bundle(args.bundle or settings.model), settings)
-        with Engine(bundle, settings) as engine:
-            line = f"{bundle.folder}: {bundle.artifact.name} runs on {engine.runtime}"
+        engine = open_engine(find_bundle(args.bundle or settings.model), settings)
+        line = f"{engine.bundle.folder}: {engine.bundle.artifact.name} runs on {engine.runtime}"
+        engine.close()
     except (BundleError, SettingsError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

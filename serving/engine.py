@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.batching import MicroBatcher, Result
-from serving.bundle import Bundle
+from serving.bundle import Bundle, check_bundle
 from serving.errors import BundleError
 from serving.images import Pixels, resize
 from serving.outputs import Labels, Scores, make_palette
@@ -28,6 +30,7 @@ cv2.setNumThreads(1)
 # labels of a sample may differ at ties between runtimes and precisions, and nowhere else
 MIN_SAMPLE_AGREEMENT = {"fp32": 0.999, "fp16": 0.99, "int8": 0.95, "int8-cpu": 0.95}
 _MIN_TILE = 512
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -341,6 +344,21 @@ class Engine:
         if self.batcher is not None:
             self.batcher.close()
         self._runner.close()
+
+
+def open_engine(folder: Path, settings: Settings) -> Engine:
+    """Check a bundle and load the best of its files that works here.
+
+    Raises:
+        BundleError: If none can be served.
+    """
+    bundles = check_bundle(folder, settings)
+    for bundle in bundles[:-1]:
+        try:
+            return Engine(bundle, settings)
+        except BundleError as error:
+            logger.warning("%s is passed over: %s", bundle.artifact.name, error)
+    return Engine(bundles[-1], settings)
 
 
 def _fit(result: Prediction, size: tuple[int, int]) -> Prediction:

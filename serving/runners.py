@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from export.errors import ExportError
-from export.runtime import OrtRunner, load_runner
+from export.runtime import OrtRunner, Provider, load_runner
 from export.runtime import Runner as NetworkRunner
 from serving.bundle import Bundle
 from serving.errors import BundleError
 from serving.prune import prune_outputs
 from serving.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
@@ -76,8 +73,10 @@ def open_runner(bundle: Bundle, settings: Settings) -> Runner:
     Raises:
         BundleError: If it cannot run here as asked.
     """
-    provider: Literal["auto", "cpu", "cuda"] = settings.device
-    if bundle.artifact.precision == "int8-cpu":
+    provider: Provider = settings.device
+    if bundle.artifact.kind != "onnx":
+        provider = "tensorrt"
+    elif bundle.artifact.precision == "int8-cpu":
         provider = "cpu"
     try:
         full = load_runner(
@@ -90,6 +89,6 @@ def open_runner(bundle: Bundle, settings: Settings) -> Runner:
             # on a GPU the other outputs cost little and the weights' memory counts
             model = prune_outputs(bundle.path.read_bytes(), wanted)
             lean = OrtRunner(model, "cpu", intra_threads=settings.intra_threads)
-    except (ExportError, ValueError, OSError) as error:
+    except (ExportError, ImportError, ValueError, OSError) as error:
         raise BundleError(" ".join(str(error).split())) from error
     return VariantRunner(full, lean)

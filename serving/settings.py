@@ -45,8 +45,8 @@ class Settings(BaseModel):
     """``auto`` takes a TensorRT engine whose sidecar fits this machine, else ONNX Runtime."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where ONNX Runtime runs; ``auto`` takes CUDA where it really works."""
-    precision: Literal["fp32", "fp16", "int8", "int8-cpu"] = "fp32"
-    """Which of the bundle's files is served."""
+    precision: Literal["fp32", "fp16", "int8", "int8-cpu"] | None = None
+    """Which of the bundle's files is served; null takes the fp32 graph, or any proven engine."""
     workers: int = Field(1, ge=1, le=64)
     """Worker processes."""
     threads: int | None = Field(None, ge=1, le=256)

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from serving.bundle import check_bundle, find_bundle
-from serving.engine import Engine
+from serving.bundle import find_bundle
+from serving.engine import Engine, open_engine
 from serving.errors import BundleError, RequestState, ServingError
 from serving.hard_samples import HardSamples
 from serving.images import ImageLimits
@@ -108,7 +108,7 @@ class ServingState:
             self._engine = None
 
     def _open(self, folder: Path) -> Engine:
-        return Engine(check_bundle(folder, self.settings), self.settings)
+        return open_engine(folder, self.settings)
 
     def _swap(self, engine: Engine) -> None:
         old, self._engine = self._engine, engine

@@ -32,7 +32,7 @@ def edit(bundle: Path, change: Edit) -> None:
 
 
 def test_a_good_bundle_passes(bundle: Path) -> None:
-    checked = check_bundle(bundle, Settings())
+    (checked,) = check_bundle(bundle, Settings())
     assert checked.path == bundle / "model.onnx"
     assert checked.manifest.name == "nearest-color"
 
@@ -66,7 +66,7 @@ def set_key(*keys: Any, value: Any) -> Edit:
 def test_bad_manifests_give_one_line(copy: Path, change: Edit, says: str | None) -> None:
     edit(copy, change)
     if says is None:
-        assert check_bundle(copy, Settings()).folder == copy
+        assert check_bundle(copy, Settings())[0].folder == copy
         return
     with pytest.raises(BundleError) as caught:
         check_bundle(copy, Settings())
@@ -148,3 +148,29 @@ def test_a_graph_that_does_not_load_is_one_line(tmp_path: Path, capsys: pytest.C
     error = capsys.readouterr().err
     assert error.startswith("error: ONNX Runtime cannot load")
     assert error.count("\n") == 1
+
+
+def test_proven_engines_come_first_and_onnx_steps_in(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from protoseg.manifest import sha256_file
+    from serving.engine import open_engine
+
+    (copy / "model.plan").write_bytes(b"not an engine")
+
+    def add(manifest: dict[str, Any]) -> None:
+        changes = {"name": "model.plan", "kind": "tensorrt", "precision": "fp16", "opset": None}
+        changes["sha256"] = sha256_file(copy / "model.plan")
+        manifest["files"].append(manifest["files"][0] | changes)
+
+    edit(copy, add)
+    names = [item.artifact.name for item in check_bundle(copy, Settings())]
+    assert names == ["model.plan", "model.onnx"]
+    for settings in (Settings(device="cpu"), Settings(backend="onnx"), Settings(precision="fp32")):
+        assert [item.artifact.name for item in check_bundle(copy, settings)] == ["model.onnx"]
+    engine = open_engine(copy, Settings())
+    assert engine.bundle.artifact.name == "model.onnx"
+    assert "model.plan is passed over" in caplog.text
+    engine.close()
+    with pytest.raises(BundleError):
+        open_engine(copy, Settings(backend="tensorrt"))
+    with pytest.raises(BundleError, match=r"export\.tensorrt"):
+        check_bundle(copy, Settings(backend="tensorrt", precision="int8"))

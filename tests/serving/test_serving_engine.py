@@ -16,8 +16,7 @@ from onnx import TensorProto, helper
 from benchmarks.serving_bundle import COLORS, build_model, make_bundle, sample_image
 from protoseg.config import ResizeConfig
 from protoseg.manifest import sha256_file
-from serving.bundle import check_bundle
-from serving.engine import Engine
+from serving.engine import Engine, open_engine
 from serving.errors import BundleError
 from serving.prune import prune_outputs
 from serving.settings import Settings
@@ -29,7 +28,7 @@ Open = Callable[..., Engine]
 
 def load(folder: Path, **settings: Any) -> Engine:
     values = Settings(**settings)
-    return Engine(check_bundle(folder, values), values)
+    return open_engine(folder, values)
 
 
 def nearest_color(image: NDArray[np.uint8]) -> NDArray[np.intp]:
