@@ -104,4 +104,4 @@ def test_the_service_imports_without_torch_or_a_model() -> None:
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert done.stdout.strip() == "[]"
