@@ -1,0 +1,301 @@
+"""The attack table: stock BentoML and this service under the same hostile requests, on 127.0.0.1 only.
+
+Every attack is bounded in bytes and time; the servers may use at most ``--memory`` GiB of address space.
+Example: ``python -m benchmarks.serving_attacks``
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import resource
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import psutil
+from PIL import Image
+
+from benchmarks.common import write_result
+from benchmarks.serving_bundle import make_bundle, sample_image
+from benchmarks.serving_server import Server
+
+Attack = Callable[["Target"], str]
+
+
+def png_bomb(side: int) -> bytes:
+    """A small PNG of side x side black pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer = zlib.compressobj(9)
+    row = bytes(1 + (side + 7) // 8)
+    rows = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+class Target:
+    """A running server and where its segmentation is."""
+
+    def __init__(self, server: Server, path: str) -> None:
+        self.server = server
+        self.path = path
+        buffer = io.BytesIO()
+        Image.fromarray(sample_image(256, 256)).save(buffer, "PNG")
+        self.image = buffer.getvalue()
+
+    def post(self, data: bytes, name: str = "image", timeout: float = 60.0, **options: Any) -> str:
+        """Status and first words of an answer."""
+        try:
+            files = {name: ("a.png", data, "image/png")}
+            response = httpx.post(self.server.url + self.path, files=files, timeout=timeout, **options)
+            return describe(response)
+        except httpx.HTTPError as error:
+            return f"no answer ({type(error).__name__})"
+
+    def raw(self, data: bytes) -> socket.socket:
+        """A connection that has sent ``data``."""
+        peer = socket.create_connection(("127.0.0.1", self.server.port), timeout=30)
+        peer.sendall(data)
+        return peer
+
+    def head(self, *lines: str) -> bytes:
+        """A request head."""
+        return "\r\n".join([f"POST {self.path} HTTP/1.1", "Host: x", *lines, "", ""]).encode()
+
+    def healthy(self) -> bool:
+        """Whether an ordinary request is answered."""
+        return self.post(self.image, timeout=30).startswith("200")
+
+    def memory(self) -> float:
+        """Resident MiB of all workers."""
+        total = 0.0
+        for worker in self.server.workers():
+            with contextlib.suppress(psutil.Error):
+                total += worker.memory_info().rss / 2**20
+        return total
+
+
+def describe(response: httpx.Response) -> str:
+    """Status, and the code of an error."""
+    try:
+        return f"{response.status_code} {response.json()['error']['code']}"
+    except (ValueError, KeyError, TypeError):
+        return str(response.status_code)
+
+
+def first_line(peer: socket.socket, seconds: float) -> str:
+    """What a raw connection answers within a time."""
+    peer.settimeout(seconds)
+    start = time.monotonic()
+    try:
+        data = peer.recv(200)
+    except TimeoutError:
+        return f"open after {seconds:g} s"
+    except OSError:
+        return f"reset after {time.monotonic() - start:.1f} s"
+    finally:
+        peer.close()
+    if not data:
+        return f"closed after {time.monotonic() - start:.1f} s"
+    return data.split(b"\r\n")[0].decode("latin-1").removeprefix("HTTP/1.1 ")
+
+
+def large_body(target: Target, size: int) -> str:
+    """A body of ``size`` bytes in pieces."""
+
+    def pieces() -> Any:
+        for _ in range(size >> 20):
+            yield bytes(1 << 20)
+
+    boundary = "x" * 20
+    start = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+    length = len(start) + (size >> 20 << 20) + len(boundary) + 8
+    peer = target.raw(
+        target.head(f"Content-Type: multipart/form-data; boundary={boundary}", f"Content-Length: {length}")
+    )
+    sent = 0
+    try:
+        peer.sendall(start.encode())
+        for piece in pieces():
+            peer.sendall(piece)
+            sent += len(piece)
+        peer.sendall(f"\r\n--{boundary}--\r\n".encode())
+    except OSError:
+        peer.close()
+        return f"refused after {sent >> 20} MiB"
+    answer = first_line(peer, 60)
+    return f"{answer} after {sent >> 20} MiB"
+
+
+def chunked_body(target: Target, size: int) -> str:
+    """A chunked body that goes on and on."""
+    head = target.head("Content-Type: application/octet-stream", "Transfer-Encoding: chunked")
+    peer = target.raw(head)
+    sent = 0
+    try:
+        while sent < size:
+            peer.sendall(b"100000\r\n" + bytes(0x100000) + b"\r\n")
+            sent += 0x100000
+        peer.sendall(b"0\r\n\r\n")
+    except OSError:
+        peer.close()
+        return f"refused after {sent >> 20} MiB"
+    return f"{first_line(peer, 60)} after {sent >> 20} MiB"
+
+
+def slow_head(target: Target, seconds: float) -> str:
+    """A request head of one line that is never finished."""
+    return first_line(target.raw(b"POST / HTTP/1.1\r\nHost: x\r\n"), seconds)
+
+
+def slow_body(target: Target, seconds: float) -> str:
+    """A body of which one byte a second arrives."""
+    peer = target.raw(target.head("Content-Type: application/octet-stream", "Content-Length: 1000"))
+    stop = threading.Event()
+
+    def drip() -> None:
+        while not stop.wait(1):
+            with contextlib.suppress(OSError):
+                peer.send(b"x")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        return first_line(peer, seconds)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def random_paths(target: Target, count: int) -> str:
+    """Many paths that do not exist."""
+    with httpx.Client(timeout=60) as client:
+        for number in range(count):
+            client.get(f"{target.server.url}/random/{number}")
+        start = time.monotonic()
+        try:
+            text = client.get(f"{target.server.url}/metrics").text
+        except httpx.HTTPError as error:
+            return f"/metrics: {type(error).__name__}"
+    return f"/metrics {len(text) // 1024} KiB in {time.monotonic() - start:.1f} s"
+
+
+def disconnects(target: Target, count: int) -> str:
+    """Clients that leave in the middle of their body, and after it."""
+    boundary = "y" * 20
+    content_type = f"Content-Type: multipart/form-data; boundary={boundary}"
+    start = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+    body = start.encode() + target.image + f"\r\n--{boundary}--\r\n".encode()
+    for number in range(count):
+        sent = body if number % 2 else body[: len(body) // 2]
+        target.raw(target.head(content_type, f"Content-Length: {len(body)}") + sent).close()
+    return "healthy" if target.healthy() else "no answer afterwards"
+
+
+def bad_multipart(target: Target) -> str:
+    """A multipart body without its boundary."""
+    headers = {"content-type": "multipart/form-data; boundary=zz"}
+    try:
+        response = httpx.post(target.server.url + target.path, content=b"abc", headers=headers, timeout=30)
+    except httpx.HTTPError as error:
+        return type(error).__name__
+    return describe(response)
+
+
+def attacks(args: argparse.Namespace) -> dict[str, Attack]:
+    """All attacks by name."""
+    bomb = png_bomb(args.bomb_side)
+    return {
+        "text instead of an image": lambda t: t.post(b"hello"),
+        "bad multipart": bad_multipart,
+        "JPEG labelled as PNG, cut short": lambda t: t.post(b"\xff\xd8\xff\xe0" + bytes(200)),
+        "lying Content-Length (1 GB, 2 bytes sent)": lambda t: first_line(
+            t.raw(t.head("Content-Type: image/png", f"Content-Length: {10**9}") + b"ab"), args.patience
+        ),
+        "head that never ends": lambda t: slow_head(t, args.patience),
+        "body of one byte a second": lambda t: slow_body(t, args.patience),
+        f"{args.paths} random paths": lambda t: random_paths(t, args.paths),
+        f"{args.disconnects} disconnects": lambda t: disconnects(t, args.disconnects),
+        f"{args.body_mib} MiB body": lambda t: large_body(t, args.body_mib << 20),
+        f"chunked body of {args.body_mib} MiB": lambda t: chunked_body(t, args.body_mib << 20),
+        f"PNG of {args.bomb_side}x{args.bomb_side} in {len(bomb) // 1024} KiB": lambda t: t.post(bomb),
+    }
+
+
+def attack(target: Target, run: Attack) -> dict[str, Any]:
+    """Outcome, seconds and memory of one attack, and whether the server is well afterwards."""
+    before, peak = target.memory(), 0.0
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.05):
+            peak = max(peak, target.memory())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    start = time.monotonic()
+    try:
+        outcome = run(target)
+    except OSError as error:
+        outcome = type(error).__name__
+    seconds = time.monotonic() - start
+    done.set()
+    thread.join()
+    return {
+        "outcome": outcome, "seconds": round(seconds, 1), "before_mib": round(before),
+        "peak_mib": round(max(peak, before)), "after_mib": round(target.memory()),
+        "healthy_after": target.healthy(),
+    }  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Attack both servers and write ``results/serving_attacks.json``."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--paths", type=int, default=5000, help="random paths")
+    parser.add_argument("--body-mib", type=int, default=300, help="size of the large body in MiB")
+    parser.add_argument("--bomb-side", type=int, default=9000, help="side of the PNG bomb in pixels")
+    parser.add_argument("--disconnects", type=int, default=200, help="clients that leave early")
+    parser.add_argument("--patience", type=float, default=30.0, help="seconds to wait for slow attacks")
+    parser.add_argument("--memory", type=float, default=12.0, help="address space of a server in GiB")
+    parser.add_argument("--only", choices=["stock", "protoseg"], help="attack one server only")
+    parser.add_argument("--name", default="serving_attacks", help="name of the result file")
+    args = parser.parse_args(argv)
+    limit = int(args.memory * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    table: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = make_bundle(folder)
+        stock = ({"BENCH_BUNDLE": str(bundle)}, "benchmarks.serving_baselines:Stock", "/segment")
+        ours = ({"PROTOSEG_MODEL": str(bundle)}, "serving:svc", "/v1/segment")
+        for name, (environ, target, path) in {"stock": stock, "protoseg": ours}.items():
+            if args.only not in (None, name):
+                continue
+            with Server(environ, target=target) as server:
+                server.wait_ready()
+                victim = Target(server, path)
+                assert victim.healthy(), server.text()
+                for title, run in attacks(args).items():
+                    table.setdefault(title, {})[name] = row = attack(victim, run)
+                    print(f"{name:9s} {title}: {row}", flush=True)
+    verdicts = Counter(row["healthy_after"] for rows in table.values() for row in rows.values())
+    print(write_result(args.name, {"settings": vars(args), "table": table}))
+    return 0 if args.only == "stock" or verdicts[True] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""What people write first, to compare the service with: stock BentoML, and FastAPI with torch.
+
+``bentoml serve benchmarks.serving_baselines:Stock`` (BENCH_BUNDLE names the bundle) and
+``uvicorn --factory benchmarks.serving_baselines:make_fastapi`` (BENCH_CHECKPOINT names the checkpoint).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import bentoml
+import numpy as np
+from PIL import Image as PilImage
+from PIL.Image import Image
+
+
+@bentoml.service(name="stock", traffic={"timeout": 60})
+class Stock:
+    """PIL image in, PIL image out, as BentoML's own examples do it."""
+
+    def __init__(self) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        model = Path(os.environ["BENCH_BUNDLE"]) / "model.onnx"
+        self.session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+    @bentoml.api
+    def segment(self, image: Image) -> Image:
+        """Mask of an image."""
+        array = np.asarray(image.convert("RGB"))
+        batch = np.ascontiguousarray(array.transpose(2, 0, 1)[None])
+        labels = self.session.run(["labels"], {"image": batch})[0][0]
+        return PilImage.fromarray(labels)
+
+
+def make_fastapi() -> Any:
+    """A plain FastAPI service around the checkpoint in torch (needs fastapi, which is not a dependency)."""
+    import torch
+    from fastapi import FastAPI, Request, Response
+
+    from protoseg.checkpoint import load_checkpoint
+    from protoseg.predict import predict_image
+
+    torch.set_num_threads(1)
+    checkpoint = load_checkpoint(os.environ["BENCH_CHECKPOINT"])
+    app = FastAPI()
+
+    @app.get("/readyz")
+    def ready() -> str:
+        return "ok"
+
+    def mask(data: bytes) -> bytes:
+        image = np.array(PilImage.open(io.BytesIO(data)).convert("RGB"))
+        result = predict_image(checkpoint.segmenter, image, checkpoint.info.input)
+        buffer = io.BytesIO()
+        PilImage.fromarray(result.labels).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    @app.post("/segment")
+    async def segment(request: Request) -> Response:
+        data = await request.body()
+        from starlette.concurrency import run_in_threadpool
+
+        return Response(await run_in_threadpool(mask, data), media_type="image/png")
+
+    # annotations of nested functions are strings that FastAPI cannot resolve
+    segment.__annotations__ = {"request": Request, "return": Response}
+    return app

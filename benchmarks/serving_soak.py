@@ -1,0 +1,261 @@
+"""Load and fuzz: many clients for a while, many requests, many damaged images; statuses, latency, memory.
+
+Loads 127.0.0.1 only. Example: ``python -m benchmarks.serving_soak --clients 64 --seconds 60 --requests 10000
+--fuzz 10000``
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.common import write_result
+from benchmarks.serving_bundle import make_bundle, sample_image
+from benchmarks.serving_server import Server
+
+
+def encode(pixels: NDArray[np.uint8], kind: str, **options: Any) -> bytes:
+    """An image file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def memory_mib(server: Server) -> float:
+    """Resident MiB of all workers."""
+    total = 0.0
+    for worker in server.workers():
+        try:
+            total += worker.memory_info().rss / 2**20
+        except psutil.Error:
+            continue
+    return round(total, 1)
+
+
+def percentile(values: list[float], share: float) -> float:
+    """A percentile in milliseconds."""
+    if not values:
+        return 0.0
+    ordered = sorted(values)
+    return round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1)
+
+
+def overload(server: Server, image: bytes, clients: int, seconds: float) -> dict[str, Any]:
+    """``clients`` at once for a while, each without a pause."""
+    statuses: Counter[str] = Counter()
+    latencies: list[float] = []
+    lock = threading.Lock()
+    end = time.monotonic() + seconds
+    before = memory_mib(server)
+    series: list[float] = []
+
+    def client() -> None:
+        with httpx.Client(timeout=60) as http:
+            while time.monotonic() < end:
+                start = time.monotonic()
+                try:
+                    status = str(http.post(f"{server.url}/v1/segment", content=image).status_code)
+                except httpx.HTTPError as error:
+                    status = type(error).__name__
+                with lock:
+                    statuses[status] += 1
+                    if status == "200":
+                        latencies.append(time.monotonic() - start)
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    while time.monotonic() < end:
+        time.sleep(1)
+        series.append(memory_mib(server))
+    for thread in threads:
+        thread.join()
+    return {
+        "clients": clients, "seconds": seconds, "statuses": dict(statuses),
+        "latency_ms_of_200": {f"p{round(100 * p)}": percentile(latencies, p) for p in (0.5, 0.95, 0.99)},
+        "slowest_ms_of_200": percentile(latencies, 1.0),
+        "memory_mib": {"before": before, "max": max(series, default=0), "after": memory_mib(server)},
+        "only_200_and_503": set(statuses) <= {"200", "503"},
+    }  # fmt: skip
+
+
+def endurance(server: Server, count: int) -> dict[str, Any]:
+    """``count`` requests of changing sizes and outputs; memory after every tenth of them."""
+    rng = np.random.default_rng(1)
+    images = [
+        encode(sample_image(int(h), int(w)), kind)
+        for h, w in rng.integers(32, 320, (40, 2))
+        for kind in ("JPEG", "PNG")
+    ]
+    outputs = ("mask", "mask", "mask", "json", "rle", "polygons", "overlay", "confidence", "hf")
+    statuses: Counter[int] = Counter()
+    series = [memory_mib(server)]
+    with httpx.Client(timeout=60) as http:
+
+        def one(number: int) -> int:
+            path = f"{server.url}/v1/segment?output={outputs[number % len(outputs)]}"
+            return http.post(path, content=images[number % len(images)]).status_code
+
+        with ThreadPoolExecutor(2) as pool:
+            for part in range(10):
+                first, last = part * count // 10, (part + 1) * count // 10
+                statuses.update(pool.map(one, range(first, last)))
+                series.append(memory_mib(server))
+    late = series[len(series) // 2 :]
+    slope = statistics.linear_regression(range(len(late)), late).slope
+    return {
+        "requests": count, "statuses": {str(k): v for k, v in statuses.items()}, "memory_mib": series,
+        "growth_mib_second_half": round(late[-1] - late[0], 1),
+        "slope_mib_per_1000": round(slope * 10_000 / count, 2),
+    }  # fmt: skip
+
+
+def mutated(rng: np.random.Generator, seeds: list[bytes]) -> bytes:
+    """A damaged copy of a seed: bytes changed, cut, doubled or swapped with another's."""
+    data = bytearray(seeds[int(rng.integers(len(seeds)))])
+    kind = rng.random()
+    if kind < 0.2:
+        del data[int(rng.integers(len(data))) :]
+    elif kind < 0.3:
+        other = seeds[int(rng.integers(len(seeds)))]
+        cut = int(rng.integers(len(data)))
+        data[cut:] = other[int(rng.integers(len(other))) :]
+    elif kind < 0.4:
+        start = int(rng.integers(len(data)))
+        data[start:start] = data[start : start + int(rng.integers(1, 200))]
+    for _ in range(int(rng.integers(0, 6))):
+        if data:
+            data[int(rng.integers(len(data)))] = int(rng.integers(256))
+    return bytes(data)
+
+
+def fuzz_request(rng: np.random.Generator, data: bytes) -> dict[str, Any]:
+    """Arguments of one hostile request."""
+    words = ["mask", "json", "rle", "polygons", "overlay", "hf", "confidence", "\0", "é", "x" * 300, ""]
+    form = "multipart/form-data"
+    kinds = [
+        "image/png",
+        "application/octet-stream",
+        form,
+        f"{form}; boundary=a",
+        "text/plain",
+        "image/svg+xml",
+    ]
+
+    def word() -> str:
+        return words[int(rng.integers(len(words)))]
+
+    names = ["output", "alpha", "classes", "tile", "size", "simplify", "format", "nope"]
+    params = {names[int(rng.integers(len(names)))]: word() for _ in range(int(rng.integers(3)))}
+    draw = rng.random()
+    if draw < 0.6:
+        return {"content": data, "params": params}
+    if draw < 0.85:
+        return {"files": {("image", "file", "other")[int(rng.integers(3))]: (word(), data)}, "params": params}
+    headers = {"content-type": kinds[int(rng.integers(len(kinds)))]}
+    return {"content": data, "params": params, "headers": headers}
+
+
+def fuzz(server: Server, count: int, seed: int, failures: Path) -> dict[str, Any]:
+    """``count`` mutated requests; every 5xx but 503 and 504 is a failure and is kept as a file."""
+    rng = np.random.default_rng(seed)
+    pixels = sample_image(48, 64)
+    seeds = [
+        encode(pixels, "PNG"), encode(pixels, "JPEG"), encode(pixels, "JPEG", progressive=True),
+        encode(pixels, "WEBP"), encode(pixels, "WEBP", lossless=True), encode(pixels, "BMP"),
+        encode(pixels[..., 0], "PNG"), encode(pixels[..., 0].astype(np.uint16) * 257, "PNG"),
+    ]  # fmt: skip
+    paths = (
+        "/v1/segment",
+        "/v1/segment",
+        "/v1/segment",
+        "/v1/segment/batch",
+        "/v2/models/nearest-color/infer",
+    )
+    statuses: Counter[str] = Counter()
+    bad: list[str] = []
+    before, peak = memory_mib(server), 0.0
+    workers = {worker.pid for worker in server.workers()}
+    with httpx.Client(timeout=60) as http:
+        for number in range(count):
+            data = mutated(rng, seeds)
+            path = paths[int(rng.integers(len(paths)))]
+            try:
+                status = http.post(server.url + path, **fuzz_request(rng, data)).status_code
+            except httpx.HTTPError as error:
+                status = 0
+                bad.append(f"{number}: {type(error).__name__}")
+            statuses[str(status)] += 1
+            if status == 0 or (status >= 500 and status not in (503, 504)):
+                failures.mkdir(parents=True, exist_ok=True)
+                (failures / f"{number}.bin").write_bytes(data)
+                bad.append(f"{number}: {status} {path}")
+            if number % 100 == 0:
+                peak = max(peak, memory_mib(server))
+    return {
+        "requests": count, "seed": seed, "statuses": dict(statuses), "failures": bad[:20],
+        "memory_mib": {"before": before, "max": peak, "after": memory_mib(server)},
+        "same_workers": workers == {worker.pid for worker in server.workers()},
+    }  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the parts asked for and write a result; exit code 1 when a promise is broken."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bundle", nargs="?", help="bundle (default: a made network)")
+    parser.add_argument("--clients", type=int, default=64, help="clients at once")
+    parser.add_argument("--seconds", type=float, default=0, help="seconds of overload (0: none)")
+    parser.add_argument("--requests", type=int, default=0, help="requests of the endurance run (0: none)")
+    parser.add_argument("--fuzz", type=int, default=0, help="mutated requests (0: none)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the mutations")
+    parser.add_argument("--workers", type=int, default=1, help="worker processes")
+    parser.add_argument("--width", type=int, default=16, help="channels of the made network")
+    parser.add_argument("--failures", default="fuzz_failures", help="folder for inputs that broke the server")
+    parser.add_argument("--name", default="serving_soak", help="name of the result file")
+    args = parser.parse_args(argv)
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = Path(args.bundle).resolve() if args.bundle else make_bundle(folder, width=args.width)
+        # what a request pins until its deadline would look like a leak
+        environ = {
+            "PROTOSEG_MODEL": str(bundle),
+            "PROTOSEG_WORKERS": str(args.workers),
+            "PROTOSEG_ACCESS_LOG": "0",
+        }
+        with Server(environ) as server:
+            server.wait_ready()
+            if args.seconds:
+                image = encode(sample_image(256, 256), "JPEG")
+                result["overload"] = overload(server, image, args.clients, args.seconds)
+            if args.requests:
+                result["endurance"] = endurance(server, args.requests)
+            if args.fuzz:
+                result["fuzz"] = fuzz(server, args.fuzz, args.seed, Path(args.failures))
+    for name, part in result.items():
+        print(name, part)
+    print(write_result(args.name, {"settings": vars(args), **result}))
+    broken = not result.get("overload", {}).get("only_200_and_503", True) or result.get("fuzz", {}).get(
+        "failures"
+    )
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

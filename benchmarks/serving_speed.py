@@ -1,0 +1,219 @@
+"""Requests per CPU-second of the service against bare ``session.run`` calls on the same bundle.
+
+All contestants take turns within one run, so that a noisy neighbour hurts all of them; CPU seconds are
+those of the server's processes (and of this process for the bare calls). Also measures the cold start and
+the memory of a worker. Example::
+
+    python -m benchmarks.serving_speed runs/demo/bundle --size 512 --rounds 7 --requests 40
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnxruntime as ort
+import psutil
+from PIL import Image
+
+from benchmarks.common import spread, write_result
+from benchmarks.serving_bundle import make_bundle, sample_image
+from benchmarks.serving_server import ROOT, Server, free_port
+from serving.prune import prune_outputs
+
+Turn = Callable[[int], float]
+
+
+def image_bytes(size: int, kind: str) -> bytes:
+    """A test image as JPEG or PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(sample_image(size, size)).save(buffer, kind, quality=90)
+    return buffer.getvalue()
+
+
+def bare(bundle: Path, size: int, lean: bool) -> Turn:
+    """CPU seconds of a number of ``session.run`` calls; ``lean`` leaves all outputs but labels out."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    model = (bundle / "model.onnx").read_bytes()
+    if lean:
+        model = prune_outputs(model, frozenset({"labels"}))
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = [item.name for item in session.get_outputs()]
+    batch = np.ascontiguousarray(sample_image(size, size).transpose(2, 0, 1)[None])
+    session.run(names, {"image": batch})
+
+    def turn(calls: int) -> float:
+        start = time.process_time()
+        for _ in range(calls):
+            session.run(names, {"image": batch})
+        return time.process_time() - start
+
+    return turn
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds of a process and its children."""
+    process = psutil.Process(pid)
+    times = [p.cpu_times() for p in (process, *process.children(recursive=True))]
+    return float(sum(t.user + t.system for t in times))
+
+
+def requests(url: str, pid: int, data: bytes, clients: int, multipart: bool) -> Turn:
+    """CPU seconds of a server for a number of requests."""
+    client = httpx.Client(timeout=120, limits=httpx.Limits(max_connections=clients))
+    body: dict[str, Any] = (
+        {"files": {"image": ("a.jpg", data, "image/jpeg")}} if multipart else {"content": data}
+    )
+
+    def one(_: int) -> None:
+        client.post(url, **body).raise_for_status()
+
+    def turn(count: int) -> float:
+        with ThreadPoolExecutor(clients) as pool:
+            start = cpu_seconds(pid)
+            list(pool.map(one, range(count)))
+            return cpu_seconds(pid) - start
+
+    turn(2 * clients)
+    return turn
+
+
+def memory_mib(pid: int) -> dict[str, list[float]]:
+    """Resident and private memory of a server's processes in MiB, the parent first."""
+    process = psutil.Process(pid)
+    every = [process, *process.children(recursive=True)]
+    return {
+        "rss": [round(p.memory_info().rss / 2**20, 1) for p in every],
+        "private": [round(p.memory_full_info().uss / 2**20, 1) for p in every],
+    }
+
+
+def start_fastapi(stack: ExitStack, checkpoint: str) -> tuple[str, int]:
+    """Start the FastAPI baseline; its address and process id."""
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "--factory", "benchmarks.serving_baselines:make_fastapi"]
+    environ = {**os.environ, "BENCH_CHECKPOINT": checkpoint, "PYTHONPATH": str(ROOT), "BENCH_BUNDLE": "."}
+    process = subprocess.Popen([*command, "--port", str(port), "--log-level", "error"], env=environ, cwd=ROOT)
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+    url = f"http://127.0.0.1:{port}"
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        try:
+            httpx.get(f"{url}/readyz").raise_for_status()
+            return url, process.pid
+        except httpx.HTTPError:
+            time.sleep(0.2)
+    raise RuntimeError("the FastAPI baseline did not start")
+
+
+def contestants(
+    stack: ExitStack, args: argparse.Namespace, bundle: Path, facts: dict[str, Any]
+) -> dict[str, Turn]:
+    """Everything that takes turns."""
+    jpeg = image_bytes(args.size, args.format)
+    turns = {"bare": bare(bundle, args.size, False), "bare_labels_only": bare(bundle, args.size, True)}
+    for workers in args.workers:
+        environ = {"PROTOSEG_MODEL": str(bundle), "PROTOSEG_WORKERS": str(workers)}
+        server = stack.enter_context(Server(environ))
+        facts[f"cold_start_s_{workers}"] = round(server.wait_ready(), 2)
+        while len(server.workers()) < workers:
+            time.sleep(0.1)
+        time.sleep(1)
+        url, pid = f"{server.url}/v1/segment", server.process.pid
+        turns[f"served_{workers}"] = requests(url, pid, jpeg, args.clients * workers, False)
+        facts[f"memory_mib_{workers}"] = memory_mib(pid)
+        if workers == 1:
+            turns["served_1_json"] = requests(f"{url}?output=json", pid, jpeg, args.clients, False)
+            turns["served_1_multipart"] = requests(url, pid, jpeg, args.clients, True)
+    stock = stack.enter_context(
+        Server({"BENCH_BUNDLE": str(bundle)}, target="benchmarks.serving_baselines:Stock")
+    )
+    facts["cold_start_s_stock"] = round(stock.wait_ready(), 2)
+    turns["stock"] = requests(f"{stock.url}/segment", stock.process.pid, jpeg, args.clients, True)
+    if args.checkpoint:
+        url, pid = start_fastapi(stack, args.checkpoint)
+        turns["fastapi_torch"] = requests(f"{url}/segment", pid, jpeg, args.clients, False)
+    return turns
+
+
+def measure(turns: dict[str, Turn], rounds: int, count: int) -> dict[str, list[float]]:
+    """CPU milliseconds for each request, round by round; the order turns with the round."""
+    names = list(turns)
+    results: dict[str, list[float]] = {name: [] for name in names}
+    for index in range(rounds):
+        shift = index % len(names)
+        for name in names[shift:] + names[:shift]:
+            results[name].append(1000 * turns[name](count) / count)
+        print(f"round {index + 1}/{rounds}: " + ", ".join(f"{n} {results[n][-1]:.1f}" for n in names))
+    return results
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the comparison and write ``results/serving_speed.json``."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bundle", nargs="?", help="bundle (default: a made network of about 50 ms at 512)")
+    parser.add_argument("--checkpoint", help="checkpoint of the same network, for FastAPI with torch")
+    parser.add_argument("--size", type=int, default=512, help="side of the image in pixels")
+    parser.add_argument("--format", default="JPEG", choices=["JPEG", "PNG"], help="image format sent")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="worker counts")
+    parser.add_argument("--clients", type=int, default=2, help="requests at a time for each worker")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of every contestant")
+    parser.add_argument("--requests", type=int, default=40, help="requests in a turn")
+    parser.add_argument("--name", default="serving_speed", help="name of the result file")
+    args = parser.parse_args(argv)
+    if args.checkpoint and importlib.util.find_spec("fastapi") is None:
+        print("error: --checkpoint needs fastapi: pip install fastapi", file=sys.stderr)
+        return 1
+    facts: dict[str, Any] = {}
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        bundle = Path(args.bundle) if args.bundle else make_bundle(folder, width=32, depth=2, crop=(512, 512))
+        turns = contestants(stack, args, bundle.resolve(), facts)
+        before = os.getloadavg()[0]
+        results = measure(turns, args.rounds, args.requests)
+    ratios = {
+        name: spread([b / s for b, s in zip(results["bare"], values, strict=True)])
+        for name, values in results.items()
+    }
+    lean = {
+        name: spread([b / s for b, s in zip(results["bare_labels_only"], values, strict=True)])
+        for name, values in results.items()
+        if name.startswith("served")
+    }
+    figures = {
+        "cpu_ms": {name: spread(values) for name, values in results.items()},
+        "bare_over_contestant": ratios,
+        "bare_labels_only_over_served": lean,
+        "load_average_before": round(before, 2),
+        **facts,
+    }
+    path = write_result(
+        args.name, {"settings": {k: v for k, v in vars(args).items() if k != "name"}, **figures}
+    )
+    for name, ratio in ratios.items():
+        print(f"{name:20s} {figures['cpu_ms'][name]['median']:8.1f} ms CPU   ratio {ratio['median']:.3f} "
+              f"({ratio['min']:.3f} .. {ratio['max']:.3f})")  # fmt: skip
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
