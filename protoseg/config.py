@@ -498,7 +498,13 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
             "mixing_per_image": True,
         },
     },
-    "protoseg": {"method": {"unlabeled": True, "prototypes": True}},
+    "protoseg": {
+        "method": {"unlabeled": True, "prototypes": True},
+        "prototypes": {
+            "sampling": "balanced", "projection": "mlp", "weight": 0.5, "weight_ramp": 150,
+            "momentum_ramp": True,
+        },
+    },
 }  # fmt: skip
 
 MODEL_PRESETS: dict[str, dict[str, Any]] = {

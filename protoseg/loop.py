@@ -36,7 +36,7 @@ from protoseg.run import (
     validate,
 )
 from protoseg.start import labeled_features, starting_prototypes
-from protoseg.step import Context, Phase, compute_step, prototype_weight, step_generator
+from protoseg.step import Context, Phase, Points, compute_step, prototype_weight, step_generator
 from protoseg.teacher import ema_decay, make_teacher, update_teacher
 
 logger = logging.getLogger("protoseg")
@@ -227,6 +227,7 @@ def monitor_stats(record: dict[str, Any]) -> MonitorStats:
         usage_entropy=record.get("prototype/usage_entropy"),
         closest_pair=record.get("prototype/closest_pair"),
         active=record.get("prototype/active"),
+        disagreement=record.get("teacher_student/disagreement"),
     )
 
 
@@ -238,14 +239,14 @@ def run_step(
     phase: Phase,
     step: int,
     interval: Interval,
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]], int]:
+) -> tuple[Tensor, list[Points], int]:
     """Forward and backward of every micro-step.
 
     Returns:
         Gradient norm (scalar), points that move prototypes, unreadable images passed over.
     """
     config = context.config
-    points: list[tuple[Tensor, Tensor]] = []
+    points: list[Points] = []
     replaced = 0
     for micro in range(config.train.accumulate):
         began = time.perf_counter()
@@ -283,21 +284,23 @@ def run_step(
     return norm, points, replaced
 
 
-def update_prototypes(context: Context, points: list[tuple[Tensor, Tensor]], step: int) -> None:
+def update_prototypes(context: Context, points: list[Points], step: int) -> None:
     """Move prototypes by the step's points, and re-seed idle ones now and then."""
     settings = context.config.prototypes
-    for features, classes in points:
+    for number, (features, classes, similarity) in enumerate(points):
         context.bank.update(
             features,
             classes,
             momentum=settings.momentum,
             ramp=settings.momentum_ramp,
             normalize=settings.normalize,
+            # the first update moves the prototypes that later points were compared with
+            similarity=similarity if number == 0 else None,
             reduce=context.reduce,
         )
     if settings.reseed_after and (step + 1) % 10 == 0 and points:
-        features, classes = points[-1]
-        context.bank.reseed(features, classes, after=settings.reseed_after, gather=context.gather)
+        last = points[-1]
+        context.bank.reseed(last.features, last.classes, after=settings.reseed_after, gather=context.gather)
 
 
 def train(config: Config, *, resume: bool = False) -> int:

@@ -72,13 +72,26 @@ def features_at(features_BDYX: Tensor, index_BN: Tensor, width: int, padded_size
     Returns:
         (B, N, D) float32. Equal to ``interpolate(..., align_corners=False)`` followed by indexing.
     """
-    rows = torch.div(index_BN, width, rounding_mode="floor")
-    columns = index_BN % width
-    height, padded_width = padded_size
-    x = (2 * columns + 1) / padded_width - 1
-    y = (2 * rows + 1) / height - 1
-    grid = torch.stack([x, y], -1)[:, None].float()
-    sampled = F.grid_sample(
-        features_BDYX.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
+    batch, dim, height, columns = features_BDYX.shape
+    y0, y1, fy = _neighbours(torch.div(index_BN, width, rounding_mode="floor"), height, padded_size[0])
+    x0, x1, fx = _neighbours(index_BN % width, columns, padded_size[1])
+    first = torch.arange(batch, device=index_BN.device)[:, None] * (height * columns)
+    corners = [first + y * columns + x for y in (y0, y1) for x in (x0, x1)]
+    weights = [wy * wx for wy in (1 - fy, fy) for wx in (1 - fx, fx)]
+    # a weighted sum of four rows of the channels-last map: grid_sample's backward strides through
+    # memory channel by channel and takes longer
+    rows = features_BDYX.float().permute(0, 2, 3, 1).reshape(-1, dim)
+    sampled = F.embedding_bag(
+        torch.stack(corners, -1).view(-1, 4),
+        rows,
+        mode="sum",
+        per_sample_weights=torch.stack(weights, -1).view(-1, 4).to(rows.dtype),
     )
-    return sampled[:, :, 0].transpose(1, 2)
+    return sampled.view(batch, -1, dim)
+
+
+def _neighbours(position: Tensor, cells: int, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Lower and upper cell of a pixel centre along one axis, and the upper one's weight."""
+    place = ((position.double() + 0.5) * cells / pixels - 0.5).clamp(0, cells - 1)
+    lower = place.floor().long()
+    return lower, (lower + 1).clamp(max=cells - 1), place - lower

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -75,6 +76,17 @@ class Phase:
     """w_p at this step."""
 
 
+class Points(NamedTuple):
+    """Pixels that move the prototypes."""
+
+    features: Tensor
+    """(P, D)."""
+    classes: Tensor
+    """(P,) class ids, -1 for none."""
+    similarity: Tensor | None
+    """(P, C, K) cosines with the present prototypes, when they are known."""
+
+
 @dataclass
 class StepResult:
     """What a step computed; everything stays on the device."""
@@ -85,8 +97,8 @@ class StepResult:
     """Loss parts before their weights, detached."""
     stats: dict[str, Tensor]
     """Counts for monitoring, detached."""
-    points: tuple[Tensor, Tensor] | None = None
-    """Features (P, D) and classes (P,) that move the prototypes, or None."""
+    points: Points | None = None
+    """What moves the prototypes, or None."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +246,7 @@ def _prototype_losses(
     targets: Tensor,
     teacher_part: tuple[Tensor, Tensor] | None,
     key: tuple[int, ...],
-) -> tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+) -> tuple[list[tuple[Tensor, Tensor]], Points]:
     """Losses of labelled and unlabelled points, and the points that move prototypes.
 
     Args:
@@ -253,7 +265,8 @@ def _prototype_losses(
     z = features_at(features, index, size[1], padded)
     classes = targets.flatten(1).gather(1, index)
     z_loss = z.detach() if settings.detach else z
-    logits = bank.point_logits(z_loss.flatten(0, 1)).view(*classes.shape, -1)
+    cosine = bank.similarity(z_loss.flatten(0, 1))
+    logits = bank.pool(cosine).view(*classes.shape, -1)
     # a class whose prototypes do not exist yet cannot be a target
     known = bank.active[classes.clamp(min=0)] & (classes >= 0)
     wanted = torch.where(known, classes, -1)
@@ -264,16 +277,16 @@ def _prototype_losses(
             losses.append(pair)
 
     moving = z.detach()
-    if settings.update_from == "labeled":
-        moving, classes = moving[:labeled], classes[:labeled]
-    elif teacher_part is not None:
+    if settings.update_from == "both" and teacher_part is None:
+        return losses, Points(moving.flatten(0, 1), classes.flatten(), cosine.detach())
+    moving, kept = moving[:labeled], classes[:labeled]
+    if settings.update_from == "both" and teacher_part is not None:
         teacher_features, teacher_classes = teacher_part
         weak_index = index[labeled : labeled + len(teacher_features)]
         weak_z = features_at(teacher_features, weak_index, size[1], padded)
-        weak_classes = teacher_classes.flatten(1).gather(1, weak_index)
-        moving = torch.cat([moving[:labeled], weak_z])
-        classes = torch.cat([classes[:labeled], weak_classes])
-    return losses, (moving.flatten(0, 1), classes.flatten())
+        moving = torch.cat([moving, weak_z])
+        kept = torch.cat([kept, teacher_classes.flatten(1).gather(1, weak_index)])
+    return losses, Points(moving.flatten(0, 1), kept.flatten(), None)
 
 
 def _supervised(context: Context, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -323,7 +336,7 @@ def compute_step(
     if output.aux_logits is not None:
         aux = context.network.upsample(output.aux_logits[:local].float(), *size)
         terms.append(("loss/sup_aux", config.model.aux_weight, _supervised(context, aux, batch.target)))
-    points: tuple[Tensor, Tensor] | None = None
+    points: Points | None = None
     if phase.prototypes:
         targets = _prototype_targets(context, batch)
         teacher_part = None

@@ -1,0 +1,1 @@
+"""Scripts behind every figure; nothing imports them but tests."""

@@ -1,0 +1,233 @@
+"""What the prototype branch costs: its share of a training step, and ours against the literal maths.
+
+    python -m benchmarks.prototype_branch [--case camvid|pcr513] [--rounds 5]
+
+The branch is: choose points, read features there, logits, both losses, backward to the feature map,
+update of the prototypes. The rest of a step is: teacher forward, student forward and backward with the
+linear losses, optimiser, EMA. The literal form is the arithmetic of the paper's released evaluation
+port: features upsampled to the image, points read there, a loop over classes and prototypes for logits
+and update. Every measurement runs in a process of its own; rounds are interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.common import ROOT, spread, write_result
+from protoseg.config import load_config
+from protoseg.losses import cross_entropy, pseudo_label_cross_entropy
+from protoseg.models.prototypes import PrototypeBank
+from protoseg.models.segmenter import build_segmenter
+from protoseg.optim import make_optimizer
+from protoseg.points import features_at, grid_points
+from protoseg.pseudo_labels import pseudo_labels
+from protoseg.teacher import make_teacher, update_teacher
+
+CASES: dict[str, dict[str, Any]] = {
+    # labelled + unlabelled images of a step, crop, feature map, classes, prototypes
+    "camvid": {
+        "images": 8, "size": (160, 224), "features": (256, 40, 56), "classes": 11, "k": 4,
+        "overrides": [], "step_images": 8,
+    },
+    "pcr513": {
+        "images": 4, "size": (513, 513), "features": (512, 136, 136), "classes": 21, "k": 4,
+        # two images go through the network, and the time is doubled: four need more memory than 24 GB
+        "overrides": ["model.preset=pcr_resnet101", "optim.name=sgd"], "step_images": 2,
+    },
+}  # fmt: skip
+GRID = 32
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def inputs(case: dict[str, Any]) -> tuple[Tensor, Tensor, PrototypeBank]:
+    """Features, targets with a tenth ignored, and a started bank."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(case["images"], *case["features"], generator=generator)
+    target = torch.randint(0, case["classes"], (case["images"], *case["size"]), generator=generator)
+    target[:, : case["size"][0] // 10] = -1
+    bank = PrototypeBank(case["classes"], case["k"], case["features"][0])
+    bank.start(
+        {c: torch.randn(case["k"], case["features"][0], generator=generator) for c in range(case["classes"])}
+    )
+    return features, target, bank
+
+
+def padded_size(case: dict[str, Any]) -> tuple[int, int]:
+    """Image size after padding to the stride multiple."""
+    height, width = case["size"]
+    return height + -height % 32, width + -width % 32
+
+
+def ours(case: dict[str, Any], features: Tensor, target: Tensor, bank: PrototypeBank, number: int) -> None:
+    """The branch as the trainer runs it."""
+    features = features.detach().requires_grad_()
+    half = case["images"] // 2
+    size = case["size"]
+    index = grid_points(np.random.default_rng(number), case["images"], GRID, size)
+    z = features_at(features, index, size[1], padded_size(case))
+    classes = target.flatten(1).gather(1, index)
+    cosine = bank.similarity(z.flatten(0, 1))
+    logits = bank.pool(cosine).view(*classes.shape, -1)
+    loss = torch.zeros(())
+    for part in (slice(0, half), slice(half, None)):
+        total, count = cross_entropy(logits[part].flatten(0, 1), classes[part].flatten(), ignore_index=-1)
+        loss = loss + total / count
+    loss.backward()
+    bank.update(z.detach().flatten(0, 1), classes.flatten(), similarity=cosine.detach())
+
+
+def literal(case: dict[str, Any], features: Tensor, target: Tensor, bank: PrototypeBank, number: int) -> None:
+    """The same result by full-resolution features and loops over classes and prototypes."""
+    features = features.detach().requires_grad_()
+    half = case["images"] // 2
+    height, width = case["size"]
+    full = F.interpolate(features, size=padded_size(case), mode="bilinear", align_corners=False)
+    full = full[..., :height, :width]
+    index = grid_points(np.random.default_rng(number), 1, GRID, case["size"])[0]
+    rows, columns = index // width, index % width
+    z = full[:, :, rows, columns].transpose(1, 2)
+    classes = target[:, rows, columns]
+    unit = F.normalize(z, dim=-1)
+    columns_of_logits = []
+    for c in range(case["classes"]):
+        similarities = [unit @ bank.prototypes[c, k] for k in range(case["k"])]
+        columns_of_logits.append(torch.stack(similarities, -1).amax(-1) / bank.temperature)
+    logits = torch.stack(columns_of_logits, -1)
+    loss = torch.zeros(())
+    for part in (slice(0, half), slice(half, None)):
+        loss = loss + F.cross_entropy(logits[part].flatten(0, 1), classes[part].flatten(), ignore_index=-1)
+    loss.backward()
+    with torch.no_grad():
+        flat, own = unit.flatten(0, 1), classes.flatten()
+        for c in range(case["classes"]):
+            members = flat[own == c]
+            if len(members) == 0:
+                continue
+            nearest = (members @ bank.prototypes[c].t()).argmax(-1)
+            for k in range(case["k"]):
+                if (nearest == k).any():
+                    mean = members[nearest == k].mean(0)
+                    bank.prototypes[c, k] = F.normalize(0.99 * bank.prototypes[c, k] + 0.01 * mean, dim=-1)
+
+
+def rest_of_step(case: dict[str, Any]) -> Callable[[], None]:
+    """A function that runs a training step without the prototype branch, ``step_images`` at a time."""
+    config = load_config(None, case["overrides"])
+    torch.manual_seed(0)
+    network = build_segmenter(config.model, config.prototypes, num_classes=case["classes"]).network.train()
+    teacher = make_teacher(network)
+    optimizer = make_optimizer(network, config.optim)
+    half = case["step_images"] // 2
+    image = torch.randint(0, 256, (2 * half, 3, *case["size"]), dtype=torch.uint8)
+    target = torch.randint(0, case["classes"], (half, *case["size"]))
+
+    def run() -> None:
+        with torch.no_grad():
+            low = teacher(image[half:]).linear_logits
+            label, confidence = pseudo_labels(teacher.upsample(low, *case["size"]).softmax(1))
+        logits = network.upsample(network(image).linear_logits, *case["size"])
+        total, count = cross_entropy(logits[:half], target)
+        believed = confidence >= 0.0
+        loss = total / count + pseudo_label_cross_entropy(logits[half:], label, believed) / count
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        update_teacher(teacher, network, 0.99)
+
+    return run
+
+
+def measure(what: str, case: dict[str, Any], repeats: int) -> dict[str, float]:
+    """Seconds (best of ``repeats`` after one warm-up) and memory above the inputs, in this process."""
+    if what == "rest":
+        run = rest_of_step(case)
+        scale = case["images"] / case["step_images"]
+    else:
+        features, target, bank = inputs(case)
+        branch = ours if what == "ours" else literal
+        number = iter(range(10**6))
+        scale = 1.0
+
+        def run() -> None:
+            branch(case, features, target, bank, next(number))
+
+    before = peak_mib()
+    times = []
+    for _ in range(repeats + 1):
+        began = time.process_time()
+        run()
+        times.append(time.process_time() - began)
+    return {"cpu_s": scale * min(times[1:]), "extra_mib": peak_mib() - before}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--case", choices=sorted(CASES), default="camvid")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
+    parser.add_argument("--measure", choices=("ours", "literal", "rest"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    case = CASES[arguments.case]
+    if arguments.measure:
+        torch.set_num_threads(1)
+        repeats = 1 if arguments.measure == "rest" and arguments.case == "pcr513" else 3
+        sys.stdout.write(json.dumps(measure(arguments.measure, case, repeats)) + "\n")
+        return 0
+    found: dict[str, list[dict[str, float]]] = {"ours": [], "literal": [], "rest": []}
+    for number in range(arguments.rounds):
+        for what, values in found.items():
+            if what == "rest" and arguments.case == "pcr513" and number >= 2:
+                continue  # a minute each
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.prototype_branch",
+                "--case",
+                arguments.case,
+                "--measure",
+                what,
+            ]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+            values.append(json.loads(done.stdout.splitlines()[-1]))
+            print(number, what, values[-1], flush=True)
+    time_of = {what: spread([v["cpu_s"] for v in values]) for what, values in found.items()}
+    memory_of = {what: spread([v["extra_mib"] for v in values]) for what, values in found.items()}
+    branch, rest = time_of["ours"]["median"], time_of["rest"]["median"]
+    result = {
+        "case": {k: v for k, v in case.items() if k != "overrides"},
+        "cpu_seconds": time_of,
+        "extra_mib": memory_of,
+        "share_of_step": branch / (branch + rest),
+        "time_ratio_literal_to_ours": time_of["literal"]["median"] / branch,
+        "memory_ratio_literal_to_ours": memory_of["literal"]["median"]
+        / max(memory_of["ours"]["median"], 1.0),
+    }
+    path = write_result(f"prototype_branch_{arguments.case}", result)
+    print(f"branch {branch:.3f} s of {branch + rest:.3f} s a step: {result['share_of_step']:.1%}")
+    print(
+        f"literal form: {result['time_ratio_literal_to_ours']:.1f} x time, "
+        f"{result['memory_ratio_literal_to_ours']:.1f} x memory"
+    )
+    print(path.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
