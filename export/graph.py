@@ -153,9 +153,7 @@ def check_graph(model: onnx.ModelProto, opset: int) -> None:
             batch norm in training mode, or what ONNX's full check finds.
     """
     if opset_of(model) != opset:
-        raise GraphError(
-            f"the graph has opset {opset_of(model)}, {opset} was asked for; use --opset 18 to 23"
-        )
+        raise GraphError(f"the graph has opset {opset_of(model)}, expected {opset}; use --opset 18 to 23")
     foreign = sorted({f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain})
     if foreign or model.functions:
         names = foreign or [function.name for function in model.functions]

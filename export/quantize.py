@@ -33,11 +33,14 @@ from protoseg.manifest import Precision
 
 HALF_SCALE_OPSET = 19
 HALF_SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
-# activations are named so that they, not the convolutions before them, get the quantised output
-CPU_OPERATORS = ("Conv", "Clip", "Relu")
+# what ONNX Runtime's CPU kernels take as int8; activations are named so that they, not the convolutions
+# before them, get the quantised output
+CPU_OPERATORS = (
+    "Conv", "Clip", "Relu", "Add", "Concat", "Resize", "GlobalAveragePool", "AveragePool", "MaxPool",
+)  # fmt: skip
 
 
-class Batches(CalibrationDataReader):
+class Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     """Hands calibration batches to ONNX Runtime."""
 
     def __init__(self, batches: Sequence[NDArray[Any]]) -> None:
@@ -54,14 +57,29 @@ class Batches(CalibrationDataReader):
         self._next = iter(self._batches)
 
 
-def float_convolutions(model: onnx.ModelProto) -> list[str]:
-    """Convolutions that stay in floating point: the first one, and the last ones of both heads."""
-    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
-    if not convolutions:
-        return []
-    last_linear = [n.name for n in convolutions if "linear_logits_stride" in n.output]
-    outside = [n.name for n in convolutions if not n.name.startswith(LOW_SCOPES[:2])]
-    return sorted({convolutions[0].name, *last_linear, *outside})
+def float_nodes(model: onnx.ModelProto, *, heads: bool) -> list[str]:
+    """Nodes that stay in floating point.
+
+    Args:
+        model: The fp32 graph.
+        heads: Keep the last convolution of each head in floating point too. On a CPU they are quantised:
+            that changes next to nothing and saves converting the whole feature map back for each of them.
+
+    Returns:
+        The first convolution, the one that sums squares for the cosine, all operators outside the network
+        and the prototypes, and with ``heads`` the last convolutions.
+    """
+    nodes = model.graph.node
+    convolutions = [node for node in nodes if node.op_type == "Conv"]
+    roots = {name for node in nodes if node.op_type == "Sqrt" for name in node.input}
+    kept = {convolutions[0].name} if convolutions else set()
+    for node in nodes:
+        is_conv = node.op_type == "Conv"
+        inside = node.name.startswith(LOW_SCOPES[:2]) or (is_conv and node.name.startswith("prototypes"))
+        last = is_conv and ("linear_logits_stride" in node.output or node.name.startswith("prototypes"))
+        if not inside or roots.intersection(node.output) or (heads and last):
+            kept.add(node.name)
+    return sorted(kept)
 
 
 def raise_scales(model: onnx.ModelProto) -> None:
@@ -108,8 +126,9 @@ def quantize(
     """
     if not batches:
         raise ExportError(f"{precision} needs calibration images; name a folder with --calibrate FOLDER")
-    excluded = float_convolutions(model)
-    count = sum(n.op_type == "Conv" for n in model.graph.node) - len(excluded)
+    excluded = float_nodes(model, heads=precision == "int8")
+    convolutions = [n.name for n in model.graph.node if n.op_type == "Conv"]
+    count = len(set(convolutions) - set(excluded))
     if count <= 0:
         raise ExportError(f"{precision}: the network has no convolution to quantise; use fp16")
     for_tensorrt = precision == "int8"
@@ -134,7 +153,7 @@ def quantize(
     notes: dict[str, Any] = {
         "calibration": {"method": "minmax", **record},
         "convolutions_int8": count,
-        "convolutions_float": excluded,
+        "convolutions_float": sorted(set(convolutions) & set(excluded)),
     }
     if for_tensorrt and opset_of(quantized) >= HALF_SCALE_OPSET:
         raise_scales(quantized)

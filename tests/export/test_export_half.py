@@ -1,0 +1,200 @@
+"""Lowering to half precision, on the exported tiny network and on hand-made graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from export.graph import GraphError, check_graph
+from export.half import HALF_MAX, audit, element_types, half_weight, lower_to_half
+from export.quantize import float_nodes, raise_scales
+from export.runtime import OrtRunner
+
+SCOPE = "network.backbone"
+
+
+def make_graph(scale: float = 1.0, image: str = "image") -> onnx.ModelProto:
+    """image -> Cast -> three 1x1 convolutions -> Mul outside the network -> scores."""
+    first = np.full((2, 3, 1, 1), scale, np.float32)
+    second = np.full((2, 2, 1, 1), 0.5 / scale, np.float32)
+    nodes = [
+        helper.make_node("Cast", [image], ["x"], name="network/Cast_0", to=TensorProto.FLOAT),
+        helper.make_node("Conv", ["x", "w1"], ["a"], name=f"{SCOPE}.one/Conv_1"),
+        helper.make_node("Relu", ["a"], ["b"], name=f"{SCOPE}.one/Relu_2"),
+        helper.make_node("Conv", ["b", "w2"], ["c"], name=f"{SCOPE}.two/Conv_3"),
+        helper.make_node("Conv", ["c", "w3"], ["linear_logits_stride"], name="network.linear_head/Conv_5"),
+        helper.make_node("Mul", ["linear_logits_stride", "two"], ["scores"], name="head/Mul_4"),
+    ]
+    return helper.make_model(
+        helper.make_graph(
+            nodes, "g",
+            [helper.make_tensor_value_info(image, TensorProto.UINT8, ["batch", 3, "height", "width"])],
+            [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 2, "height", "width"])],
+            [numpy_helper.from_array(first, "w1"), numpy_helper.from_array(second, "w2"),
+             numpy_helper.from_array(np.ones((2, 2, 1, 1), np.float32), "w3"),
+             numpy_helper.from_array(np.float32(2.0), "two")],
+        ),
+        opset_imports=[helper.make_opsetid("", 20)], ir_version=10,
+    )  # fmt: skip
+
+
+IMAGE = np.full((1, 3, 4, 4), 100, np.uint8)
+
+
+def run(model: onnx.ModelProto) -> Any:
+    with OrtRunner(model.SerializeToString()) as runner:
+        return runner(IMAGE)["scores"]
+
+
+def test_the_network_is_half_and_the_rest_is_not() -> None:
+    model = make_graph()
+    lowered, notes = lower_to_half(model, audit(model, [IMAGE]))
+    check_graph(lowered, 20)
+    types = element_types(lowered)
+    assert types["a__half"] == types["b__half"] == TensorProto.FLOAT16
+    assert types["x"] == types["linear_logits_stride"] == types["scores"] == TensorProto.FLOAT
+    assert [n.op_type for n in lowered.graph.node].count("Cast") == 3
+    assert notes["nodes_fp16"] == 4
+    assert notes["largest_activation"] == 300
+    np.testing.assert_allclose(run(lowered), run(model), rtol=2e-3)
+
+
+def test_the_source_graph_is_left_alone() -> None:
+    model = make_graph()
+    before = model.SerializeToString(deterministic=True)
+    lower_to_half(model, {})
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def test_risky_activations_stay_in_fp32() -> None:
+    # 3 * 100 * 300 = 90,000 would be infinite as a half; onnxruntime on a CPU would not show it
+    model = make_graph(scale=300)
+    peaks = audit(model, [IMAGE])
+    assert peaks["a"] == 90_000
+    lowered, notes = lower_to_half(model, peaks)
+    check_graph(lowered, 20)
+    assert notes["nodes_kept_fp32"] == [
+        f"{SCOPE}.one/Conv_1", f"{SCOPE}.one/Relu_2", "network.linear_head/Conv_3",
+    ] or notes["nodes_fp16"] == 0  # fmt: skip
+
+
+def test_a_graph_with_nothing_to_lower_is_refused() -> None:
+    model = make_graph(scale=300)
+    for node in model.graph.node:
+        node.name = node.name.replace("network.", "other.")
+    with pytest.raises(GraphError, match="no node can be lowered"):
+        lower_to_half(model, {})
+
+
+def test_a_value_that_is_not_finite_counts_as_risky() -> None:
+    model = make_graph()
+    model.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(np.full((2, 3, 1, 1), np.inf, np.float32), "w1")
+    )
+    assert audit(model, [IMAGE])["a"] == float("inf")
+
+
+def test_weights_are_clamped_flushed_and_counted() -> None:
+    weight = numpy_helper.from_array(np.array([1e6, -1e6, 1e-9, 0.0, 1.5], np.float32), "w")
+    half, clamped, flushed = half_weight(weight, scale=False)
+    np.testing.assert_array_equal(numpy_helper.to_array(half), np.array([HALF_MAX, -HALF_MAX, 0, 0, 1.5]))
+    assert (clamped, flushed) == (2, 1)
+    scale = numpy_helper.from_array(np.array([1e-9], np.float32), "s")
+    assert numpy_helper.to_array(half_weight(scale, scale=True)[0])[0] > 0
+
+
+def test_resize_scales_stay_float() -> None:
+    model = make_graph()
+    scales = numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
+    node = helper.make_node(
+        "Resize", ["b", "", "scales"], ["big"], name=f"{SCOPE}.up/Resize_9", mode="linear"
+    )
+    model.graph.initializer.append(scales)
+    model.graph.node.insert(3, node)
+    model.graph.node[4].input[0] = "big"
+    lowered, _ = lower_to_half(model, {})
+    check_graph(lowered, 20)
+    assert element_types(lowered)["scales"] == TensorProto.FLOAT
+    assert element_types(lowered)["big__half"] == TensorProto.FLOAT16
+
+
+def test_exported_files(bundle: Path) -> None:
+    half = onnx.load(str(bundle / "model.fp16.onnx"))
+    types = element_types(half)
+    assert types["linear_logits_stride"] == types["prototype_logits_stride"] == TensorProto.FLOAT
+    for node in half.graph.node:
+        outside = not node.name.startswith("network.")
+        if outside and node.op_type in ("Conv", "Exp", "Resize", "ArgMax", "ReduceMax", "Div"):
+            assert types[node.input[0]] != TensorProto.FLOAT16, node.name
+        if not outside and node.op_type == "Conv":
+            assert types[node.input[0]] == TensorProto.FLOAT16, node.name
+
+
+def test_zero_features_give_no_nan_in_any_file(bundle: Path) -> None:
+    """A dead feature map: the cosine's length is zero, and half precision has no 1e-12."""
+    for name in ("model.onnx", "model.fp16.onnx"):
+        model = onnx.load(str(bundle / name))
+        square = next(n for n in model.graph.node if n.name.startswith("prototypes/Mul"))
+        features = square.input[0]
+        producer = next(n for n in model.graph.node if features in n.output)
+        producer.output[list(producer.output).index(features)] = "alive"
+        kind = element_types(onnx.load(str(bundle / name)))[features]
+        zero = np.zeros((), np.float16 if kind == TensorProto.FLOAT16 else np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(zero, "zero"))
+        index = list(model.graph.node).index(producer)
+        dead = helper.make_node("Mul", ["alive", "zero"], [features], name="dead")
+        model.graph.node.insert(index + 1, dead)
+        with OrtRunner(model.SerializeToString()) as runner:
+            outputs = runner(np.zeros((1, 3, 64, 64), np.uint8))
+        for key, value in outputs.items():
+            assert np.isfinite(value).all(), (name, key)
+        assert outputs["agreement"].max() > 0
+
+
+def test_int8_keeps_what_must_stay_float(bundle: Path) -> None:
+    model = onnx.load(str(bundle / "model.onnx"))
+    kept = float_nodes(model, heads=True)
+    convolutions = [n for n in model.graph.node if n.op_type == "Conv"]
+    assert convolutions[0].name in kept
+    assert all(
+        n.name in kept for n in convolutions if n.name.startswith(("prototypes", "network.linear_head"))
+    )
+    on_cpu = float_nodes(model, heads=False)
+    assert sum(n.name in on_cpu for n in convolutions) == 2  # the first one, and the sum of squares
+
+
+def test_int8_file_has_float_biases_and_signed_symmetric_pairs(bundle: Path) -> None:
+    model = onnx.load(str(bundle / "model.int8.onnx"))
+    weights = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
+    pairs = [n for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert pairs
+    for node in pairs:
+        assert weights[node.input[1]].dtype == np.float16
+        assert (weights[node.input[1]] > 0).all()
+        assert weights[node.input[2]].dtype == np.int8
+        assert not weights[node.input[2]].any()
+    assert not any(w.dtype == np.int32 and w.size > 8 for w in weights.values())
+
+
+def test_scales_are_raised_to_normal_halves() -> None:
+    tiny, plain = 1e-8, 0.01
+    quantized = np.array([[[[100]]], [[[100]]]], np.int8)
+    node = helper.make_node("DequantizeLinear", ["w", "s", "z"], ["y"], name="dq", axis=0)
+    graph = helper.make_graph(
+        [node], "g", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 1, 1, 1])],
+        [numpy_helper.from_array(quantized, "w"),
+         numpy_helper.from_array(np.array([tiny, plain], np.float32), "s"),
+         numpy_helper.from_array(np.zeros(2, np.int8), "z")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    raise_scales(model)
+    weights = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
+    assert weights["s"].min() >= np.finfo(np.float16).smallest_normal
+    np.testing.assert_array_equal(weights["s"], weights["s"].astype(np.float16))
+    value = weights["w"].astype(np.float32).reshape(2) * weights["s"]
+    assert (np.abs(value - [100 * tiny, 100 * plain]) <= weights["s"] / 2).all()
