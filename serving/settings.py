@@ -106,7 +106,7 @@ class Settings(BaseModel):
     """OpenTelemetry spans (BentoML's tracing settings say where they go)."""
     ui: bool = True
     """The page at ``/``."""
-    confidence_every: int = Field(16, ge=0)
+    confidence_every: int = Field(32, ge=0)
     """Measure confidence for drift on every n-th mask request; 0 only when a client asks for it."""
     keep_hard: str | None = None
     """Folder that keeps images on which the heads disagree, for labelling; null keeps none."""
