@@ -264,8 +264,7 @@ def _prototype_losses(
     index = _choose_points(context, targets, key)
     z = features_at(features, index, size[1], padded)
     classes = targets.flatten(1).gather(1, index)
-    z_loss = z.detach() if settings.detach else z
-    cosine = bank.similarity(z_loss.flatten(0, 1))
+    cosine = bank.similarity(z.flatten(0, 1))
     logits = bank.pool(cosine).view(*classes.shape, -1)
     # a class whose prototypes do not exist yet cannot be a target
     known = bank.active[classes.clamp(min=0)] & (classes >= 0)

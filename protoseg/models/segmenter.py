@@ -84,6 +84,7 @@ class SegmentationNetwork(nn.Module):
             if config.aux_weight > 0
             else None
         )
+        self.detach_prototypes = prototypes.detach
         self.freeze_bn = config.freeze_bn
         self.freeze_encoder = config.freeze_encoder
         if config.bn_momentum is not None:
@@ -137,7 +138,8 @@ class SegmentationNetwork(nn.Module):
             x = x.contiguous(memory_format=torch.channels_last)
         features, stage = self.backbone(x, paired)
         aux = self.aux_head(stage) if self.aux_head is not None and self.training else None
-        return NetworkOutput(self.projection(features), self.linear_head(features), aux)
+        shared = features.detach() if self.detach_prototypes else features
+        return NetworkOutput(self.projection(shared), self.linear_head(features), aux)
 
     def upsample(self, low: Tensor, height: int, width: int) -> Tensor:
         """Scores at the decoder's stride -> scores of the (unpadded) image, bilinear."""

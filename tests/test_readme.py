@@ -1,0 +1,125 @@
+"""README and docs say only what works: set-up lines, named modules, files, and the commands themselves."""
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import PROJECT_ROOT, TINY, quiet_environment
+
+README = (PROJECT_ROOT / "README.md").read_text()
+DOCS = [PROJECT_ROOT / "README.md", *sorted((PROJECT_ROOT / "docs").glob("*.md"))]
+
+
+def blocks(text, marker):
+    return re.findall(rf"<!-- {marker} -->\n```bash\n(.*?)```", text, re.S)
+
+
+def test_set_up_is_two_commands_of_one_line():
+    for name in ("main", "tests"):
+        (block,) = blocks(README, f"setup: {name}")
+        assert len(block.strip().splitlines()) == 1
+    assert "accelerate launch -m protoseg.train" in blocks(README, "setup: main")[0]
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
+def test_links_to_files_exist(path):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
+def test_named_modules_and_configs_exist(path):
+    text = path.read_text()
+    for module in set(re.findall(r"-m ((?:protoseg|export|serving|benchmarks)[\w.]*)", text)):
+        name = module.rstrip(".")
+        file = PROJECT_ROOT / (name.replace(".", "/") + ".py")
+        assert file.exists() or (file.with_suffix("") / "__main__.py").exists(), f"{path.name}: {name}"
+    for config in set(re.findall(r"configs/[\w.]+\.yaml", text)):
+        assert (PROJECT_ROOT / config).exists(), f"{path.name}: {config}"
+
+
+def test_settings_named_in_the_docs_exist():
+    from protoseg.config import Config
+
+    sections = dict(Config.model_fields)
+    for path in (
+        PROJECT_ROOT / "README.md",
+        PROJECT_ROOT / "docs" / "training.md",
+        PROJECT_ROOT / "docs" / "method.md",
+    ):
+        for section, key in re.findall(r"`(\w+)\.(\w+)(?:=[^`]*)?`", path.read_text()):
+            if section in sections:
+                assert key in sections[section].annotation.model_fields, f"{path.name}: {section}.{key}"
+
+
+def wait_until_ready(process, seconds=120):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert process.poll() is None, "the service ended"
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen("http://127.0.0.1:3000/readyz", timeout=5) as reply,
+        ):
+            if reply.status == 200:
+                return
+        time.sleep(0.5)
+    raise AssertionError("the service did not get ready")
+
+
+@pytest.mark.slow
+def test_commands_of_the_readme_work_as_printed(tmp_path):
+    environment = quiet_environment() | {
+        "BENTOML_HOME": str(tmp_path / "bentoml"),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    # the commands read runs/quickstart; a shorter training than the real one makes it
+    raw = {key: dict(value) for key, value in TINY.items()} | {"run": {"name": "quickstart"}}
+    raw["data"] = {"synthetic": {"num_labeled": 12, "num_unlabeled": 12, "num_val": 8}}
+    raw["optim"] = {"lr": 3e-3, "decoder_lr_factor": 1}
+    raw["train"] |= {"max_steps": 60, "warmup_steps": 30, "batch_size": 4, "log_every": 20}
+    raw["views"] = {"crop": [64, 64]}
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(raw))
+
+    def run(command):
+        return subprocess.run(
+            shlex.split(command), cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=600
+        )
+
+    done = run("python -m protoseg.train --config short.yaml")
+    assert done.returncode == 0, done.stderr
+    server = None
+    try:
+        for command in blocks(README, "run")[0].strip().splitlines():
+            if command.startswith("bentoml serve"):
+                server = subprocess.Popen(
+                    shlex.split(command), cwd=tmp_path, env=environment, start_new_session=True,
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                )  # fmt: skip
+                wait_until_ready(server)
+                continue
+            done = run(command)
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    finally:
+        if server is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
+            server.wait(timeout=60)
+    mask = (tmp_path / "mask.png").read_bytes()
+    assert mask.startswith(b"\x89PNG")
+    # what is served is what was trained: the offline mask of the same image, byte for byte in content
+    import numpy as np
+    from PIL import Image
+
+    offline = np.array(Image.open(tmp_path / "predictions" / "masks" / "val_0000.png"))
+    assert np.array_equal(np.array(Image.open(tmp_path / "mask.png")), offline)

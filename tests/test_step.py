@@ -1,0 +1,183 @@
+"""The maths of a step on a tiny network: every setting, and what must never happen."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from tiny import tiny_config
+
+from protoseg.models.segmenter import build_segmenter
+from protoseg.pseudo_labels import ClassThresholds
+from protoseg.step import Context, Phase, believe, compute_step, label_with_teacher, prototype_weight
+from protoseg.teacher import make_teacher
+
+ON = Phase(unlabeled=True, prototypes=True, prototype_weight=1.0)
+
+
+def context_of(**sections):
+    config = tiny_config(**sections)
+    torch.manual_seed(0)
+    segmenter = build_segmenter(config.model, config.prototypes, num_classes=5)
+    network = segmenter.network.train()
+    generator = torch.Generator().manual_seed(0)
+    bank = segmenter.bank
+    bank.start({c: torch.randn(bank.num_prototypes, bank.dim, generator=generator) for c in range(5)})
+    return Context(
+        config=config, network=network, student=network, teacher=make_teacher(network), bank=bank,
+        thresholds=ClassThresholds(5, config.pseudo_labels.threshold), num_classes=5,
+        fill=torch.tensor([128, 128, 128], dtype=torch.uint8), class_weights=None, autocast=nullcontext,
+        reduce=lambda value: value, gather=None, rank=0, world=1,
+    )  # fmt: skip
+
+
+def batches(views=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def image(*shape):
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+    target = torch.randint(0, 5, (2, 32, 32), generator=generator)
+    target[:, :4] = 255
+    valid = torch.ones(2, 32, 32, dtype=torch.bool)
+    valid[0, 20:] = False
+    labeled = {"image": image(2, 3, 32, 32), "target": target}
+    return labeled, {"weak": image(2, 3, 32, 32), "strong": image(2, views, 3, 32, 32), "valid": valid}
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"method": {"preset": "prototype"}},
+        {"method": {"preset": "fixmatch"}},
+        {"method": {"preset": "unimatch_v2"}},
+        {"views": {"strong_views": 2, "complementary_dropout": True}},
+        {"views": {"mixing": "classmix", "mixing_partner": "flip", "mixing_per_image": True}},
+        {"views": {"mixing": "cutout"}},
+        {"views": {"mixing": "none"}},
+        {"pseudo_labels": {"per_class": True}},
+        {"pseudo_labels": {"agreement": "heads", "source": "fused"}},
+        {"pseudo_labels": {"normalization": "masked"}},
+        {"pseudo_labels": {"normalization": "u2pl"}},
+        {"prototypes": {"pooling": "logsumexp", "sampling": "grid", "projection": "linear"}},
+        {"prototypes": {"projection": "none", "per_image_positions": False, "sampling": "grid"}},
+        {"prototypes": {"update_from": "labeled", "detach": True}},
+        {"prototypes": {"update_features": "teacher"}},
+        {"loss": {"ohem": True, "ohem_min_kept": 50}},
+        {"model": {"aux_weight": 0.4, "linear_head": "conv3x3", "linear_head_channels": 16}},
+    ],
+    ids=lambda s: "-".join(f"{k}.{j}" for v in [s] for k, d in v.items() for j in d) or "default",
+)
+def test_every_setting_gives_a_finite_loss_and_gradients(sections):
+    context = context_of(**sections)
+    phase = ON if context.config.method.prototypes else Phase(True, False, 0.0)
+    labeled, unlabeled = batches(context.config.views.strong_views)
+    result = compute_step(context, labeled, unlabeled, phase, (3,))
+    assert result.loss.isfinite()
+    result.loss.backward()
+    for name, parameter in context.network.named_parameters():
+        assert parameter.grad is not None, f"{name} got no gradient"
+        assert parameter.grad.isfinite().all(), name
+    if result.points is not None:
+        features, classes, similarity = result.points
+        assert not features.requires_grad
+        before = context.bank.prototypes.clone()
+        context.bank.update(features, classes, similarity=similarity)
+        assert not torch.equal(before, context.bank.prototypes)
+
+
+def test_total_is_the_weighted_sum_of_its_parts():
+    context = context_of(loss={"unsupervised_weight": 0.5})
+    result = compute_step(context, *batches(), Phase(True, True, 0.25), (3,))
+    parts = result.parts
+    expected = (
+        parts["loss/sup_linear"] + 0.5 * parts["loss/uns_linear"]
+        + 0.25 * (parts["loss/sup_prototype"] + parts["loss/uns_prototype"])
+    )  # fmt: skip
+    torch.testing.assert_close(parts["loss/total"], expected)
+
+
+def test_detached_prototype_losses_leave_the_network_alone():
+    gradients = []
+    for weight in (0.0, 5.0):
+        context = context_of(prototypes={"detach": True, "projection": "none"})
+        result = compute_step(context, *batches(), Phase(True, True, weight), (3,))
+        result.loss.backward()
+        gradients.append([p.grad.clone() for p in context.network.parameters()])
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_padding_is_never_a_pseudo_label():
+    context = context_of(pseudo_labels={"threshold": 0.0}, views={"mixing": "none"})
+    labeled, unlabeled = batches()
+    labels = label_with_teacher(context, unlabeled["weak"], ON)
+    believed = believe(context, labels.pseudo_label, labels.confidence, unlabeled["valid"])
+    assert torch.equal(believed, unlabeled["valid"])
+    unlabeled["valid"][:] = False
+    result = compute_step(context, labeled, unlabeled, ON, (3,))
+    assert result.parts["loss/uns_linear"] == 0
+    assert result.parts["loss/uns_prototype"] == 0
+    assert result.loss.isfinite()
+
+
+def test_nothing_labelled_and_nothing_believed_is_a_zero_loss():
+    context = context_of(pseudo_labels={"threshold": 1.0})
+    labeled, unlabeled = batches()
+    labeled["target"][:] = 255
+    result = compute_step(context, labeled, unlabeled, ON, (3,))
+    assert result.loss == 0
+    result.loss.backward()
+
+
+def test_an_inactive_class_is_no_target_and_starts_with_its_first_pixels():
+    context = context_of()
+    context.bank.active[2] = False
+    result = compute_step(context, *batches(), ON, (3,))
+    assert result.loss.isfinite()
+    assert result.loss < 50  # the masked logit is no target, or the loss would be about 40 for its pixels
+    features, classes, similarity = result.points
+    assert (classes == 2).any()
+    context.bank.update(features, classes, similarity=similarity)
+    assert context.bank.active.all()
+
+
+@pytest.mark.parametrize(("views", "expected"), [(1, 2 * 2), (2, 3 * 2)])
+def test_encoder_cost_of_a_step(views, expected):
+    context = context_of(views={"strong_views": views})
+    seen = {"student": 0, "teacher": 0}
+
+    def count(name):
+        return lambda _, args: seen.__setitem__(name, seen[name] + len(args[0]))
+
+    context.network.backbone.encoder.register_forward_pre_hook(count("student"))
+    context.teacher.backbone.encoder.register_forward_pre_hook(count("teacher"))
+    compute_step(context, *batches(views), ON, (3,))
+    assert seen == {"student": expected, "teacher": 2}
+
+
+def test_a_step_is_a_function_of_its_position():
+    results = []
+    for key in ((3,), (3,), (4,)):
+        context = context_of(views={"mixing_probability": 1.0})
+        torch.manual_seed(5)
+        results.append(compute_step(context, *batches(), ON, key).parts["loss/total"])
+    assert results[0] == results[1]
+    assert results[0] != results[2]
+
+
+def test_teacher_gates():
+    plain = context_of(pseudo_labels={"threshold": 0.0})
+    gated = context_of(pseudo_labels={"threshold": 0.0, "agreement": "heads"})
+    _, unlabeled = batches()
+    everywhere = label_with_teacher(plain, unlabeled["weak"], ON).confidence
+    some = label_with_teacher(gated, unlabeled["weak"], ON)
+    refused = some.confidence == 0
+    assert refused.any()
+    assert torch.equal(some.confidence[~refused], everywhere[~refused])
+
+
+@pytest.mark.parametrize(("since", "expected"), [(-1, 0.0), (0, 0.0), (50, 0.4), (100, 0.8), (1000, 0.8)])
+def test_weight_ramp(since, expected):
+    config = tiny_config(prototypes={"weight": 0.8, "weight_ramp": 100})
+    assert prototype_weight(config, since) == pytest.approx(expected)
