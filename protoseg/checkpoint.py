@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 from pydantic import ValidationError
@@ -78,6 +78,15 @@ class CheckpointInfo(Record):
     """Versions of the packages used."""
     git_revision: str | None
     """Revision of the working copy, with ``-dirty`` when it had changes."""
+
+    def best_head(self) -> Literal["linear", "prototype", "fused"]:
+        """The head with the highest validation mIoU; ``linear`` when none was measured."""
+        miou = (self.metrics.get("val") or {}).get("miou") or {}
+        best: Literal["linear", "prototype", "fused"] = "linear"
+        for head in ("fused", "prototype"):
+            if (miou.get(head) or 0.0) > (miou.get(best) or 0.0):
+                best = head
+        return best
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,6 @@ from protoseg.models.segmenter import Segmenter
 from protoseg.pictures import as_rgb, palette_picture
 from protoseg.pseudo_labels import head_agreement
 
-# export's default head, so that a served model and this command agree
 DEFAULT_HEAD: HeadName = "linear"
 PARTS = ("masks", "overlays", "confidence", "disagreement")
 OVERLAY_OPACITY = 0.5
@@ -217,7 +216,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "inputs", metavar="PATH", nargs="+", type=Path, help="images, or folders that are searched for images"
     )
     add("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the results")
-    add("--head", choices=HEADS, default=DEFAULT_HEAD, help="head that labels (default: %(default)s)")
+    add(
+        "--head",
+        choices=("auto", *HEADS),
+        default="auto",
+        help="head that labels (default: the one with the highest validation mIoU of the checkpoint)",
+    )
     for part in PARTS[1:]:
         add(f"--no-{part.removesuffix('s')}", action="store_true", help=f"do not write OUT/{part}")
     add("--sliding", action="store_true", help="overlapping windows of the training crop, averaged, "
@@ -266,10 +270,9 @@ def run(arguments: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(arguments.checkpoint, student=arguments.student)
     info, segmenter = checkpoint.info, checkpoint.segmenter
     has_prototypes = bool(segmenter.bank.active.any())
-    if arguments.head != "linear" and not has_prototypes:
-        raise ValueError(
-            f"--head {arguments.head} needs prototypes, this checkpoint has none; use --head linear"
-        )
+    head: HeadName = info.best_head() if arguments.head == "auto" else arguments.head
+    if head != "linear" and not has_prototypes:
+        raise ValueError(f"--head {head} needs prototypes, this checkpoint has none; use --head linear")
     out: Path = arguments.output
     paths = find_images(arguments.inputs, out)
     parts = [part for part in PARTS if not getattr(arguments, f"no_{part.removesuffix('s')}", False)]
@@ -284,13 +287,13 @@ def run(arguments: argparse.Namespace) -> int:
     pause = 0.1 if sys.stderr.isatty() else 10.0
     with tqdm(total=len(paths), desc="predict", unit="image", mininterval=pause) as bar:
         for _path, reason in predict_files(
-            segmenter, info, paths, out, head=arguments.head, config=config, parts=parts
+            segmenter, info, paths, out, head=head, config=config, parts=parts
         ):
             bar.update()
             if reason is not None:
                 failed += 1
                 bar.write(f"skipped: {reason}", file=sys.stderr)
-    sys.stdout.write(f"{len(paths) - failed} of {len(paths)} images in {out} ({', '.join(parts)})\n")
+    sys.stdout.write(f"{len(paths) - failed} of {len(paths)} images in {out} ({', '.join(parts)}), {head} head\n")
     return failed
 
 

@@ -130,3 +130,24 @@ def test_an_error_inside_the_block_leaves_nothing_half_written(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("miou", "expected"),
+    [
+        ({"linear": 0.5, "prototype": 0.4, "fused": 0.45}, "linear"),
+        ({"linear": 0.5, "prototype": 0.4, "fused": 0.55}, "fused"),
+        ({"linear": 0.5, "prototype": 0.6, "fused": 0.55}, "prototype"),
+        ({"linear": 0.5, "prototype": 0.5, "fused": 0.5}, "linear"),
+        ({"linear": None, "fused": 0.1}, "fused"),
+        ({"linear": 0.5}, "linear"),
+        ({}, "linear"),
+    ],
+)
+def test_best_head(miou, expected):
+    info = tiny_info().model_copy(update={"metrics": {"val": {"miou": miou}}})
+    assert info.best_head() == expected
+
+
+def test_best_head_without_metrics():
+    assert tiny_info().best_head() == "linear"
