@@ -27,10 +27,26 @@ Array = NDArray[Any]
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """A folder beside ``target`` that takes its place when the block ends without an error.
+    """A bundle folder beside ``target`` that takes its place when the block ends without an error.
 
     On any error it is removed and ``target`` stays as it was.
+
+    Raises:
+        ExportError: If ``target`` exists and is not a bundle.
     """
+    if (
+        target.exists()
+        and not (target / MANIFEST_NAME).is_file()
+        and (not target.is_dir() or any(target.iterdir()))
+    ):
+        raise ExportError(f"{target} exists and is not a bundle; choose another folder with -o")
+    with staged_any(target) as partial:
+        yield partial
+
+
+@contextmanager
+def staged_any(target: Path) -> Iterator[Path]:
+    """As ``staged``, for any folder."""
     partial = target.with_name(f"{target.name}{PARTIAL_SUFFIX}")
     previous = target.with_name(f"{target.name}{PREVIOUS_SUFFIX}")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -38,6 +54,8 @@ def staged(target: Path) -> Iterator[Path]:
     try:
         partial.mkdir()
         yield partial
+        if not partial.exists():  # the block put it somewhere else
+            return
         for file in partial.rglob("*"):
             if file.is_file():
                 flush(file)
@@ -49,8 +67,6 @@ def staged(target: Path) -> Iterator[Path]:
 def install(partial: Path, target: Path, previous: Path) -> None:
     """Put a finished folder in the place of ``target``."""
     if target.exists():
-        if not (target / MANIFEST_NAME).is_file() and any(target.iterdir()):
-            raise ExportError(f"{target} exists and is not a bundle; choose another folder with -o")
         shutil.rmtree(previous, ignore_errors=True)
         target.replace(previous)
     partial.replace(target)

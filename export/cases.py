@@ -11,10 +11,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.errors import ExportError
-from export.images import NamedImage
 
 MAX_REAL = 8
 MAX_BATCH = 4
+
+
+@dataclass(frozen=True)
+class NamedImage:
+    """An image at the working size, with its mask when there is one."""
+
+    name: str
+    """File name or synthetic index."""
+    pixels: NDArray[np.uint8]
+    """(H, W, C)."""
+    mask: NDArray[np.uint8] | None = None
+    """(H, W) class ids."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from export.cases import NamedImage
 from export.errors import ExportError
 from protoseg.checkpoint import CheckpointInfo
 from protoseg.data.errors import DataError
@@ -23,18 +23,6 @@ from protoseg.data.synthetic import SyntheticScenes
 Split = Literal["labeled", "unlabeled", "val"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".npy")
 LARGEST_SIDE = 1024
-
-
-@dataclass(frozen=True)
-class NamedImage:
-    """An image at the working size, with its mask when there is one."""
-
-    name: str
-    """File name or synthetic index."""
-    pixels: NDArray[np.uint8]
-    """(H, W, C)."""
-    mask: NDArray[np.uint8] | None = None
-    """(H, W) class ids."""
 
 
 def images_hash(images: Sequence[NamedImage]) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import get_args
 
 from export.bundle import REJECTED_SUFFIX, staged
+from export.cases import NamedImage
 from export.errors import ExportError, guarded
-from export.images import NamedImage, checkpoint_images, folder_images
+from export.images import checkpoint_images, folder_images
 from export.parity import format_report
 from export.trace import DEFAULT_OPSET, OPSETS, ExportSettings, check_settings
 from export.wrapper import DEFAULT_OUTPUTS, OPTIONAL_OUTPUTS, Layout

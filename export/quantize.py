@@ -57,6 +57,10 @@ class Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has n
         self._next = iter(self._batches)
 
 
+def _in_projection(node: onnx.NodeProto) -> bool:
+    return node.name.startswith("network.projection")
+
+
 def float_nodes(model: onnx.ModelProto, *, heads: bool) -> list[str]:
     """Nodes that stay in floating point.
 
@@ -73,10 +77,12 @@ def float_nodes(model: onnx.ModelProto, *, heads: bool) -> list[str]:
     convolutions = [node for node in nodes if node.op_type == "Conv"]
     roots = {name for node in nodes if node.op_type == "Sqrt" for name in node.input}
     kept = {convolutions[0].name} if convolutions else set()
+    ends = {"linear_logits_stride"}.union(*[n.output for n in convolutions if _in_projection(n)][-1:])
     for node in nodes:
         is_conv = node.op_type == "Conv"
-        inside = node.name.startswith(LOW_SCOPES[:2]) or (is_conv and node.name.startswith("prototypes"))
-        last = is_conv and ("linear_logits_stride" in node.output or node.name.startswith("prototypes"))
+        in_prototypes = is_conv and node.name.startswith("prototypes")
+        inside = node.name.startswith(LOW_SCOPES) or in_prototypes
+        last = in_prototypes or (is_conv and not ends.isdisjoint(node.output))
         if not inside or roots.intersection(node.output) or (heads and last):
             kept.add(node.name)
     return sorted(kept)

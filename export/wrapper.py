@@ -166,11 +166,12 @@ class ExportModule(nn.Module):
         else:
             chosen = linear if self.head == "linear" else prototype
             labels, confidence = chosen.argmax(1), top_probability(chosen)
-        labels = labels.to(label_dtype(linear.shape[1]))
+        # the cast comes last: TensorRT takes uint8 as an output and nowhere else
+        labels = labels[:, :height, :width].to(label_dtype(linear.shape[1]))
         nearest = (scores + self.prototypes.offset).argmax(1).to(label_dtype(scores.shape[1]))
         embedding = features / self.prototypes.norm(features)
         return (
-            labels[:, :height, :width], confidence[:, :height, :width], agreement[:, :height, :width],
+            labels, confidence[:, :height, :width], agreement[:, :height, :width],
             nearest, embedding, chosen[..., :height, :width], linear, linear_low, prototype, prototype_low,
             *extra,
         )  # fmt: skip

@@ -14,10 +14,10 @@ import onnx
 
 from export import precision as lowering
 from export.bundle import adapt, write_manifest, write_sample
-from export.cases import Case, static_cases
+from export.cases import Case, NamedImage, static_cases
 from export.compare import conclude
 from export.graph import check_graph, tensor_infos, to_bytes
-from export.images import NamedImage, images_hash
+from export.images import images_hash
 from export.parity import ProbedOnnx, Setup, compare, make_cases
 from export.runtime import OrtRunner
 from export.trace import ExportSettings, build_graph

@@ -31,7 +31,8 @@ TINY = (
     "model.encoder=test_efficientnet", "model.decoder_channels=16", "data.synthetic.height=64",
     "data.synthetic.width=96", "data.synthetic.modes=1", "data.synthetic.num_classes=4",
     "data.synthetic.num_labeled=24", "data.synthetic.num_unlabeled=12", "data.synthetic.num_val=6",
-    "views.crop=[64,96]", "prototypes.num_prototypes=2",
+    "views.crop=[64,96]", "prototypes.num_prototypes=2", "prototypes.projection=mlp",
+    "prototypes.projection_dim=16", "model.feature=decoder",
 )  # fmt: skip
 
 
