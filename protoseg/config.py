@@ -291,7 +291,7 @@ class PrototypeConfig(Section):
     weight_ramp: int = Field(0, ge=0)
     """Steps over which w_p rises from 0 (cosine), counted from the start of the branch."""
     detach: bool = False
-    """Stop the prototype losses' gradient at z: projection and prototypes learn, encoder and decoder do not."""
+    """Stop the prototype losses' gradient at z: only projection and prototypes learn from them."""
 
 
 class PseudoLabelConfig(Section):

@@ -293,7 +293,8 @@ def run(arguments: argparse.Namespace) -> int:
             if reason is not None:
                 failed += 1
                 bar.write(f"skipped: {reason}", file=sys.stderr)
-    sys.stdout.write(f"{len(paths) - failed} of {len(paths)} images in {out} ({', '.join(parts)}), {head} head\n")
+    done = f"{len(paths) - failed} of {len(paths)} images"
+    sys.stdout.write(f"{done} in {out} ({', '.join(parts)}), {head} head\n")
     return failed
 
 
