@@ -29,6 +29,10 @@ from serving.state import PINNED_BUNDLE, ServingState
 
 logger = logging.getLogger(__name__)
 
+# BentoML's timer holds every request in memory until it fires (deadlines are the gateway's), and its
+# spans cost as much as the rest of the framework
+UNWANTED_MIDDLEWARE = ("TimeoutMiddleware", "OpenTelemetryMiddleware")
+
 
 class SegmentInput(IODescriptor):  # type: ignore[misc]
     """An image as multipart file field, or as the whole body; parameters as form fields or in the query."""
@@ -84,15 +88,16 @@ def build_service(settings: Settings) -> Any:
 
         def to_asgi(self, is_main: bool = True) -> Any:
             install_protocol(settings)
-            return Gateway(super().to_asgi(is_main), state)
+            app = super().to_asgi(is_main)
+            unwanted = UNWANTED_MIDDLEWARE[: 1 if settings.otel else 2]
+            app.user_middleware = [m for m in app.user_middleware if m.cls.__name__ not in unwanted]
+            return Gateway(app, state)
 
     @bentoml.asgi_app(make_pages(state), path="/")
     @bentoml.service(
         name="protoseg",
         service_class=SegmentationService,
         workers=settings.workers,
-        # deadlines are the gateway's: BentoML's timer would hold every request until it fires
-        traffic={"timeout": round(settings.timeout) + 3600},
         logging={"access": {"enabled": False}},
         metrics={"enabled": False},
         tracing={} if settings.otel else {"excluded_urls": ".*"},

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serving.settings import load_settings
+from serving.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -104,3 +104,22 @@ def test_dashboard_has_no_overlapping_panels() -> None:
             for y in range(place["y"], place["y"] + place["h"]):
                 assert (x, y) not in cells
                 cells.add((x, y))
+
+
+def test_documented_settings_exist() -> None:
+    text = (ROOT / "docs" / "serving.md").read_text()
+    known = set(Settings.model_fields) | {"config"}
+    for name in re.findall(r"PROTOSEG_([A-Z_]+)(?![A-Z_]*\*)", text):
+        assert not name or name.lower() in known, name
+    for row in re.findall(r"^\| (`PROTOSEG_.*?) \|", text, re.MULTILINE):
+        for name in re.findall(r"`(?:PROTOSEG)?_([A-Z_]+)`", row):
+            assert name.lower() in known, name
+
+
+def test_every_error_code_is_documented() -> None:
+    text = (ROOT / "docs" / "serving.md").read_text()
+    source = "".join(path.read_text() for path in (ROOT / "serving").glob("*.py"))
+    codes = set(re.findall(r"ServingError\(\s*\d{3}, \"(\w+)\"", source))
+    assert len(codes) > 20
+    for code in codes:
+        assert f"`{code}`" in text, code

@@ -105,3 +105,18 @@ def test_the_service_imports_without_torch_or_a_model() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("otel", [False, True])
+def test_costly_middleware_is_taken_out(otel: bool) -> None:
+    from _bentoml_sdk.service.factory import Service
+
+    from serving.service import UNWANTED_MIDDLEWARE, build_service
+    from serving.settings import Settings
+
+    service = build_service(Settings(otel=otel))
+    before = {m.cls.__name__ for m in Service.to_asgi(service).user_middleware}
+    assert before >= set(UNWANTED_MIDDLEWARE)
+    after = {m.cls.__name__ for m in service.to_asgi().app.user_middleware}
+    assert after == before - set(UNWANTED_MIDDLEWARE[: 1 if otel else 2])
+    assert "ContextMiddleware" in after
