@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 
+import torch
 import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from protoseg.models.segmenter import Segmenter
@@ -56,6 +59,23 @@ def _replace(module: nn.Module) -> None:
             _replace(child)
 
 
+@torch.no_grad()
+def bake_position_embedding(transformer: VisionTransformer, height: int, width: int) -> None:
+    """Resample the position embedding once, for one (padded) image size in pixels.
+
+    The dynamic rule is an antialiased bicubic resize inside the graph, which TensorRT does not have.
+    """
+    patch = transformer.patch_embed
+    grid = patch.dynamic_feat_size((height, width))
+    prefix = 0 if transformer.no_embed_class else transformer.num_prefix_tokens
+    baked = resample_abs_pos_embed(
+        transformer.pos_embed, new_size=list(grid), old_size=list(patch.grid_size), num_prefix_tokens=prefix
+    )
+    transformer.pos_embed = nn.Parameter(baked.clone(), requires_grad=False)
+    transformer.dynamic_img_size = False
+    patch.flatten, patch.strict_img_size = True, False
+
+
 def prepare_network(segmenter: Segmenter, static: tuple[int, int, int] | None = None) -> Segmenter:
     """A copy in eval mode that traces to a small graph.
 
@@ -65,4 +85,7 @@ def prepare_network(segmenter: Segmenter, static: tuple[int, int, int] | None = 
     """
     prepared = copy.deepcopy(segmenter).eval()
     _replace(prepared)
+    for module in prepared.modules():
+        if isinstance(module, VisionTransformer) and module.dynamic_img_size and static is not None:
+            bake_position_embedding(module, *prepared.network.padded_size(*static[1:]))
     return prepared
