@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from protoseg.config import ResizeConfig
+from protoseg.config import ResizeConfig, Section
 
 BUNDLE_SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
@@ -24,12 +24,8 @@ class ManifestError(ValueError):
     """A bundle that cannot be used; the text is one line and says what to do."""
 
 
-class Record(BaseModel):
-    """Base of every record: unknown keys are errors."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
-    )
+class Record(Section):
+    """Base of every record; like a configuration section, it refuses unknown keys and never changes."""
 
 
 class ClassInfo(Record):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -28,3 +29,17 @@ def run_module() -> Run:
         )
 
     return run
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked gpu need a CUDA device; REQUIRE_GPU=1 makes its absence a failure."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    reason = "no CUDA device: torch.cuda.is_available() is false"
+    if os.environ.get("REQUIRE_GPU") == "1":
+        pytest.fail(f"REQUIRE_GPU=1, but {reason}")
+    pytest.skip(reason)

@@ -59,9 +59,7 @@ def test_ohem_keeps_at_least_min_kept():
 
 def test_ohem_never_keeps_ignored_pixels():
     logits = logits_for([0.1, 0.1, 0.99])
-    total, count = ohem_cross_entropy(
-        logits, torch.tensor([[[255, 1, 1]]]), threshold=0.5, min_kept=100_000
-    )
+    total, count = ohem_cross_entropy(logits, torch.tensor([[[255, 1, 1]]]), threshold=0.5, min_kept=100_000)
     assert count == 2
     torch.testing.assert_close(total, torch.tensor(-math.log(0.1) - math.log(0.99)))
 

@@ -15,9 +15,7 @@ def test_agreement_by_hand():
     prototype = torch.tensor([0.1, 0.6, 0.3]).log().view(1, 3, 1, 1)
     torch.testing.assert_close(head_agreement(linear, prototype), torch.full((1, 1, 1), 0.1 + 0.2 + 0.1))
     torch.testing.assert_close(head_agreement(linear, linear), torch.ones(1, 1, 1))
-    torch.testing.assert_close(
-        fuse(linear, prototype).flatten(), torch.tensor([0.4, 0.4, 0.2])
-    )
+    torch.testing.assert_close(fuse(linear, prototype).flatten(), torch.tensor([0.4, 0.4, 0.2]))
 
 
 def test_class_thresholds_by_hand():
