@@ -72,7 +72,7 @@ def bake_position_embedding(transformer: VisionTransformer, height: int, width: 
         transformer.pos_embed, new_size=list(grid), old_size=list(patch.grid_size), num_prefix_tokens=prefix
     )
     transformer.pos_embed = nn.Parameter(baked.clone(), requires_grad=False)
-    transformer.dynamic_img_size = False
+    vars(transformer)["dynamic_img_size"] = False  # declared Final for TorchScript
     patch.flatten, patch.strict_img_size = True, False
 
 

@@ -170,7 +170,9 @@ def triton_files(manifest: Manifest, item: ArtifactFile) -> list[ArtifactFile]:
     if item.precision != "int8":  # see OrtRunner's exact_qdq: Triton's ONNX Runtime would fuse wrongly
         found.append(choose_source(manifest, item.precision))
     if not found:
-        raise ExportError("--triton: Triton runs neither RTX engines nor int8 ONNX files; use --precision fp16")
+        raise ExportError(
+            "--triton: Triton runs neither RTX engines nor int8 ONNX files; use --precision fp16"
+        )
     return found
 
 
