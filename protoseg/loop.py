@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from protoseg.checkpoint import CheckpointError
-from protoseg.config import Config
+from protoseg.config import Config, ConfigError
 from protoseg.data.datasets import Sample, make_stream, padding_fill
 from protoseg.models.segmenter import Segmenter, build_segmenter
 from protoseg.optim import make_optimizer, make_scheduler
@@ -50,6 +50,13 @@ def make_accelerator(config: Config) -> Accelerator:
     """Accelerator with this run's numerics, and the TF32 setting."""
     torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
     torch.backends.cudnn.allow_tf32 = config.train.tf32
+    try:
+        return _accelerator(config)
+    except ValueError as error:
+        raise ConfigError(f"accelerate refuses train.mixed_precision or train.trackers: {error}") from error
+
+
+def _accelerator(config: Config) -> Accelerator:
     return Accelerator(
         mixed_precision=config.train.mixed_precision,
         # a prepared scheduler would otherwise step once for each process
@@ -167,6 +174,23 @@ def move(sample: Sample, device: torch.device) -> Sample:
 def lr_now(optimizer: Any) -> float:
     """Learning rate of the first group (the encoder, unless it is frozen)."""
     return float(optimizer.param_groups[0]["lr"])
+
+
+class Faults:
+    """Steps with a non-finite loss, counted on the device so that nobody waits for it."""
+
+    def __init__(self, total: int, device: torch.device) -> None:
+        self.total = torch.tensor(total, device=device)
+        self.run = torch.zeros_like(self.total)
+        self.longest = torch.zeros_like(self.total)
+        self.last = torch.zeros_like(self.total)
+
+    def add(self, bad: Tensor, step: int) -> None:
+        """Count step ``step`` (from 1)."""
+        self.total = self.total + bad
+        self.run = torch.where(bad, self.run + 1, 0)
+        self.longest = torch.maximum(self.longest, self.run)
+        self.last = torch.where(bad, step, self.last)
 
 
 class Interval:
@@ -367,7 +391,7 @@ def train(config: Config, *, resume: bool = False) -> int:
         progress.step = step
         save_state(accelerator, folder, step, config_text, config.train.keep_states)
 
-    bad_run = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+    faults = Faults(progress.bad_steps, accelerator.device)
     interval = Interval()
     bar = tqdm(total=plan.max_steps, initial=progress.step, disable=not main, desc="train", unit="step",
                dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 15)  # fmt: skip
@@ -384,11 +408,10 @@ def train(config: Config, *, resume: bool = False) -> int:
         )
         progress.skipped_images += replaced
         bad = ~norm.isfinite()
-        bad_run = torch.where(bad, bad_run + 1, 0)
+        faults.add(bad, step + 1)
         looks = accelerator.device.type == "cpu"
         skip = looks and bool(bad)
         if skip:
-            progress.bad_steps += 1
             logger.warning("step %d: the loss is not finite; the step is skipped", step + 1)
         else:
             if not looks:
@@ -411,7 +434,7 @@ def train(config: Config, *, resume: bool = False) -> int:
         if done % config.train.log_every == 0 or done == plan.max_steps:
             record = {"step": done, "lr": lr_now(optimizer), **interval.summary(context, accelerator)}
             record["grad_norm"] = float(norm)
-            record["bad_steps"] = progress.bad_steps + (0 if looks else int(bad_run))
+            progress.bad_steps = record["bad_steps"] = int(faults.total)
             record["skipped_images"] = progress.skipped_images
             if phase.prototypes:
                 record.update(prototype_record(context))
@@ -428,12 +451,13 @@ def train(config: Config, *, resume: bool = False) -> int:
             scalars = {k: v for k, v in record.items() if isinstance(v, float)}
             accelerator.log(scalars, step=done)
             interval = Interval()
-        if (looks or done % config.train.log_every == 0) and int(bad_run) >= config.train.max_bad_steps:
+        may_look = looks or done % config.train.log_every == 0
+        if may_look and int(faults.longest) >= config.train.max_bad_steps:
             save(done)
             raise TrainingStoppedError(
-                f"the loss was not finite in {int(bad_run)} steps in a row, the last one step {done}; the "
-                f"state is saved in {folder}. Lower optim.lr, set optim.max_grad_norm=1, or train in "
-                "mixed_precision=bf16 instead of fp16"
+                f"the loss was not finite in {int(faults.longest)} steps in a row, the last one step "
+                f"{int(faults.last)}; the state is saved in {folder}. Lower optim.lr, set "
+                "optim.max_grad_norm=1, or train in mixed_precision=bf16 instead of fp16"
             )
 
         if done % plan.eval_every == 0 or done == plan.max_steps:
@@ -471,6 +495,7 @@ def train(config: Config, *, resume: bool = False) -> int:
             accelerator.end_training()
             return 0
     bar.close()
+    interrupt.close()
     if main:
         logger.info("%s", end_report(config, data, result, progress))
     accelerator.end_training()

@@ -88,7 +88,7 @@ class ParityCase(Record):
     """Thresholds by name."""
     failures: list[str]
     """Readable reasons; empty when passed."""
-    details: dict[str, Any] = {}
+    details: dict[str, Any] = Field(default_factory=dict)
     """Per-class IoU, worst image and the like."""
 
 
@@ -99,7 +99,7 @@ class ParityReport(Record):
     """Only ``passed`` may be served."""
     reason: str = ""
     """One line when the status is not ``passed``."""
-    cases: list[ParityCase] = []
+    cases: list[ParityCase] = Field(default_factory=list)
     """The comparisons behind the status."""
 
 
@@ -128,7 +128,7 @@ class ArtifactFile(Record):
     """ONNX file an engine was built from."""
     parity: ParityReport
     """Proof."""
-    notes: dict[str, Any] = {}
+    notes: dict[str, Any] = Field(default_factory=dict)
     """Calibration, nodes kept in fp32 and the like."""
 
 

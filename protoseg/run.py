@@ -386,6 +386,11 @@ class Interrupt:
         self.seen = True
         sys.stderr.write("\nstopping after this step; the state will be saved (Ctrl-C again: stop at once)\n")
 
+    def close(self) -> None:
+        """Give signals back to whoever had them."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
     def requested(self, accelerator: Accelerator, at_log: bool) -> bool:
         """Whether to stop now; with several processes they agree at log steps."""
         if accelerator.num_processes == 1:
