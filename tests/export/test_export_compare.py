@@ -161,11 +161,12 @@ def test_scores_of_absent_prototypes_are_not_compared() -> None:
     assert not comparator.result("reference", "test").failures
 
 
-def test_int8_judges_labels_of_real_images_only() -> None:
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_labels_are_judged_on_real_images_only(precision: str) -> None:
     good, bad = make_outputs(), make_outputs()
     bad["labels"][:] = (bad["labels"] + 1) % CLASSES
-    assert judge(good, bad, "int8").status == "failed"
-    comparator = Comparator(GATES["int8"], CLASSES, "linear", np.ones(CLASSES, bool), NAMES)
+    assert judge(good, bad, precision).status == "failed"
+    comparator = Comparator(GATES[precision], CLASSES, "linear", np.ones(CLASSES, bool), NAMES)
     comparator.add("real", good, good)
     comparator.add("noise", good, bad, natural=False)
     assert conclude([comparator.result("reference", "test")]).status == "passed"
@@ -184,3 +185,15 @@ def test_noise_beyond_the_gate_never_passes(seed: int, noise: float) -> None:
     allowed = GATES["fp32"].logit
     assert allowed is not None
     assert (report.status == "failed") == (largest > allowed * scale)
+
+
+def test_half_precision_may_have_a_single_outlier_but_not_many() -> None:
+    good, bad = make_outputs(size=(100, 100)), make_outputs(size=(100, 100))
+    scale = float(np.abs(good["prototype_logits"]).max())
+    bad["prototype_logits"].flat[:10] += 0.03 * scale
+    assert judge(good, bad, "fp16").status == "passed"
+    bad["prototype_logits"].flat[:300] = good["prototype_logits"].flat[:300] + 0.03 * scale
+    assert "99.9th percentile" in judge(good, bad, "fp16").reason
+    bad = make_outputs(size=(100, 100))
+    bad["prototype_logits"].flat[0] += 0.06 * scale
+    assert judge(good, bad, "fp16").status == "failed"

@@ -1,0 +1,213 @@
+"""Network x precision x runtime: what exports, what passes parity, what TensorRT-RTX builds.
+
+Each network is trained for a few dozen steps on the embedded data: its label maps are poor and far from
+trivial, which is what parity needs. Writes ``results/export_matrix.json`` and the table in
+``docs/export.md``. Example::
+
+    python -m benchmarks.export_matrix --only deeplabv3plus,unet
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.common import ROOT, write_result
+from export.errors import ExportError
+from export.onnx import export_bundle
+from export.trace import ExportSettings
+from protoseg.checkpoint import CheckpointInfo, load_checkpoint, package_versions, save_checkpoint
+from protoseg.config import Config, load_config
+from protoseg.data.synthetic import SyntheticScenes, synthetic_classes
+from protoseg.manifest import ArtifactFile, InputRule, read_manifest
+from protoseg.models.prototypes import spherical_kmeans
+from protoseg.models.segmenter import Segmenter, build_segmenter
+
+NETWORKS: dict[str, tuple[str, list[str], int]] = {
+    "deeplabv3plus": ("DeepLabV3+, EfficientNet-Lite0", ["model.pretrained=package"], 60),
+    "pcr_resnet101": ("PCR decoder, ResNet-101 (`pcr_resnet101`)", ["model.preset=pcr_resnet101"], 30),
+    "unet": ("UNet, ResNet-18", ["model.architecture=unet", "model.encoder=resnet18"], 80),
+    "fpn": ("FPN, ResNet-18", ["model.architecture=fpn", "model.encoder=resnet18"], 80),
+    "segformer": (
+        "SegFormer decoder, EfficientNet-Lite0",
+        ["model.architecture=segformer", "model.pretrained=package"],
+        60,
+    ),
+    "upernet": ("UPerNet, ResNet-18", ["model.architecture=upernet", "model.encoder=resnet18"], 80),
+    "dinov2_dpt": ("DPT, DINOv2 ViT-S/14 (`dinov2_small_dpt`)", ["model.preset=dinov2_small_dpt"], 60),
+}  # fmt: skip
+PRECISIONS = ("fp32", "fp16", "int8", "int8-cpu")
+BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
+CROP = (96, 128)
+
+
+def train(segmenter: Segmenter, config: Config, steps: int) -> None:
+    """A short supervised training and k-means prototypes on embedded scenes."""
+    scenes = SyntheticScenes(config.data.synthetic, "labeled")
+    images = torch.from_numpy(np.stack([scenes.image(i) for i in range(len(scenes))])).permute(0, 3, 1, 2)
+    masks = torch.from_numpy(np.stack([scenes.mask(i) for i in range(len(scenes))])).long()
+    classes = config.data.synthetic.num_classes
+    network = segmenter.network.train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    weight = torch.tensor([1.0] + [3.0] * (classes - 1))
+    for _ in range(steps):
+        index = torch.randint(0, len(images), (4,))
+        logits = network.upsample(network(images[index]).linear_logits, *masks.shape[1:])
+        loss = F.cross_entropy(logits, masks[index], ignore_index=255, weight=weight)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    segmenter.eval()
+    with torch.no_grad():
+        features = torch.cat([network(image[None]).features for image in images]).permute(0, 2, 3, 1)
+        small = F.interpolate(masks[:, None].float(), size=features.shape[1:3])[:, 0]
+        generator = torch.Generator().manual_seed(0)
+        count = config.prototypes.num_prototypes
+        present = [c for c in range(classes) if (small == c).any()]
+        segmenter.bank.start(
+            {c: spherical_kmeans(features[small == c][:1000], count, generator) for c in present}
+        )
+
+
+def make_checkpoint(folder: Path, overrides: list[str], steps: int) -> Path:
+    """A checkpoint of a briefly trained network."""
+    torch.manual_seed(0)
+    config = load_config(None, [f"views.crop=[{CROP[0]},{CROP[1]}]", *overrides])
+    classes = synthetic_classes(config.data.synthetic)
+    segmenter = build_segmenter(config.model, config.prototypes, num_classes=len(classes))
+    train(segmenter, config, steps)
+    network = segmenter.network
+    info = CheckpointInfo(
+        name="matrix", step=0, model=config.model, prototypes=config.prototypes, classes=classes,
+        ignore_index=255,
+        input=InputRule(
+            channels=3, mean=(network.mean.flatten() / 255).tolist(),
+            std=(network.std.flatten() / 255).tolist(), stride_multiple=network.stride_multiple,
+            resize=config.data.resize, crop=CROP,
+        ),
+        data=config.data, eval=config.eval, data_hashes={}, metrics={}, method="none", weights_sha256="",
+        versions=package_versions(), git_revision=None,
+    )  # fmt: skip
+    save_checkpoint(folder / "checkpoint", segmenter, info)
+    return folder
+
+
+def build_rtx(bundle: Path, precision: str) -> str:
+    """Build with TensorRT-RTX in a process of its own; ``built in X s`` or the reason."""
+    command = [sys.executable, "-m", "export.tensorrt", str(bundle), "--flavor", "rtx",
+               "--precision", precision, "--no-cache"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        item = read_manifest(bundle).files[-1]
+        return f"built ({item.size / 1e6:.1f} MB)"
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
+
+
+def largest(item: ArtifactFile) -> float | None:
+    """Largest logit difference from torch over the logit range."""
+    metrics = item.parity.cases[0].metrics if item.parity.cases else {}
+    ratios = [
+        (metrics[f"{head}/max_logit_diff"] or 0) / (metrics[f"{head}/logit_range"] or 1)
+        for head in ("linear", "prototype")
+        if f"{head}/max_logit_diff" in metrics
+    ]
+    return max(ratios, default=None)
+
+
+def measure(name: str, folder: Path) -> dict[str, Any]:
+    """One row: export, parity of every precision, RTX builds."""
+    title, overrides, steps = NETWORKS[name]
+    start = time.perf_counter()
+    checkpoint = load_checkpoint(make_checkpoint(folder / name, overrides, steps))
+    row: dict[str, Any] = {
+        "network": title,
+        "parameters": sum(p.numel() for p in checkpoint.segmenter.parameters()),
+        "files": {},
+        "rtx": {},
+    }
+    settings = ExportSettings(precisions=PRECISIONS, num_calibration=16)
+    try:
+        bundle, manifest = export_bundle(checkpoint, folder / name / "bundle", settings)
+    except ExportError as error:
+        return {**row, "error": str(error)}
+    row["static_shape"] = manifest.graph.static_shape
+    for item in manifest.files:
+        metrics = item.parity.cases[0].metrics
+        row["files"][item.precision] = {
+            "status": item.parity.status, "reason": item.parity.reason,
+            "megabytes": round(item.size / 1e6, 1),
+            "relative_logit_diff": largest(item), "label_agreement": metrics["labels/agreement"],
+        }  # fmt: skip
+    for precision in PRECISIONS[:3]:
+        passed = row["files"][precision]["status"] == "passed"
+        row["rtx"][precision] = build_rtx(bundle, precision) if passed else "not built: parity did not pass"
+    row["seconds"] = round(time.perf_counter() - start, 1)
+    return row
+
+
+def cell(row: dict[str, Any], precision: str) -> str:
+    """Parity of one precision for the table."""
+    entry = row["files"].get(precision)
+    if entry is None:
+        return "no"
+    if entry["status"] != "passed":
+        return str(entry["status"])
+    if precision in ("fp32", "fp16"):
+        return f"passed ({entry['relative_logit_diff']:.0e})"
+    return f"passed ({entry['label_agreement']:.3f})"
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    head = ("Network", "Shape", "ORT CPU fp32", "ORT CPU fp16", "ORT CPU int8", "ORT CPU int8-cpu",
+            "RTX fp32", "RTX fp16", "RTX int8", "ORT CUDA, TensorRT")  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows.values():
+        static = row.get("static_shape")
+        shape = "x".join(map(str, static)) if static else "dynamic"
+        rtx = [row["rtx"].get(p, "no").split(" (")[0] for p in PRECISIONS[:3]]
+        cells = [row["network"], shape, *(cell(row, p) for p in PRECISIONS), *rtx, "not run: no GPU"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def update_docs(text: str, path: Path = ROOT / "docs" / "export.md") -> None:
+    """Put the table between its markers."""
+    page = path.read_text(encoding="utf-8")
+    before, rest = page.split(BEGIN)
+    after = rest.split(END)[1]
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure all networks and write the result; exit code 1 when one does not pass fp32."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", help="comma-separated names; the result file is then left alone")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    names = args.only.split(",") if args.only else list(NETWORKS)
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            rows[name] = measure(name, Path(folder))
+            print(name, rows[name], flush=True)
+    print(table(rows))
+    if not args.only:
+        write_result("export_matrix", {"rows": rows, "gpu": "not run: no GPU"})
+        update_docs(table(rows))
+    return 0 if all(r["files"].get("fp32", {}).get("status") == "passed" for r in rows.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
