@@ -1,0 +1,197 @@
+"""CPU latency of a bundle: torch eager, torch.compile, ONNX Runtime fp32 and int8-cpu, interleaved.
+
+All contestants take turns within one run and give labels, confidence and agreement for the same image. Also
+compares upsampling and argmax inside the graph with OpenCV outside of it (labels and confidence from logits
+at the decoder's stride). Wall time and CPU time of each call. Needs a quiet machine. Example::
+
+    python -m export.onnx runs/quickstart --precision fp32,int8-cpu
+    python -m benchmarks.export_latency runs/quickstart --rounds 30 --threads 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from benchmarks.common import spread, write_result
+from export.bundle import read_pixels
+from export.graph import probe, prune, to_bytes
+from export.runtime import OrtRunner, load_runner
+from protoseg.checkpoint import load_checkpoint
+from protoseg.manifest import Manifest, read_manifest
+from protoseg.models.segmenter import Segmenter
+from protoseg.pseudo_labels import head_agreement, pseudo_labels
+from serving.upsampling import argmax_planes, upsample
+
+Call = Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]
+SIZES = ((360, 480), (512, 512))
+WARM_UP = 3
+
+
+class Deployed(nn.Module):
+    """What a torch service would run for the bundle's three outputs."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C, H, W) uint8 -> labels, confidence, agreement."""
+        height, width = image.shape[-2:]
+        network, bank = self.segmenter.network, self.segmenter.bank
+        output = network(image)
+        label, confidence = pseudo_labels(network.upsample(output.linear_logits, height, width).softmax(1))
+        agreement = head_agreement(output.linear_logits, bank.dense_logits(output.features))
+        return label.to(torch.uint8), confidence, network.upsample(agreement[:, None], height, width)[:, 0]
+
+
+def torch_call(module: nn.Module) -> Call:
+    """A torch module as a contestant."""
+
+    def call(image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        with torch.inference_mode():
+            values = module(torch.from_numpy(image))
+        return {k: v.numpy() for k, v in zip(("labels", "confidence", "agreement"), values, strict=True)}
+
+    return call
+
+
+def outside_call(model: onnx.ModelProto, manifest: Manifest, threads: int) -> Call:
+    """Logits at the decoder's stride from the graph, the rest in OpenCV."""
+    probed = prune(probe(model, ["linear_logits_stride"]), ["linear_logits_stride"])
+    runner = OrtRunner(to_bytes(probed), intra_threads=threads)
+    stride = manifest.graph.decoder_stride
+
+    def call(image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        size = (image.shape[2], image.shape[3])
+        logits = runner(image)["linear_logits_stride"][0]
+        through = (round(logits.shape[1] * stride), round(logits.shape[2] * stride))
+        labels, confidence = argmax_planes(lambda: upsample(logits, size, through, size), True)
+        assert confidence is not None
+        return {"labels": labels[None], "confidence": confidence[None]}
+
+    return call
+
+
+def contestants(run: Path, bundle: Path, threads: int, compiled: bool) -> dict[str, Call]:
+    """Everything that takes turns, by name."""
+    manifest = read_manifest(bundle)
+    segmenter = load_checkpoint(run).segmenter
+    found: dict[str, Call] = {"torch eager": torch_call(Deployed(segmenter))}
+    if compiled:
+        found["torch.compile"] = torch_call(torch.compile(Deployed(segmenter)))
+    found["onnxruntime fp32"] = load_runner(bundle, "model.onnx", "cpu", intra_threads=threads)
+    if any(item.precision == "int8-cpu" for item in manifest.files):
+        found["onnxruntime int8-cpu"] = load_runner(
+            bundle, "model.int8-cpu.onnx", "cpu", intra_threads=threads, require_parity=False
+        )
+    model = onnx.load(str(bundle / "model.onnx"))
+    inside = OrtRunner(to_bytes(prune(model, ["labels", "confidence"])), intra_threads=threads)
+    found["fp32, labels+confidence in the graph"] = inside
+    found["fp32, labels+confidence outside"] = outside_call(model, manifest, threads)
+    alone = OrtRunner(to_bytes(prune(model, ["labels"])), intra_threads=threads)
+    found["fp32, labels only in the graph"] = alone
+    return found
+
+
+def take_turns(calls: dict[str, Call], image: NDArray[np.uint8], rounds: int) -> dict[str, Any]:
+    """Wall and CPU milliseconds of every contestant."""
+    wall: dict[str, list[float]] = {name: [] for name in calls}
+    cpu: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(WARM_UP + rounds):
+        for name, call in calls.items():
+            start, work = time.perf_counter(), time.process_time()
+            call(image)
+            if number >= WARM_UP:
+                wall[name].append(1000 * (time.perf_counter() - start))
+                cpu[name].append(1000 * (time.process_time() - work))
+    return {name: {"wall_ms": spread(wall[name]), "cpu_ms": spread(cpu[name])} for name in calls}
+
+
+def differences(calls: dict[str, Call], image: NDArray[np.uint8]) -> dict[str, Any]:
+    """Labels of every contestant against torch eager, and outside against inside."""
+    outputs = {name: call(image) for name, call in calls.items()}
+    reference = outputs["torch eager"]["labels"]
+    shares = {name: float((o["labels"] == reference).mean()) for name, o in outputs.items()}
+    inside = outputs["fp32, labels+confidence in the graph"]
+    outside = outputs["fp32, labels+confidence outside"]
+    return {
+        "labels_equal_to_eager": shares,
+        "outside_vs_inside": {
+            "labels_different": int((inside["labels"] != outside["labels"]).sum()),
+            "pixels": int(inside["labels"].size),
+            "largest_confidence_difference": float(
+                np.abs(inside["confidence"] - outside["confidence"]).max()
+            ),
+        },
+    }
+
+
+def ratios(times: dict[str, Any]) -> dict[str, float]:
+    """The figures the project promises, from median wall times."""
+    median = {name: entry["wall_ms"]["median"] for name, entry in times.items()}
+    pairs = {
+        "fp32 over eager": ("torch eager", "onnxruntime fp32"),
+        "fp32 over torch.compile": ("torch.compile", "onnxruntime fp32"),
+        "int8-cpu over fp32": ("onnxruntime fp32", "onnxruntime int8-cpu"),
+        "outside over inside": (
+            "fp32, labels+confidence in the graph", "fp32, labels+confidence outside",
+        ),
+        "agreement costs": ("onnxruntime fp32", "fp32, labels+confidence in the graph"),
+    }  # fmt: skip
+    return {
+        name: round(median[slow] / median[fast], 3)
+        for name, (slow, fast) in pairs.items()
+        if slow in median and fast in median
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and write ``results/NAME.json``."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="run folder (checkpoint, and bundle with fp32 and int8-cpu)")
+    parser.add_argument("--bundle", type=Path, help="bundle folder (default: RUN/bundle)")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--name", default="export_latency", help="name of the result file")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    bundle = args.bundle or args.run / "bundle"
+    manifest = read_manifest(bundle)
+    source = read_pixels(bundle / manifest.samples[0].image)
+    calls = contestants(args.run, bundle, args.threads, not args.no_compile)
+    results = {}
+    for height, width in SIZES:
+        pixels = np.asarray(Image.fromarray(source).resize((width, height)))
+        image = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+        times = take_turns(calls, image, args.rounds)
+        results[f"1x3x{height}x{width}"] = {
+            "times": times, "ratios": ratios(times), **differences(calls, image)
+        }  # fmt: skip
+        for name, entry in times.items():
+            wall = entry["wall_ms"]
+            print(
+                f"{height}x{width} {name}: {wall['median']:.1f} ms ({wall['min']:.1f} to {wall['max']:.1f})"
+            )
+        print(ratios(times))
+    network = {"name": manifest.name, "classes": len(manifest.classes), "version": manifest.version}
+    print(write_result(args.name, {"network": network, "threads": args.threads, "sizes": results}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
