@@ -7,6 +7,7 @@ import logging
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -18,7 +19,7 @@ from export.parity import format_report
 from export.trace import DEFAULT_OPSET, OPSETS, ExportSettings, check_settings
 from export.wrapper import DEFAULT_OUTPUTS, OPTIONAL_OUTPUTS, Layout
 from export.writer import BundleWriter, measure_latency
-from protoseg.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from protoseg.checkpoint import Checkpoint, CheckpointError, CheckpointInfo, load_checkpoint
 from protoseg.manifest import Head, Manifest, ParityReport, Precision
 
 logger = logging.getLogger(__name__)
@@ -147,6 +148,12 @@ def parse_outputs(text: str) -> tuple[str, ...]:
     return ("labels", "confidence", *(name for name in OPTIONAL_OUTPUTS if name in names))
 
 
+def best_head(info: CheckpointInfo) -> Head:
+    """The head with the highest validation mIoU; the fused one is ``mean`` in a graph."""
+    found = info.best_head()
+    return "mean" if found == "fused" else found
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -161,8 +168,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="files to make, out of fp32 (always made), fp16, int8 (TensorRT), int8-cpu (ONNX Runtime)",
     )  # fmt: skip
     parser.add_argument(
-        "--head", choices=get_args(Head), default="linear",
-        help="what labels and confidence come from (mean: of both heads' probabilities; default: linear)",
+        "--head", choices=("auto", *get_args(Head)), default="auto",
+        help="what labels and confidence come from; mean: of both heads' probabilities (default: what has the "
+        "highest validation mIoU in the checkpoint)",
     )  # fmt: skip
     parser.add_argument(
         "--outputs", type=parse_outputs, default=DEFAULT_OUTPUTS, metavar="LIST",
@@ -196,14 +204,16 @@ def main(argv: list[str] | None = None) -> int:
     for noisy in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     settings = ExportSettings(
-        precisions=args.precision, head=args.head, layout=LAYOUTS[args.input], static=args.static,
+        precisions=args.precision, layout=LAYOUTS[args.input], static=args.static,
         outputs=args.outputs, opset=args.opset, calibrate=args.calibrate,
         num_calibration=max(1, args.calibration_images),
     )  # fmt: skip
 
     def body() -> int:
         checkpoint = load_checkpoint(args.checkpoint)
-        folder, manifest = export_bundle(checkpoint, args.output or default_bundle(checkpoint), settings)
+        head = best_head(checkpoint.info) if args.head == "auto" else args.head
+        chosen = replace(settings, head=head)
+        folder, manifest = export_bundle(checkpoint, args.output or default_bundle(checkpoint), chosen)
         sys.stdout.write(format_table(folder, manifest) + "\n")
         bad = [item for item in manifest.files if item.parity.status != "passed"]
         for item in bad:

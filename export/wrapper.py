@@ -6,6 +6,7 @@ Shape legend: ``B`` batch, ``C`` classes, ``K`` prototypes for each class, ``D``
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, Literal
 
@@ -226,3 +227,19 @@ class TorchRunner:
         if not self.has_prototypes:
             result = {k: v for k, v in result.items() if not k.startswith(("prototype", "agreement"))}
         return {name: value.numpy() for name, value in result.items()}
+
+
+def half_reference(segmenter: Segmenter, head: Head) -> TorchRunner:
+    """The checkpoint with encoder, decoder and heads truly in half precision, on the CPU.
+
+    Unlike ONNX Runtime on a CPU, torch rounds every intermediate value: an overflow shows as infinity.
+    Slow: for a few small images.
+    """
+    half = copy.deepcopy(segmenter).eval()
+    network = half.network
+    for part in (network.backbone, network.linear_head, network.projection):
+        part.half()
+    network.backbone.register_forward_pre_hook(
+        lambda _, inputs: tuple(v.half() if isinstance(v, Tensor) else v for v in inputs)
+    )
+    return TorchRunner(half, head)

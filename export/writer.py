@@ -21,13 +21,14 @@ from export.images import images_hash
 from export.parity import ProbedOnnx, Setup, compare, make_cases
 from export.runtime import OrtRunner
 from export.trace import ExportSettings, build_graph
-from export.wrapper import Layout, TorchRunner
+from export.wrapper import Layout, TorchRunner, half_reference
 from protoseg.checkpoint import Checkpoint
 from protoseg.manifest import (
     ArtifactFile,
     Baseline,
     GraphSettings,
     Manifest,
+    ParityCase,
     ParityReport,
     Precision,
     sha256_file,
@@ -37,6 +38,8 @@ FILE_NAMES: dict[str, str] = {
     p: "model.onnx" if p == "fp32" else f"model.{p}.onnx" for p in get_args(Precision)
 }
 NUM_SAMPLES = 3
+HALF_CASES = 3
+HALF_PIXELS = 65536
 TOOLS = ("onnx", "onnxscript", "onnx-ir", "onnxruntime-gpu", "onnxruntime")
 
 
@@ -127,27 +130,36 @@ class BundleWriter:
             self._torch[key] = self.reference(batch)
         return self._torch[key]
 
-    def prove(self, folder: Path, precision: Precision) -> ParityReport:
+    def prove(self, folder: Path, precision: Precision, notes: dict[str, Any]) -> ParityReport:
         """Compare a written file with torch and, unless it is the fp32 graph, with that."""
         probed = ProbedOnnx(folder / FILE_NAMES[precision], self.settings.layout)
         sides: list[tuple[str, Any, set[str]]] = [("torch", self.torch_outputs, probed.names)]
         if precision != "fp32":
             source = ProbedOnnx(folder / FILE_NAMES["fp32"], self.settings.layout)
             sides.append((FILE_NAMES["fp32"], source, probed.names & source.names))
-        return conclude(
-            [
-                compare(
-                    self.setup,
-                    precision,
-                    self.cases,
-                    compute,
-                    probed,
-                    expected=names,
-                    labels=(name, probed.description),
-                )
-                for name, compute, names in sides
-            ]
-        )
+        proofs = [
+            compare(
+                self.setup, precision, self.cases, compute, probed, expected=names,
+                labels=(name, probed.description),
+            )
+            for name, compute, names in sides
+        ]  # fmt: skip
+        if precision == "fp16" and not notes.get("nodes_kept_fp32"):
+            proofs.append(self.prove_half(probed.names))
+        return conclude(proofs)
+
+    def prove_half(self, names: set[str]) -> ParityCase:
+        """Compare torch in true half precision with torch: only that shows overflows without a GPU."""
+        real = [case for case in self.cases if case.natural]
+        small = [case for case in real if case.batch[0, 0].size <= HALF_PIXELS]
+        smallest = sorted(real, key=lambda case: case.batch.size)[:1]
+        proof = compare(
+            self.setup, "fp16", small[:HALF_CASES] or smallest, self.torch_outputs,
+            half_reference(self.checkpoint.segmenter, self.settings.head), expected=names,
+            labels=("torch", "torch half precision, cpu"),
+        )  # fmt: skip
+        # that enough classes occur is the business of the comparisons over all images
+        return proof.model_copy(update={"details": {**proof.details, "vacuous": ""}})
 
     def write_model(
         self, folder: Path, precision: Precision, model: onnx.ModelProto, notes: dict[str, Any]
@@ -158,7 +170,8 @@ class BundleWriter:
         return ArtifactFile(
             name=path.name, sha256=sha256_file(path), size=path.stat().st_size, kind="onnx",
             precision=precision, opset=self.settings.opset, inputs=tensor_infos(model.graph.input),
-            outputs=tensor_infos(model.graph.output), parity=self.prove(folder, precision), notes=notes,
+            outputs=tensor_infos(model.graph.output), notes=notes,
+            parity=self.prove(folder, precision, notes),
         )  # fmt: skip
 
     def write(self, folder: Path) -> Manifest:

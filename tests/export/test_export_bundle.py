@@ -56,7 +56,9 @@ def test_manifest_is_complete(checkpoint: Checkpoint, bundle: Path) -> None:
     assert manifest.checkpoint_sha256 == info.weights_sha256
     assert [f.precision for f in manifest.files] == ["fp32", "fp16", "int8", "int8-cpu"]
     assert manifest.files[0].parity.status == manifest.files[1].parity.status == "passed"
-    assert [c.reference for c in manifest.files[1].parity.cases] == ["torch", "model.onnx"]
+    half = manifest.files[1].parity.cases
+    assert [c.reference for c in half] == ["torch", "model.onnx", "torch"]
+    assert "half precision" in half[2].runtime
     case = manifest.files[0].parity.cases[0]
     assert case.inputs > 20
     assert case.metrics["val/miou"] is not None
