@@ -169,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--head", choices=("auto", *get_args(Head)), default="auto",
-        help="what labels and confidence come from; mean: of both heads' probabilities (default: what has the "
+        help="what labels and confidence come from; mean: of both heads (default: what has the "
         "highest validation mIoU in the checkpoint)",
     )  # fmt: skip
     parser.add_argument(
