@@ -12,7 +12,8 @@ from PIL import Image
 
 from export.errors import ExportError
 
-MAX_REAL = 8
+MAX_REAL = 24
+PIXEL_BUDGET = MAX_REAL * 512 * 512
 MAX_BATCH = 4
 
 
@@ -87,6 +88,17 @@ def _sizes(crop: tuple[int, int], m: int) -> dict[str, tuple[int, int]]:
     }
 
 
+def within_budget(images: Sequence[NamedImage]) -> list[NamedImage]:
+    """As many images as parity has time for: 24 of 512 x 512 pixels, fewer large ones, at least four."""
+    pixels, chosen = 0, []
+    for image in images[:MAX_REAL]:
+        pixels += image.pixels.shape[0] * image.pixels.shape[1]
+        if len(chosen) >= MAX_BATCH and pixels > PIXEL_BUDGET:
+            break
+        chosen.append(image)
+    return chosen
+
+
 def dynamic_cases(images: Sequence[NamedImage], crop: tuple[int, int], multiple: int) -> list[Case]:
     """Batches for a graph with dynamic axes.
 
@@ -101,7 +113,7 @@ def dynamic_cases(images: Sequence[NamedImage], crop: tuple[int, int], multiple:
     if not images:
         raise ExportError("parity needs at least one real image; name a folder with --calibrate FOLDER")
     cases = []
-    for image in images[:MAX_REAL]:
+    for image in within_budget(images):
         mask = None if image.mask is None else image.mask[None]
         cases.append(Case(image.name, _batch([image.pixels]), True, mask))
     first = images[0].pixels

@@ -23,7 +23,7 @@ from protoseg.checkpoint import Checkpoint, CheckpointError, CheckpointInfo, loa
 from protoseg.manifest import Head, Manifest, ParityReport, Precision
 
 logger = logging.getLogger(__name__)
-NUM_PARITY_IMAGES = 8
+NUM_PARITY_IMAGES = 24
 BUNDLE_DIR = "bundle"
 LAYOUTS: dict[str, Layout] = {"uint8": "uint8_nchw", "nhwc": "uint8_nhwc", "float32": "float32_nchw"}
 

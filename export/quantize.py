@@ -32,6 +32,8 @@ from export.half import LOW_SCOPES, lower_to_half
 from protoseg.manifest import Precision
 
 HALF_SCALE_OPSET = 19
+# EfficientNet-Lite0 on CamVid: one float convolution loses 0.8 points of mIoU, six lose none and cost 3 %
+FLOAT_FIRST = 6
 HALF_SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
 # what ONNX Runtime's CPU kernels take as int8; activations are named so that they, not the convolutions
 # before them, get the quantised output
@@ -70,13 +72,14 @@ def float_nodes(model: onnx.ModelProto, *, heads: bool) -> list[str]:
             that changes next to nothing and saves converting the whole feature map back for each of them.
 
     Returns:
-        The first convolution, the one that sums squares for the cosine, all operators outside the network
+        The first convolutions, the one that sums squares for the cosine, all operators outside the network
         and the prototypes, and with ``heads`` the last convolutions.
     """
     nodes = model.graph.node
     convolutions = [node for node in nodes if node.op_type == "Conv"]
     roots = {name for node in nodes if node.op_type == "Sqrt" for name in node.input}
-    kept = {convolutions[0].name} if convolutions else set()
+    first = min(FLOAT_FIRST, max(1, len(convolutions) // 8))
+    kept = {node.name for node in convolutions[:first]}
     ends = {"linear_logits_stride"}.union(*[n.output for n in convolutions if _in_projection(n)][-1:])
     for node in nodes:
         is_conv = node.op_type == "Conv"

@@ -173,8 +173,8 @@ def test_int8_keeps_what_must_stay_float(bundle: Path) -> None:
     projection = [n.name in kept for n in convolutions if n.name.startswith("network.projection")]
     assert projection == [False, True]
     on_cpu = float_nodes(model, heads=False)
-    # the first one, and the sum of squares
-    expected = [convolutions[0].name, convolutions[-1].name]
+    # the first eighth, at most six, and the sum of squares
+    expected = [n.name for n in convolutions[: len(convolutions) // 8]] + [convolutions[-1].name]
     assert [n.name for n in convolutions if n.name in on_cpu] == expected
 
 

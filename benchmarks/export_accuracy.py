@@ -1,0 +1,91 @@
+"""mIoU of every file of a bundle on the whole validation split, and the parity reports behind it.
+
+Exports each run anew with all precisions, then sends every validation image at the working size through
+each ONNX file. Example::
+
+    python -m benchmarks.export_accuracy runs/quickstart runs/camvid_46
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from benchmarks.common import write_result
+from export.bundle import adapt
+from export.cases import NamedImage
+from export.compare import mean_iou
+from export.images import checkpoint_images
+from export.onnx import best_head, export_bundle
+from export.runtime import load_runner
+from export.trace import ExportSettings
+from protoseg.checkpoint import load_checkpoint
+from protoseg.manifest import Manifest, Precision
+
+EVERYTHING = 1_000_000
+
+
+def evaluate(bundle: Path, manifest: Manifest, name: str, images: list[NamedImage]) -> float | None:
+    """mIoU of one file over labelled images."""
+    classes = len(manifest.classes)
+    confusion = np.zeros((classes, classes), np.int64)
+    with load_runner(bundle, name, "cpu", require_parity=False) as runner:
+        for image in images:
+            assert image.mask is not None
+            batch = np.ascontiguousarray(image.pixels.transpose(2, 0, 1)[None])
+            labels = runner(adapt(batch, manifest.graph.input_layout))["labels"][0]
+            valid = (image.mask != manifest.ignore_index) & (image.mask < classes)
+            index = image.mask[valid].astype(np.int64) * classes + labels[valid]
+            confusion += np.bincount(index, minlength=classes * classes).reshape(classes, classes)
+    return mean_iou(confusion)
+
+
+def measure(run: Path, folder: Path) -> dict[str, Any]:
+    """Parity and mIoU of every precision of a run."""
+    checkpoint = load_checkpoint(run)
+    settings = ExportSettings(precisions=get_args(Precision), head=best_head(checkpoint.info))
+    bundle, manifest = export_bundle(checkpoint, folder / "bundle", settings)
+    images = checkpoint_images(checkpoint.info, "val", EVERYTHING)
+    files: dict[str, Any] = {}
+    for item in manifest.files:
+        cases = item.parity.cases
+        files[item.precision] = {
+            "parity": item.parity.status, "reason": item.parity.reason,
+            "megabytes": round(item.size / 1e6, 2), "miou": evaluate(bundle, manifest, item.name, images),
+            "metrics": [{"reference": c.reference, "runtime": c.runtime, **c.metrics} for c in cases],
+        }  # fmt: skip
+    reference = files["fp32"]["miou"]
+    for entry in files.values():
+        entry["miou_drop_points"] = round(100 * (reference - entry["miou"]), 3)
+    return {
+        "run": manifest.name, "head": manifest.graph.head, "classes": len(manifest.classes),
+        "images": len(images), "files": files,
+    }  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure all runs and write ``results/export_accuracy.json``."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders with checkpoints")
+    parser.add_argument("--name", default="export_accuracy", help="name of the result file")
+    args = parser.parse_args(argv)
+    results = []
+    for run in args.runs:
+        with tempfile.TemporaryDirectory() as folder:
+            results.append(measure(run, Path(folder)))
+        for precision, entry in results[-1]["files"].items():
+            print(f"{run.name} {precision}: parity {entry['parity']}, mIoU {entry['miou']:.4f}, "
+                  f"{entry['miou_drop_points']} points lost")  # fmt: skip
+    print(write_result(args.name, {"runs": results}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
