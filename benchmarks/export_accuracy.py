@@ -31,7 +31,7 @@ EVERYTHING = 1_000_000
 
 
 def evaluate(bundle: Path, manifest: Manifest, name: str, images: list[NamedImage]) -> float | None:
-    """mIoU of one file over labelled images."""
+    """Mean IoU of one file over labelled images."""
     classes = len(manifest.classes)
     confusion = np.zeros((classes, classes), np.int64)
     with load_runner(bundle, name, "cpu", require_parity=False) as runner:

@@ -90,7 +90,8 @@ def _sizes(crop: tuple[int, int], m: int) -> dict[str, tuple[int, int]]:
 
 def within_budget(images: Sequence[NamedImage]) -> list[NamedImage]:
     """As many images as parity has time for: 24 of 512 x 512 pixels, fewer large ones, at least four."""
-    pixels, chosen = 0, []
+    pixels = 0
+    chosen: list[NamedImage] = []
     for image in images[:MAX_REAL]:
         pixels += image.pixels.shape[0] * image.pixels.shape[1]
         if len(chosen) >= MAX_BATCH and pixels > PIXEL_BUDGET:
