@@ -60,7 +60,7 @@ def test_presets_build_and_run(preset):
 
 @pytest.mark.slow
 def test_the_papers_network_has_its_dilations_and_width():
-    config = load_config(None, ["model.preset=pcr_resnet101"])
+    config = load_config(None, ["model.preset=pcr_resnet101", "method.preset=prototype"])
     network = build_segmenter(config.model, config.prototypes, num_classes=21).network
     encoder = network.backbone.encoder
     assert [b.conv2.dilation[0] for b in encoder.layer4] == [4, 8, 16]
