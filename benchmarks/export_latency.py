@@ -100,9 +100,12 @@ def contestants(run: Path, bundle: Path, threads: int, compiled: bool) -> dict[s
         found["torch.compile"] = torch_call(torch.compile(Deployed(segmenter, head), dynamic=False))
     found["onnxruntime fp32"] = load_runner(bundle, "model.onnx", "cpu", intra_threads=threads)
     if any(item.precision == "int8-cpu" for item in manifest.files):
+        name = "model.int8-cpu.onnx"
         found["onnxruntime int8-cpu"] = load_runner(
-            bundle, "model.int8-cpu.onnx", "cpu", intra_threads=threads, require_parity=False
+            bundle, name, "cpu", intra_threads=threads, require_parity=False
         )
+        lean = prune(onnx.load(str(bundle / name)), ["labels", "confidence"])
+        found["int8-cpu, labels+confidence"] = OrtRunner(to_bytes(lean), intra_threads=threads)
     model = onnx.load(str(bundle / "model.onnx"))
     inside = OrtRunner(to_bytes(prune(model, ["labels", "confidence"])), intra_threads=threads)
     found["fp32, labels+confidence in the graph"] = inside
@@ -155,6 +158,9 @@ def ratios(times: dict[str, Any]) -> dict[str, float]:
         "fp32 over eager": ("torch eager", "onnxruntime fp32"),
         "fp32 over torch.compile": ("torch.compile", "onnxruntime fp32"),
         "int8-cpu over fp32": ("onnxruntime fp32", "onnxruntime int8-cpu"),
+        "int8-cpu over fp32, labels+confidence": (
+            "fp32, labels+confidence in the graph", "int8-cpu, labels+confidence",
+        ),
         "outside over inside": (
             "fp32, labels+confidence in the graph", "fp32, labels+confidence outside",
         ),

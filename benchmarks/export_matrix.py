@@ -33,21 +33,22 @@ from protoseg.models.prototypes import spherical_kmeans
 from protoseg.models.segmenter import Segmenter, build_segmenter
 
 NETWORKS: dict[str, tuple[str, list[str], int]] = {
-    "deeplabv3plus": ("DeepLabV3+, EfficientNet-Lite0", ["model.pretrained=package"], 60),
-    "pcr_resnet101": ("PCR decoder, ResNet-101 (`pcr_resnet101`)", ["model.preset=pcr_resnet101"], 30),
+    "deeplabv3plus": ("DeepLabV3+, EfficientNet-Lite0", ["model.pretrained=package"], 100),
+    "pcr_resnet101": ("PCR decoder, ResNet-101 (`pcr_resnet101`)", ["model.preset=pcr_resnet101"], 60),
     "unet": ("UNet, ResNet-18", ["model.architecture=unet", "model.encoder=resnet18"], 80),
     "fpn": ("FPN, ResNet-18", ["model.architecture=fpn", "model.encoder=resnet18"], 80),
     "segformer": (
         "SegFormer decoder, EfficientNet-Lite0",
         ["model.architecture=segformer", "model.pretrained=package"],
-        60,
+        100,
     ),
     "upernet": ("UPerNet, ResNet-18", ["model.architecture=upernet", "model.encoder=resnet18"], 80),
-    "dinov2_dpt": ("DPT, DINOv2 ViT-S/14 (`dinov2_small_dpt`)", ["model.preset=dinov2_small_dpt"], 60),
+    "dinov2_dpt": ("DPT, DINOv2 ViT-S/14 (`dinov2_small_dpt`)", ["model.preset=dinov2_small_dpt"], 80),
 }  # fmt: skip
 PRECISIONS = ("fp32", "fp16", "int8", "int8-cpu")
 BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
 CROP = (96, 128)
+TRAIN_CROP = (64, 96)
 
 
 def train(segmenter: Segmenter, config: Config, steps: int) -> None:
@@ -61,8 +62,12 @@ def train(segmenter: Segmenter, config: Config, steps: int) -> None:
     weight = torch.tensor([1.0] + [3.0] * (classes - 1))
     for _ in range(steps):
         index = torch.randint(0, len(images), (4,))
-        logits = network.upsample(network(images[index]).linear_logits, *masks.shape[1:])
-        loss = F.cross_entropy(logits, masks[index], ignore_index=255, weight=weight)
+        top = int(torch.randint(0, images.shape[2] - TRAIN_CROP[0] + 1, ()))
+        left = int(torch.randint(0, images.shape[3] - TRAIN_CROP[1] + 1, ()))
+        rows, columns = slice(top, top + TRAIN_CROP[0]), slice(left, left + TRAIN_CROP[1])
+        logits = network.upsample(network(images[index][..., rows, columns]).linear_logits, *TRAIN_CROP)
+        target = masks[index][:, rows, columns]
+        loss = F.cross_entropy(logits, target, ignore_index=255, weight=weight)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -54,7 +54,7 @@ class Gates:
 # sound exports show and lies below every injected fault of tests/export/test_faults.py.
 GATES = {
     "fp32": Gates(3e-5, 1e-4, None, 0.9999, 0.99999, 1e-3, True, 0.002),
-    "fp16": Gates(6e-2, 6e-2, 4e-2, 0.995, 0.9999, 0.1, False, 0.005),
+    "fp16": Gates(6e-2, 6e-2, 4e-2, 0.99, 0.9999, 0.1, False, 0.005),
     "int8": Gates(None, None, None, 0.95, 0.99, None, False, 0.01, everything=False),
     "int8-cpu": Gates(None, None, None, 0.95, 0.99, None, False, 0.01, everything=False),
 }
