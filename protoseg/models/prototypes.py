@@ -141,7 +141,7 @@ class PrototypeBank(nn.Module):
     ) -> None:
         """Move every prototype that won a point: ``p <- m p + (1 - m) mean(z)``, then to unit length.
 
-        One ``index_add_`` and one all-reduce of (sums, counts); no host-device wait. All processes
+        One matrix product and one all-reduce of (sums, counts); no host-device wait. All processes
         compute from the same reduced numbers, so their prototypes stay identical to the bit.
 
         Args:
@@ -154,15 +154,20 @@ class PrototypeBank(nn.Module):
                 them from its forward pass; None computes them.
             reduce: Sums a tensor over processes.
         """
-        values = unit(features_ND) if normalize else features_ND.float()
+        features = features_ND.float()
         if similarity is None:
-            similarity = self.similarity(features_ND)
+            similarity = self.similarity(features)
         index = self.assign(similarity, target_N)
         slots = self.num_classes * self.num_prototypes
-        table = values.new_zeros(slots + 1, self.dim + 1)
-        table[:, :-1].copy_(values.new_zeros(slots + 1, self.dim).index_add_(0, index, values))
-        table[:, -1].index_add_(0, index, torch.ones_like(index, dtype=table.dtype))
-        table = reduce(table[:slots].contiguous()).view(self.num_classes, self.num_prototypes, -1)
+        share = torch.ones_like(features[:, 0])
+        counts_of = torch.zeros(slots + 1, device=features.device).index_add_(0, index, share)
+        if normalize:
+            share = 1 / torch.linalg.vector_norm(features, dim=-1).clamp(min=1e-12)
+        # a product with the (slots, N) assignment reads the features once and, unlike index_add_ of
+        # rows, gives the same sums every time on CUDA
+        assignment = features.new_zeros(slots + 1, len(features)).scatter_(0, index[None], share[None])
+        table = torch.cat([assignment[:slots] @ features, counts_of[:slots, None]], 1)
+        table = reduce(table).view(self.num_classes, self.num_prototypes, self.dim + 1)
         sums, counts = table[..., :-1], table[..., -1]
 
         won = counts > 0
