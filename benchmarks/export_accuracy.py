@@ -19,8 +19,8 @@ import numpy as np
 from benchmarks.common import write_result
 from export.bundle import adapt
 from export.cases import NamedImage
-from export.compare import mean_iou
 from export.images import checkpoint_images
+from export.iou import mean_iou
 from export.onnx import best_head, export_bundle
 from export.runtime import load_runner
 from export.trace import ExportSettings

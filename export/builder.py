@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from export.caches import Cache
-from export.engine import Compatibility, Flavor, import_flavor, make_logger
+from export.engine import import_flavor, make_logger
 from export.errors import ExportError
 from export.profiles import Profile
+from export.sidecar import Compatibility, Flavor
 from protoseg.manifest import TensorInfo, sha256_file
 
 MAX_MESSAGES = 8

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.errors import ExportError
-from export.runtime import check_hash
+from export.runner import check_hash
 from protoseg.manifest import MANIFEST_NAME, Manifest, ParityReport, Sample, read_manifest, sha256_file
 
 SAMPLE_DIR = "samples"

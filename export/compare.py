@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.gates import Gates
+from export.iou import confusion_matrix, iou, mean_iou
 from protoseg.manifest import Head, ParityCase, ParityReport
 
 Array = NDArray[Any]
@@ -19,45 +21,6 @@ Outputs = Mapping[str, Array]
 HEADS = ("linear", "prototype")
 MIN_CLASS_SHARE = 0.01
 CONFIDENT_MARGIN = 0.10
-
-
-@dataclass(frozen=True)
-class Gates:
-    """Thresholds of one comparison; None means "reported only"."""
-
-    logit: float | None
-    """Largest logit difference at sizes that are stride multiples, over the logit range."""
-    logit_other: float | None
-    """The same at other sizes, where the resampling of logits rounds differently."""
-    logit_p999: float | None
-    """99.9th percentile of the logit difference of any input, over the logit range."""
-    label_agreement: float
-    """Smallest share of equal labels on real images (made ones can be one great tie)."""
-    margin_agreement: float
-    """The same over pixels whose two best probabilities differ by more than 0.10."""
-    probability: float | None
-    """Largest difference of ``confidence`` and ``agreement`` (float32 in [0, 1])."""
-    explained: bool
-    """Every differing label must be a near tie of the reference: margin within two tolerances."""
-    miou_drop: float | None
-    """Largest loss of mIoU on labelled images, as a fraction."""
-    everything: bool = True
-    """Judge the labels of both heads; else those of the output only."""
-
-    def named(self) -> dict[str, float]:
-        """The thresholds in use."""
-        flags = ("explained", "everything")
-        return {k: float(v) for k, v in vars(self).items() if v is not None and k not in flags}
-
-
-# Fitted on trained networks, see docs/export.md: each gate leaves at least a factor of 3 above what
-# sound exports show and lies below every injected fault of tests/export/test_faults.py.
-GATES = {
-    "fp32": Gates(3e-5, 1e-4, None, 0.9999, 0.99999, 1e-3, True, 0.002),
-    "fp16": Gates(6e-2, 6e-2, 4e-2, 0.99, 0.9999, 0.1, False, 0.005),
-    "int8": Gates(None, None, None, 0.95, 0.99, None, False, 0.01, everything=False),
-    "int8-cpu": Gates(None, None, None, 0.95, 0.99, None, False, 0.01, everything=False),
-}
 
 
 @dataclass
@@ -74,24 +37,6 @@ class _HeadTally:
     worst: tuple[float, str] = (-1.0, "")
     near_tie: float = 0.0
     shares: Array | None = None
-
-
-def _confusion(first: Array, second: Array, classes: int) -> Array:
-    index = first.astype(np.int64).ravel() * classes + second.astype(np.int64).ravel()
-    return np.bincount(index, minlength=classes * classes).reshape(classes, classes)
-
-
-def iou(confusion: Array) -> Array:
-    """Per-class IoU of a (C, C) confusion matrix; NaN for a class that neither side has."""
-    both = np.diag(confusion).astype(np.float64)
-    union = confusion.sum(0) + confusion.sum(1) - both
-    return np.asarray(np.divide(both, union, out=np.full(len(both), np.nan), where=union > 0))
-
-
-def mean_iou(confusion: Array) -> float | None:
-    """Mean of ``iou`` over the classes that occur, or None."""
-    values = iou(confusion)
-    return float(np.nanmean(values)) if np.isfinite(values).any() else None
 
 
 def _margins(logits: Array) -> tuple[Array, Array]:
@@ -241,11 +186,11 @@ class Comparator:
         wrong = 1 - float(same.mean())
         if wrong > self.labels.worst[0]:
             self.labels.worst = (wrong, name)
-        self.versus += _confusion(first, second, self.num_classes)
+        self.versus += confusion_matrix(first, second, self.num_classes)
         if mask is not None:
             valid = (mask != self.ignore_index) & (mask < self.num_classes)
-            self.truth["ref"] += _confusion(mask[valid], first[valid], self.num_classes)
-            self.truth["new"] += _confusion(mask[valid], second[valid], self.num_classes)
+            self.truth["ref"] += confusion_matrix(mask[valid], first[valid], self.num_classes)
+            self.truth["new"] += confusion_matrix(mask[valid], second[valid], self.num_classes)
 
     def _head_metrics(self, head: str, tally: _HeadTally, failures: list[str]) -> dict[str, float | None]:
         gates = self.gates

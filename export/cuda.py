@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.runtime import RunnerError
+from export.runner import RunnerError
 
 CAPABILITY_MAJOR, CAPABILITY_MINOR, MULTIPROCESSORS = 75, 76, 16
 CAPTURE_THREAD_LOCAL = 1

@@ -20,14 +20,8 @@ import numpy as np
 
 from export.bundle import adapt, read_pixels
 from export.errors import ExportError, guarded
-from export.runtime import (
-    Provider,
-    Runner,
-    RunnerError,
-    check_hash,
-    load_runner,
-    onnxruntime_distributions,
-)
+from export.runner import Runner, RunnerError, check_hash
+from export.runtime import Provider, load_runner, onnxruntime_distributions
 from protoseg.manifest import ArtifactFile, Manifest, ManifestError, read_manifest
 
 ENGINE_TIMEOUT = 300

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from export.bundle import ACTIVE_KEY, adapt, sample_batches, verify_bundle, with_reports, write_manifest
 from export.cases import Case, NamedImage, dynamic_cases, static_cases
-from export.compare import GATES, HEADS, Comparator, conclude, score_key
+from export.compare import HEADS, Comparator, conclude, score_key
 from export.errors import ExportError, guarded
+from export.gates import GATES
 from export.graph import probe, produced_names, read_model, to_bytes
 from export.half import SUFFIX
 from export.runtime import OrtRunner, Runner

@@ -13,11 +13,12 @@ from export.builder import BuildSettings, Built, build
 from export.bundle import verify_bundle, write_bytes, write_manifest
 from export.caches import default_cache, locked
 from export.cuda import Cuda, GpuInfo, system_name
-from export.engine import EngineRunner, Flavor, Sidecar, sidecar_path
+from export.engine import EngineRunner
 from export.errors import ExportError, guarded
 from export.parity import compare_engine, format_report
 from export.profiles import Profile, check_profiles, parse_profile
-from export.runtime import RunnerError
+from export.runner import RunnerError
+from export.sidecar import Flavor, Sidecar, sidecar_path
 from export.triton import write_repository
 from protoseg.manifest import ArtifactFile, Manifest, ParityReport, sha256_file
 

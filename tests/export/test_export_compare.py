@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.compare import GATES, Comparator, conclude, iou, mean_iou
+from export.compare import Comparator, conclude
+from export.gates import GATES
+from export.iou import iou, mean_iou
 from protoseg.manifest import ParityReport
 
 CLASSES = 3

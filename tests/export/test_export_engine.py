@@ -14,10 +14,11 @@ import pytest
 from export.builder import BuildError, BuildSettings
 from export.caches import Cache, default_cache, locked
 from export.cuda import Cuda, GpuInfo
-from export.engine import EngineRunner, Sidecar, differences, sidecar_path
+from export.engine import EngineRunner
 from export.errors import ExportError
 from export.profiles import Profile, check_profiles, default_profile, parse_profile
 from export.runtime import RunnerError
+from export.sidecar import Sidecar, differences, sidecar_path
 from export.triton import model_config
 from protoseg.manifest import Manifest, TensorInfo, read_manifest, sha256_file
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from export import runtime
-from export.runtime import OrtRunner, RunnerError, check_input, device_view, load_runner
+from export.runner import check_input, device_view
+from export.runtime import OrtRunner, RunnerError, load_runner
 from protoseg.manifest import ManifestError, TensorInfo
 
 CUDA_WORKS = runtime._cuda_may_work()

@@ -21,10 +21,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.cuda import Cuda
-from export.engine import EngineRunner, read_sidecar
+from export.engine import EngineRunner
 from export.graph import to_bytes
 from export.parity import compare_engine
 from export.runtime import OrtRunner, RunnerError, load_runner
+from export.sidecar import read_sidecar
 from protoseg.manifest import read_manifest
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

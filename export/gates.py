@@ -1,0 +1,44 @@
+"""How much a file may differ from its reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Thresholds of one comparison; None means "reported only"."""
+
+    logit: float | None
+    """Largest logit difference at sizes that are stride multiples, over the logit range."""
+    logit_other: float | None
+    """The same at other sizes, where the resampling of logits rounds differently."""
+    logit_p999: float | None
+    """99.9th percentile of the logit difference of any input, over the logit range."""
+    label_agreement: float
+    """Smallest share of equal labels on real images (made ones can be one great tie)."""
+    margin_agreement: float
+    """The same over pixels whose two best probabilities differ by more than 0.10."""
+    probability: float | None
+    """Largest difference of ``confidence`` and ``agreement`` (float32 in [0, 1])."""
+    explained: bool
+    """Every differing label must be a near tie of the reference: margin within two tolerances."""
+    miou_drop: float | None
+    """Largest loss of mIoU on labelled images, as a fraction."""
+    everything: bool = True
+    """Judge the labels of both heads; else those of the output only."""
+
+    def named(self) -> dict[str, float]:
+        """The thresholds in use."""
+        flags = ("explained", "everything")
+        return {k: float(v) for k, v in vars(self).items() if v is not None and k not in flags}
+
+
+# Fitted on trained networks, see docs/export.md: each gate leaves at least a factor of 3 above what
+# sound exports show and lies below every injected fault of tests/export/test_faults.py.
+GATES = {
+    "fp32": Gates(3e-5, 1e-4, None, 0.9999, 0.99999, 1e-3, True, 0.002),
+    "fp16": Gates(6e-2, 6e-2, 4e-2, 0.99, 0.9999, 0.1, False, 0.005),
+    "int8": Gates(None, None, None, 0.95, 0.99, None, False, 0.01, everything=False),
+    "int8-cpu": Gates(None, None, None, 0.95, 0.99, None, False, 0.01, everything=False),
+}
