@@ -2,9 +2,9 @@
 
 ``bentoml serve benchmarks.serving_baselines:Stock`` (BENCH_BUNDLE names the bundle) and
 ``uvicorn --factory benchmarks.serving_baselines:make_fastapi`` (BENCH_CHECKPOINT names the checkpoint).
-"""
 
-from __future__ import annotations
+Annotations are evaluated here: FastAPI could not resolve them as strings inside a function.
+"""
 
 import io
 import os
@@ -68,6 +68,4 @@ def make_fastapi() -> Any:
 
         return Response(await run_in_threadpool(mask, data), media_type="image/png")
 
-    # annotations of nested functions are strings that FastAPI cannot resolve
-    segment.__annotations__ = {"request": Request, "return": Response}
     return app
