@@ -1,10 +1,13 @@
 """Requests per CPU-second of the service against bare ``session.run`` calls on the same bundle.
 
 All contestants take turns within one run, so that a noisy neighbour hurts all of them; CPU seconds are
-those of the server's processes (and of this process for the bare calls). Also measures the cold start and
-the memory of a worker. Example::
+those of the server's processes (and of this process for the bare calls, which get the image at the bundle's
+working size). Also measures the cold start and the memory of a worker. Examples::
 
-    python -m benchmarks.serving_speed runs/demo/bundle --size 512 --rounds 7 --requests 40
+    python -m benchmarks.serving_speed --checkpoint runs/quickstart/checkpoint --size 512
+    python -m benchmarks.serving_speed runs/quickstart/bundle
+
+The first exports the checkpoint for images of ``--size`` and compares with FastAPI and torch as well.
 """
 
 from __future__ import annotations
@@ -32,6 +35,9 @@ from PIL import Image
 from benchmarks.common import spread, write_result
 from benchmarks.serving_bundle import make_bundle, sample_image
 from benchmarks.serving_server import ROOT, Server, free_port
+from protoseg.config import ResizeConfig
+from protoseg.manifest import Head, read_manifest
+from serving.images import resize
 from serving.prune import prune_outputs
 
 Turn = Callable[[int], float]
@@ -54,7 +60,8 @@ def bare(bundle: Path, size: int, lean: bool) -> Turn:
         model = prune_outputs(model, frozenset({"labels"}))
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [item.name for item in session.get_outputs()]
-    batch = np.ascontiguousarray(sample_image(size, size).transpose(2, 0, 1)[None])
+    image = resize(sample_image(size, size), read_manifest(bundle).input.resize)
+    batch = np.ascontiguousarray(image.transpose(2, 0, 1)[None])
     session.run(names, {"image": batch})
 
     def turn(calls: int) -> float:
@@ -64,6 +71,26 @@ def bare(bundle: Path, size: int, lean: bool) -> Turn:
         return time.process_time() - start
 
     return turn
+
+
+def export_for(checkpoint: Path, size: int, head: Head, folder: Path) -> tuple[Path, Path]:
+    """The bundle and the checkpoint of the same weights with ``size`` x ``size`` as working size."""
+    from export.onnx import export_bundle
+    from export.trace import ExportSettings
+    from protoseg.checkpoint import load_checkpoint, save_checkpoint
+
+    loaded = load_checkpoint(checkpoint)
+    rule = ResizeConfig(mode="fixed", height=size, width=size)
+    info = loaded.info.model_copy(
+        update={
+            "input": loaded.info.input.model_copy(update={"resize": rule}),
+            "data": loaded.info.data.model_copy(update={"resize": rule}),
+        }
+    )
+    save_checkpoint(folder / "checkpoint", loaded.segmenter, info)
+    settings = ExportSettings(head=head)
+    bundle, _ = export_bundle(load_checkpoint(folder / "checkpoint"), folder / "bundle", settings)
+    return bundle, folder / "checkpoint"
 
 
 def cpu_seconds(pid: int) -> float:
@@ -147,7 +174,7 @@ def contestants(
     facts["cold_start_s_stock"] = round(stock.wait_ready(), 2)
     turns["stock"] = requests(f"{stock.url}/segment", stock.process.pid, jpeg, args.clients, True)
     if args.checkpoint:
-        url, pid = start_fastapi(stack, args.checkpoint)
+        url, pid = start_fastapi(stack, str(args.checkpoint))
         turns["fastapi_torch"] = requests(f"{url}/segment", pid, jpeg, args.clients, False)
     return turns
 
@@ -170,7 +197,12 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", nargs="?", help="bundle (default: a made network of about 50 ms at 512)")
-    parser.add_argument("--checkpoint", help="checkpoint of the same network, for FastAPI with torch")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="checkpoint to export at --size and to serve with FastAPI"
+    )
+    parser.add_argument(
+        "--head", default="linear", choices=["linear", "prototype", "mean"], help="head to export"
+    )
     parser.add_argument("--size", type=int, default=512, help="side of the image in pixels")
     parser.add_argument("--format", default="JPEG", choices=["JPEG", "PNG"], help="image format sent")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="worker counts")
@@ -185,7 +217,14 @@ def main(argv: list[str] | None = None) -> int:
     facts: dict[str, Any] = {}
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        bundle = Path(args.bundle) if args.bundle else make_bundle(folder, width=32, depth=2, crop=(512, 512))
+        if args.bundle:
+            bundle = Path(args.bundle)
+        elif args.checkpoint:
+            bundle, args.checkpoint = export_for(args.checkpoint, args.size, args.head, Path(folder))
+        else:
+            bundle = make_bundle(folder, width=32, depth=2, crop=(512, 512))
+        facts["network"] = read_manifest(bundle).name
+        facts["head"] = read_manifest(bundle).graph.head
         turns = contestants(stack, args, bundle.resolve(), facts)
         before = os.getloadavg()[0]
         results = measure(turns, args.rounds, args.requests)
@@ -206,7 +245,11 @@ def main(argv: list[str] | None = None) -> int:
         **facts,
     }
     path = write_result(
-        args.name, {"settings": {k: v for k, v in vars(args).items() if k != "name"}, **figures}
+        args.name,
+        {
+            "settings": {k: v for k, v in vars(args).items() if k not in ("name", "bundle", "checkpoint")},
+            **figures,
+        },
     )
     for name, ratio in ratios.items():
         print(f"{name:20s} {figures['cpu_ms'][name]['median']:8.1f} ms CPU   ratio {ratio['median']:.3f} "
