@@ -8,12 +8,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
+
+
+def _number_of(value: Any) -> Any:
+    """Digits as a number: pydantic compares a Literal with the text of an override as it stands."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 class ConfigError(ValueError):
@@ -184,7 +197,7 @@ class ViewConfig(Section):
     """``next``: image (i+1) mod B [U2PL]; ``flip``: the batch in reverse order [UniMatch V2]."""
     mixing_area: tuple[float, float] = (0.5, 0.5)
     """Range of the box area as a fraction of the image."""
-    strong_views: Literal[1, 2] = 1
+    strong_views: Annotated[Literal[1, 2], BeforeValidator(_number_of)] = 1
     """Strong views of each unlabelled image; 2 costs another B encoder images a step."""
     complementary_dropout: bool = False
     """Two views only: channel mask m for one view and 2 - m for the other [UniMatch V2]."""
@@ -219,7 +232,7 @@ class ModelConfig(Section):
     encoder's default tag); or a path to a ``.safetensors`` or ``.pth`` file of encoder weights."""
     allow_missing: bool = False
     """Accept a weight file that lacks encoder keys or has unknown ones, with a warning."""
-    output_stride: Literal[8, 16, 32] | None = None
+    output_stride: Annotated[Literal[8, 16, 32], BeforeValidator(_number_of)] | None = None
     """Encoder stride (DeepLab family and ``pcr``); null takes the architecture's default."""
     decoder_channels: int | None = Field(None, ge=8)
     """Channels of the decoder (and so of the feature) where the architecture has one number."""
@@ -319,7 +332,8 @@ class LossConfig(Section):
     ohem_min_kept: int = Field(100_000, ge=1)
     """At least this many pixels are kept."""
     class_weights: Literal["none", "inverse_sqrt"] = "none"
-    """Weights of the supervised linear loss from labelled pixel shares (rare foregrounds)."""
+    """Weights of the labelled and unlabelled linear losses from labelled pixel shares (rare classes):
+    share ** -0.5, scaled so that the mean weight of a labelled pixel is 1."""
     unsupervised_weight: float = Field(1.0, ge=0)
     """w_u: weight of the unlabelled linear loss."""
 

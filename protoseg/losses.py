@@ -88,6 +88,7 @@ def pseudo_label_cross_entropy(
     logits_BCHW: Tensor,
     pseudo_label_BHW: Tensor,
     believed_BHW: Tensor,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Sum of the cross entropy against believed pseudo-labels.
 
@@ -95,12 +96,15 @@ def pseudo_label_cross_entropy(
         logits_BCHW: Student scores of the strong view.
         pseudo_label_BHW: Class ids, int64; values where not believed are not looked at.
         believed_BHW: Pixels that take part.
+        class_weights: (C,) positive weight of a pixel by its pseudo-label.
 
     Returns:
         Sum in nats, attached to the graph even when nothing is believed.
     """
     target = torch.where(believed_BHW, pseudo_label_BHW, -100)
-    return F.cross_entropy(logits_BCHW.float(), target, ignore_index=-100, reduction="sum")
+    return F.cross_entropy(
+        logits_BCHW.float(), target, weight=class_weights, ignore_index=-100, reduction="sum"
+    )
 
 
 def unsupervised_denominator(believed: Tensor, valid: Tensor, normalization: Normalization) -> Tensor:

@@ -51,7 +51,7 @@ class Context:
     fill: Tensor
     """(C_in,) uint8 padding colour."""
     class_weights: Tensor | None
-    """(C,) weights of the supervised loss."""
+    """(C,) weights of both linear losses, or None."""
     autocast: Callable[[], AbstractContextManager[object]]
     """Mixed precision region."""
     reduce: Callable[[Tensor], Tensor]
@@ -352,7 +352,7 @@ def compute_step(
     if labels is not None and unlabeled is not None:
         label, believed = torch.cat(batch.pseudo_label), torch.cat(batch.believed)
         valid = torch.cat(batch.valid)
-        unsupervised = pseudo_label_cross_entropy(logits[local:], label, believed)
+        unsupervised = pseudo_label_cross_entropy(logits[local:], label, believed, context.class_weights)
         counts += [believed.sum().float(), valid.sum().float()]
         with torch.no_grad():
             stats = _label_stats(context, logits[local:], label, believed, valid, labels, unlabeled)

@@ -106,3 +106,10 @@ def test_every_setting_is_described():
 )
 def test_target_sizes(rule, expected):
     assert rule.target_size(300, 400) == expected
+
+
+@pytest.mark.parametrize("item", ["views.strong_views=2", "model.output_stride=8"])
+def test_a_choice_of_numbers_takes_the_text_of_an_override(item):
+    section, _, rest = item.partition(".")
+    key, _, value = rest.partition("=")
+    assert getattr(getattr(load_config(None, [item]), section), key) == int(value)

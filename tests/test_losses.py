@@ -72,6 +72,14 @@ def test_pseudo_label_loss_by_hand():
     torch.testing.assert_close(total, torch.tensor(math.log(2) - math.log(0.75)))
 
 
+def test_pseudo_label_loss_takes_the_weight_of_the_label():
+    logits = logits_for([0.5, 0.25])
+    label = torch.tensor([[[1, 0]]])
+    believed = torch.ones(1, 1, 2, dtype=torch.bool)
+    total = pseudo_label_cross_entropy(logits, label, believed, torch.tensor([3.0, 0.5]))
+    torch.testing.assert_close(total, torch.tensor(0.5 * math.log(2) - 3 * math.log(0.75)))
+
+
 @pytest.mark.parametrize(("mode", "expected"), [("masked", 10.0), ("valid", 40.0), ("u2pl", 2.5)])
 def test_denominators(mode, expected):
     assert unsupervised_denominator(torch.tensor(10.0), torch.tensor(40.0), mode) == expected

@@ -1,6 +1,7 @@
 """The maths of a step on a tiny network: every setting, and what must never happen."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -181,3 +182,27 @@ def test_teacher_gates():
 def test_weight_ramp(since, expected):
     config = tiny_config(prototypes={"weight": 0.8, "weight_ramp": 100})
     assert prototype_weight(config, since) == pytest.approx(expected)
+
+
+def test_class_weights_reach_the_unlabelled_loss():
+    """The only believed class has weight 3, so the unlabelled linear loss is three times as large."""
+    labeled, unlabeled = batches()
+    sections = {
+        "method": {"preset": "fixmatch"},
+        "pseudo_labels": {"threshold": 0.0},
+        "views": {"mixing": "none"},
+    }
+    plain = context_of(**sections)
+    with torch.no_grad():
+        plain.network.linear_head[-1].bias.copy_(torch.tensor([50.0, 0, 0, 0, 0]))  # the teacher sees class 0
+    plain = replace(plain, teacher=make_teacher(plain.network))
+    weighted = replace(plain, class_weights=torch.tensor([3.0, 1, 1, 1, 1]))
+    phase = Phase(unlabeled=True, prototypes=False, prototype_weight=0.0)
+    losses = []
+    for context in (plain, weighted):
+        context.network.eval()  # no dropout, no batch statistics: the forward passes are equal
+        with torch.no_grad():
+            context.network.linear_head[-1].bias.zero_()
+        losses.append(compute_step(context, labeled, unlabeled, phase, (0,)).parts["loss/uns_linear"])
+    assert losses[0] > 0
+    torch.testing.assert_close(losses[1], 3 * losses[0])
