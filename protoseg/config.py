@@ -515,10 +515,9 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
     "protoseg": {
         "method": {"unlabeled": True, "prototypes": True},
         "prototypes": {
-            "sampling": "balanced", "balance": 0.5, "projection": "mlp", "weight": 0.5,
-            "weight_ramp": 150, "momentum_ramp": True,
+            "sampling": "balanced", "projection": "mlp", "weight": 0.5, "weight_ramp": 150,
+            "momentum_ramp": True,
         },
-        "loss": {"class_weights": "inverse_sqrt"},
     },
 }  # fmt: skip
 
