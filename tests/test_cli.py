@@ -1,4 +1,4 @@
-"""Settings, options and file names mix in any order on every command line that takes them."""
+"""Settings, options and file names mix in any order on the command lines of protoseg."""
 
 from pathlib import Path
 
