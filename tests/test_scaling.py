@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -134,13 +135,27 @@ def environment(**more):
     return quiet_environment() | {"PATH": path, "ACCELERATE_USE_CPU": "true"} | more
 
 
-def start(command, env):
-    return subprocess.Popen(
-        command, cwd=PROJECT_ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+@pytest.fixture
+def start():
+    """Start a command; whatever is left of it at the end of the test is killed."""
+    started = []
+
+    def run(command, env):
+        process = subprocess.Popen(
+            command, cwd=PROJECT_ROOT, env=env, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-def stop_in_the_middle(process, run, seconds=400):
+def stop_in_the_middle(process, run, seconds=600):
     """SIGTERM once the first steps are logged; returns what the process printed."""
     end = time.monotonic() + seconds
     while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
@@ -149,7 +164,7 @@ def stop_in_the_middle(process, run, seconds=400):
         time.sleep(0.2)
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
-    return process.communicate(timeout=120)[0]
+    return process.communicate(timeout=200)[0]
 
 
 def states(run):
@@ -157,7 +172,7 @@ def states(run):
 
 
 @pytest.mark.slow
-def test_two_processes_of_a_launcher_file_stop_and_go_on(config_file, tmp_path):
+def test_two_processes_of_a_launcher_file_stop_and_go_on(config_file, tmp_path, start):
     run = tmp_path / "runs" / "tiny"
     file = PROJECT_ROOT / "configs" / "accelerate" / "cpu_2.yaml"
     command = ["accelerate", "launch", "--config_file", str(file), "-m", "protoseg.train", "--resume",
@@ -198,7 +213,7 @@ def test_several_processes_that_would_each_train_alone_are_refused(config_file, 
 
 
 @pytest.mark.slow
-def test_a_stopped_run_ends_with_the_code_asked_for(config_file, tmp_path):
+def test_a_stopped_run_ends_with_the_code_asked_for(config_file, tmp_path, start):
     """The command of a one-GPU pod: SIGTERM, exit code 75, the same command again, exit code 0."""
     run = tmp_path / "runs" / "tiny"
     command = [sys.executable, "-m", "protoseg.train", "train.batch_size=2", "--resume",
@@ -237,7 +252,7 @@ def cluster(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_slurm_script_trains_on_two_nodes_and_requeues_itself(config_file, tmp_path, cluster):
+def test_the_slurm_script_trains_on_two_nodes_and_requeues_itself(config_file, tmp_path, cluster, start):
     run = tmp_path / "runs" / "tiny"
     env = environment(
         VENV=str(BIN.parent),
