@@ -24,13 +24,16 @@ from pydantic import (
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
 
-def _number_of(value: Any) -> Any:
-    """Digits as a number: pydantic compares a Literal with the text of an override as it stands."""
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the text says what to change."""
+
+
+def _whole_number(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the text says what to change."""
+# overrides are text, which pydantic turns into numbers, but not into choices among numbers
+NumberChoice = BeforeValidator(_whole_number)
 
 
 class Section(BaseModel):
@@ -197,7 +200,7 @@ class ViewConfig(Section):
     """``next``: image (i+1) mod B [U2PL]; ``flip``: the batch in reverse order [UniMatch V2]."""
     mixing_area: tuple[float, float] = (0.5, 0.5)
     """Range of the box area as a fraction of the image."""
-    strong_views: Annotated[Literal[1, 2], BeforeValidator(_number_of)] = 1
+    strong_views: Annotated[Literal[1, 2], NumberChoice] = 1
     """Strong views of each unlabelled image; 2 costs another B encoder images a step."""
     complementary_dropout: bool = False
     """Two views only: channel mask m for one view and 2 - m for the other [UniMatch V2]."""
@@ -232,7 +235,7 @@ class ModelConfig(Section):
     encoder's default tag); or a path to a ``.safetensors`` or ``.pth`` file of encoder weights."""
     allow_missing: bool = False
     """Accept a weight file that lacks encoder keys or has unknown ones, with a warning."""
-    output_stride: Annotated[Literal[8, 16, 32], BeforeValidator(_number_of)] | None = None
+    output_stride: Annotated[Literal[8, 16, 32] | None, NumberChoice] = None
     """Encoder stride (DeepLab family and ``pcr``); null takes the architecture's default."""
     decoder_channels: int | None = Field(None, ge=8)
     """Channels of the decoder (and so of the feature) where the architecture has one number."""

@@ -263,9 +263,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--teacher-only", action="store_true", help="leave out the student")
     add("--no-boundary", action="store_true", help="leave out the boundary F-score, the slowest part")
     add("--device", help="cpu, cuda, cuda:1, ... (default: what accelerate finds)")
-    add("--data", nargs="+", default=[], metavar="key.sub=value",
+    add("--data", nargs="+", default=[], action="extend", metavar="key.sub=value",
         help="data settings over the stored ones, as root=/data/camvid val=test.txt")  # fmt: skip
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -51,9 +52,17 @@ def make_accelerator(config: Config) -> Accelerator:
     torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
     torch.backends.cudnn.allow_tf32 = config.train.tf32
     try:
-        return _accelerator(config)
+        accelerator = _accelerator(config)
     except ValueError as error:
         raise ConfigError(f"accelerate refuses train.mixed_precision or train.trackers: {error}") from error
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if started > accelerator.num_processes:
+        # accelerate joins CPU processes only when it is told to; each would train alone, into one folder
+        raise ConfigError(
+            f"{started} processes were started, but each would train alone: accelerate found no GPU. Set "
+            "ACCELERATE_USE_CPU=true to train with several processes on CPUs"
+        )
+    return accelerator
 
 
 def _accelerator(config: Config) -> Accelerator:
@@ -327,11 +336,11 @@ def update_prototypes(context: Context, points: list[Points], step: int) -> None
         context.bank.reseed(last.features, last.classes, after=settings.reseed_after, gather=context.gather)
 
 
-def train(config: Config, *, resume: bool = False) -> int:
+def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int:
     """Run the configured training.
 
     Returns:
-        0 when finished or interrupted with its state saved.
+        0 when finished, ``stopped_code`` when a signal stopped it with its state saved.
 
     Raises:
         ConfigError, DataError, ModelError, WeightsError, CheckpointError, TrainingStoppedError: With a text
@@ -493,7 +502,7 @@ def train(config: Config, *, resume: bool = False) -> int:
                 "interrupted: the state of step %d is saved. Go on with:\n  %s", done, data.resume_command
             )
             accelerator.end_training()
-            return 0
+            return stopped_code
     bar.close()
     interrupt.close()
     if main:

@@ -228,7 +228,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "instead of the whole image at once")  # fmt: skip
     add("--student", action="store_true", help="use the student's weights instead of the teacher's")
     add("--device", help="cpu, cuda, cuda:1, ... (default: what accelerate finds)")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def predict_files(

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--label-map", help="JSON mapping or labelmap.txt (data.label_map)")
     parser.add_argument("--ignore-index", type=int, default=255, help="ignored value (%(default)s)")
     parser.add_argument("--force", action="store_true", help="replace existing lists")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     try:
         if args.seed < 0 or not 0 <= args.ignore_index <= 255:
             raise DataError("--seed must be at least 0 and --ignore-index between 0 and 255")

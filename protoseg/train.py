@@ -34,12 +34,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--settings", action="store_true", help="list every setting with its default, and stop"
     )
     parser.add_argument(
+        "--stopped-code",
+        type=int,
+        default=0,
+        metavar="N",
+        help="exit code when a signal stopped the run before its last step (default 0); job managers "
+        "that start failed jobs again need another one",
+    )
+    parser.add_argument(
         "overrides",
         nargs="*",
         metavar="key.sub=value",
         help="settings over the file, as train.max_steps=2000",
     )
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     from protoseg.models.encoders import WeightsError
 
     try:
-        return train(config, resume=arguments.resume)
+        return train(config, resume=arguments.resume, stopped_code=arguments.stopped_code)
     except (ConfigError, DataError, ModelError, WeightsError, CheckpointError, TrainingStoppedError) as error:
         return fail(error)
 

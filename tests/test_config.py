@@ -31,6 +31,7 @@ def test_every_shipped_config_is_valid_and_has_a_header(path):
         (["batch"], "must have the form key.sub=value"),
         (["views.crop=[1,"], "not valid JSON"),
         (["optim.lr=0"], "optim.lr: Input should be greater than 0"),
+        (["model.output_stride=12"], "model.output_stride: Input should be 8, 16 or 32"),
     ],
 )
 def test_wrong_settings_are_named(overrides, message):
@@ -49,7 +50,12 @@ def test_several_mistakes_are_all_reported():
 def test_overrides_are_parsed_by_type_and_win_over_the_file(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("optim: {lr: 1e-3}\nrun: {name: '1_16'}\ntrain: {max_steps: 7}\n")
-    config = load_config(file, ["train.max_steps=9", "views.crop=[64,96]", "data.mean=null"])
+    config = load_config(
+        file,
+        ["train.max_steps=9", "views.crop=[64,96]", "data.mean=null", "model.output_stride=16",
+         "views.strong_views=2"],
+    )  # fmt: skip
+    assert (config.model.output_stride, config.views.strong_views) == (16, 2)
     assert config.optim.lr == 1e-3
     assert config.run.name == "1_16"
     assert config.train.max_steps == 9
@@ -106,10 +112,3 @@ def test_every_setting_is_described():
 )
 def test_target_sizes(rule, expected):
     assert rule.target_size(300, 400) == expected
-
-
-@pytest.mark.parametrize("item", ["views.strong_views=2", "model.output_stride=8"])
-def test_a_choice_of_numbers_takes_the_text_of_an_override(item):
-    section, _, rest = item.partition(".")
-    key, _, value = rest.partition("=")
-    assert getattr(getattr(load_config(None, [item]), section), key) == int(value)

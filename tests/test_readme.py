@@ -16,7 +16,8 @@ import yaml
 from tiny import PROJECT_ROOT, TINY, quiet_environment
 
 README = (PROJECT_ROOT / "README.md").read_text()
-DOCS = [PROJECT_ROOT / "README.md", *sorted((PROJECT_ROOT / "docs").glob("*.md"))]
+ROOT_PAGES = [PROJECT_ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+DOCS = [*ROOT_PAGES, *sorted((PROJECT_ROOT / "docs").glob("*.md"))]
 
 
 def blocks(text, marker):

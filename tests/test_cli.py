@@ -1,0 +1,43 @@
+"""Settings, options and file names mix in any order on the command lines of protoseg."""
+
+from pathlib import Path
+
+import pytest
+
+from protoseg import evaluate, predict, split, train
+
+
+def test_settings_and_options_of_the_trainer_mix():
+    found = train.parse_arguments(["train.max_steps=3", "--config", "X", "train.seed=1", "--resume", "a.b=2"])
+    assert (found.config, found.resume) == ("X", True)
+    assert found.overrides == ["train.max_steps=3", "train.seed=1", "a.b=2"]
+
+
+def test_an_unknown_option_is_still_an_error(capsys):
+    with pytest.raises(SystemExit) as caught:
+        train.parse_arguments(["train.max_steps=3", "--confg", "X"])
+    assert caught.value.code == 2
+    assert "--confg" in capsys.readouterr().err
+
+
+def test_data_settings_of_an_evaluation_add_up():
+    found = evaluate.parse_arguments(
+        ["RUN", "--data", "root=a", "--split", "val", "--data", "val=b", "labeled=c"]
+    )
+    assert found.checkpoint == "RUN"
+    assert found.data == ["root=a", "val=b", "labeled=c"]
+    assert evaluate.parse_arguments(["--teacher-only", "RUN"]).data == []
+
+
+def test_images_of_a_prediction_stand_on_both_sides_of_options():
+    found = predict.parse_arguments(["RUN", "a.png", "-o", "out", "b.png", "--student", "c"])
+    assert (found.checkpoint, found.inputs) == ("RUN", [Path("a.png"), Path("b.png"), Path("c")])
+    assert found.output == Path("out")
+
+
+def test_folders_of_a_split_stand_on_both_sides_of_options(tmp_path, capsys):
+    code = split.main(
+        [str(tmp_path / "images"), "--labeled", "2", str(tmp_path / "masks"), "-o", str(tmp_path)]
+    )
+    assert code == 1
+    assert "images" in capsys.readouterr().err

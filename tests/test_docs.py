@@ -1,0 +1,214 @@
+"""The documentation site and the project's papers: complete, true to the code, built without a warning."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import PurePosixPath
+
+import pytest
+import yaml
+from tiny import PROJECT_ROOT
+
+import protoseg
+from protoseg.config import METHOD_PRESETS, MODEL_PRESETS, Config, ConfigError, Section, load_config
+from serving.settings import Settings
+
+DOCS = PROJECT_ROOT / "docs"
+PAGES = [*sorted(DOCS.glob("*.md")), PROJECT_ROOT / "CONTRIBUTING.md", PROJECT_ROOT / "SECURITY.md"]
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def navigation():
+    """Pages of mkdocs.yml; its tags for Python names are read as text."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: suffix)
+    config = yaml.load((PROJECT_ROOT / "mkdocs.yml").read_text(), Loader)
+    assert config["theme"]["font"] is False, "the site asks no foreign host for fonts"
+
+    def flatten(item):
+        if isinstance(item, str):
+            return [item]
+        values = item.values() if isinstance(item, dict) else item
+        return [page for value in values for page in flatten(value)]
+
+    return flatten(config["nav"])
+
+
+def test_the_nav_has_every_page_and_no_other(hooks):
+    generated = set(hooks.ROOT_PAGES.values())
+    pages = {path.name for path in DOCS.glob("*.md")} | generated
+    found = navigation()
+    assert len(found) == len(set(found))
+    assert set(found) == pages
+    for source in hooks.ROOT_PAGES:
+        assert (PROJECT_ROOT / source).is_file()
+
+
+def fields(section, prefix):
+    """Dotted names of every setting below a section."""
+    for key, item in section.model_fields.items():
+        kind = item.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from fields(kind, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
+
+
+def test_the_reference_has_every_setting_once_with_its_meaning(hooks):
+    text = hooks.training_reference()
+    for name, item in fields(Config, ""):
+        (row,) = re.findall(rf"^\| `{re.escape(name)}` \|.*$", text, re.M)
+        meaning = " ".join(item.description.split()).replace("``", "`")
+        assert meaning.replace("|", "\\|") in row, name
+    assert len(re.findall(r"^\| `\w+\.", text, re.M)) == len(list(fields(Config, ""))) + 2, (
+        "two inner sections"
+    )
+
+
+def test_the_reference_tells_ranges_choices_defaults_and_presets(hooks):
+    text = hooks.training_reference()
+    for row in (
+        "| `data.ignore_index` | integer, at least `0`, at most `255` | `255` |",
+        "| `optim.lr` | number, above `0` | `0.0002` |",
+        "| `views.mixing` | `cutmix` `classmix` `cutout` `none` | `cutmix` |",
+        "| `train.max_steps` | integer or null, at least `1` | `null` (`1000` without a `train` section) |",
+        "| `data.palette` | list of [integer, integer, integer] or null | `null` |",
+    ):
+        assert row in text, row
+    (row,) = re.findall(r"^\| `prototypes.sampling`.*$", text, re.M)
+    assert "`balanced` with `method.preset=protoseg`." in row
+    presets = hooks.preset_reference()
+    for name in METHOD_PRESETS:
+        assert f"`method.preset={name}`" in presets
+    for name in MODEL_PRESETS:
+        assert f"`model.preset={name}`" in presets
+
+
+def test_the_reference_has_every_setting_of_the_service(hooks):
+    text = hooks.serving_reference()
+    for key, item in Settings.model_fields.items():
+        (row,) = re.findall(rf"^\| `PROTOSEG_{key.upper()}` \|.*$", text, re.M)
+        assert " ".join(item.description.split()).replace("``", "`") in row
+    assert "| `PROTOSEG_MAX_BODY` | integer, at least `1` | `20MiB` |" in text
+
+
+def test_tables_of_the_reference_have_four_columns(hooks):
+    for text in (hooks.training_reference(), hooks.serving_reference()):
+        for row in re.findall(r"^\|.*$", text, re.M):
+            assert len(re.findall(r"(?<!\\)\|", row)) == 5, row
+
+
+def test_the_configuration_page_is_where_the_reference_goes():
+    text = (DOCS / "configuration.md").read_text()
+    for part in ("presets", "training", "serving"):
+        assert text.count(f"<!-- reference: {part} -->") == 1
+
+
+@pytest.mark.parametrize(
+    ("folder", "link", "expected"),
+    [
+        ("docs", "[a](../CONTRIBUTING.md#b)", "[a](contributing.md#b)"),
+        ("docs", "[a](training.md)", "[a](training.md)"),
+        ("docs", "[a](#b)", "[a](#b)"),
+        ("docs", "[a](https://example.org/x#y)", "[a](https://example.org/x#y)"),
+        ("docs", "[the file](../deploy/Dockerfile)", "the file (`deploy/Dockerfile`)"),
+        ("docs", "[`LICENSE`](../LICENSE)", "`LICENSE`"),
+        ("docs", "[start](../README.md)", "[start](index.md)"),
+        ("", "[a](docs/serving.md#settings)", "[a](serving.md#settings)"),
+        ("", "[a](SECURITY.md)", "[a](security.md)"),
+    ],
+)
+def test_links_that_leave_the_site(hooks, folder, link, expected):
+    assert hooks.rewrite_links(link, PurePosixPath(folder)) == expected
+
+
+def wrong_settings(override):
+    """Settings that do not fit; a rule between settings, which may ask for a second one, names none."""
+    try:
+        load_config(None, [override])
+    except ConfigError as error:
+        return re.findall(r"^  ([\w.]+):", str(error), re.M)
+    return []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_settings_in_the_text_exist_and_take_the_values_shown(path):
+    known = {name for name, _ in fields(Config, "")}
+    sections = set(Config.model_fields)
+    for name, value in re.findall(r"`((?:\w+\.)+\w+)(?:=([^`…]+))?`", path.read_text()):
+        if name.split(".")[0] not in sections:
+            continue
+        assert name in known or any(key.startswith(f"{name}.") for key in known), f"{path.name}: {name}"
+        if value:
+            assert name not in wrong_settings(f"{name}={value}"), f"{path.name}: {name}={value}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_files_named_in_the_text_exist(path):
+    folders = "configs|deploy|tests|benchmarks|protoseg|export|serving|docs"
+    for name in re.findall(rf"`((?:{folders})/[\w./-]+\w)`", path.read_text()):
+        assert (PROJECT_ROOT / name).exists(), f"{path.name}: {name}"
+
+
+def test_every_theme_of_troubleshooting_names_a_command_or_a_setting():
+    text = (DOCS / "troubleshooting.md").read_text()
+    answers = re.split(r"^### ", text, flags=re.M)[1:]
+    assert len(answers) == 18
+    for answer in answers:
+        assert "`" in answer or "```" in answer, answer.splitlines()[0]
+
+
+def test_the_citation_is_valid_and_up_to_date():
+    found = yaml.safe_load((PROJECT_ROOT / "CITATION.cff").read_text())
+    assert found["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= set(found), "what the format demands"
+    assert str(found["version"]) == protoseg.__version__
+    assert found["license"] == "Apache-2.0"
+    (paper,) = found["references"]
+    assert paper["type"] == "conference-paper"
+    assert [a["family-names"] for a in paper["authors"]] == ["Xu", "Liu", "Bian", "Yang"]
+    assert paper["year"] == 2022
+    bibtex = (PROJECT_ROOT / "README.md").read_text()
+    assert paper["title"] in bibtex
+
+
+def test_hooks_of_pre_commit_need_no_network():
+    config = yaml.safe_load((PROJECT_ROOT / ".pre-commit-config.yaml").read_text())
+    (repository,) = config["repos"]
+    assert repository["repo"] == "local"
+    entries = {hook["entry"].split()[0] for hook in repository["hooks"]}
+    assert entries == {"ruff", "lint-imports", "mypy"}
+    assert all(hook["language"] == "system" for hook in repository["hooks"])
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs", reason='pip install -e ".[docs]"')
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=PROJECT_ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        text=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "site" / "configuration" / "index.html").read_text()
+    for name, _ in fields(Config, ""):
+        assert f"<code>{name}</code>" in page
+    assert "reference:" not in page
+    assert 'class="mermaid"' in (tmp_path / "site" / "contributing" / "index.html").read_text()
+    assert not list((tmp_path / "site").glob("**/hooks.py"))
+    for path in (tmp_path / "site").rglob("*.html"):
+        assert "fonts.googleapis.com" not in path.read_text(), path
