@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +132,8 @@ def measure(
     names: list[str] = []
     rng = np.random.default_rng(0)
     with inference(segmenter):
-        for number in tqdm(range(len(samples)), desc=info.name, unit="image", leave=False):
+        pause = 0.1 if sys.stderr.isatty() else 10.0
+        for number in tqdm(range(len(samples)), desc=info.name, unit="image", leave=False, mininterval=pause):
             image, mask = samples[number]
             if info.eval.at_working_size:
                 mask = resize_mask(mask, info.input.resize)
@@ -290,9 +290,7 @@ def print_table(title: str, measured: Measured, table: dict[str, Any]) -> None:
     rate = measured.wrong.mean()
     print(f"\n{title}: {rate:.1%} of {len(measured.wrong)} pixels wrong, {len(measured.error)} images")
     print(f"{'score':<32}{'AUROC':>8}{'AUPR':>8}{'top 10%':>9}{'Spearman':>10}{'worst 1/4':>11}")
-    by: Callable[[str], float] = lambda name: -table[name]["auroc"]  # noqa: E731
-    for name in sorted(table, key=by):
-        row = table[name]
+    for name, row in sorted(table.items(), key=lambda item: -item[1]["auroc"]):
         print(f"{name:<32}{row['auroc']:>8.4f}{row['aupr']:>8.4f}{row['errors_in_top_tenth']:>9.3f}"
               f"{row['image_spearman']:>10.3f}{row['image_auroc_worst_quarter']:>11.3f}")  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,18 +27,18 @@ class Candidate:
 
 
 def list_roots(root: Path | None, listed: Path, data: DataConfig) -> list[Path]:
-    """Folders that the lines of a list may be relative to: ``root`` alone when given; else the list's own
-    folder, the working directory, and where the checkpoint's training data was.
-    """  # fmt: skip
+    """Folders that the lines of a list may be relative to.
+
+    ``root`` alone when given; else the list's own folder, the working directory, and where the checkpoint's
+    training data was.
+    """
     if root is not None:
         return [root.absolute()]
     found = [listed.absolute().parent, Path.cwd()]
     if data.kind == "files":
-        try:
+        # the training data need not be on this machine
+        with contextlib.suppress(DataError):
             found.append(data_root(data))
-        except DataError:
-            # the training data need not be on this machine
-            pass
     return list(dict.fromkeys(found))
 
 
@@ -119,7 +120,10 @@ def collect(
             problems += broken
         else:
             found += [Candidate(image.as_posix(), image) for image in find_images([path], out)]
-    return list({item.path.resolve(): item for item in reversed(found)}.values())[::-1], problems
+    once: dict[Path, Candidate] = {}
+    for item in found:
+        once.setdefault(item.path.resolve(), item)
+    return list(once.values()), problems
 
 
 def without(candidates: Iterable[Candidate], others: Iterable[Candidate]) -> list[Candidate]:

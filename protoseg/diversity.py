@@ -31,8 +31,9 @@ def distance_to(embeddings_NE: Floats, one_E: Floats) -> Floats:
 
     For square roots of histograms this is their Hellinger distance.
     """
-    cosine = embeddings_NE @ one_E
-    return np.sqrt(np.clip(1 - cosine, 0, 1)).astype(np.float32)
+    # the norm of the difference is exactly 0 for copies; 1 - cos would be off by the square root of an epsilon
+    difference = np.linalg.norm(embeddings_NE - one_E, axis=1) / np.sqrt(2)
+    return np.minimum(difference, 1).astype(np.float32)
 
 
 def pick_diverse(
@@ -42,8 +43,8 @@ def pick_diverse(
 
     This is k-center greedy (arXiv 1708.00489, algorithm 1) with the distance weighted by the score: an image
     is taken for being wrong and for being unlike what is labelled. While nothing is taken the score alone
-    decides. The lowest index wins among equals, so the result depends on the input only. Cost: one product
-    of (N, E) with a vector for each image taken.
+    decides. The lowest index wins among equals, so the result depends on the input only. Cost: one pass
+    over (N, E) for each image taken.
 
     Args:
         scores_N: Expected error, 0 or more.

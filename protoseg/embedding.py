@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
@@ -49,26 +48,29 @@ def look(segmenter: Segmenter, image: Tensor) -> Look:
         return Look(HeadLogits(full, None), mean_feature(features[0][inside]))
     similarity = bank.similarity_map(features)
     prototype = bank.pool(similarity.movedim(2, -1).movedim(1, -2)).movedim(-1, 1)
-    shares = prototype_shares(linear[0][inside].argmax(0), similarity[0][(slice(None), *inside)])
+    shares = prototype_shares(similarity[0][(slice(None), *inside)], bank.active, bank.temperature)
     return Look(HeadLogits(full, network.upsample(prototype, height, width)), shares)
 
 
-def prototype_shares(label_YX: Tensor, similarity_CKYX: Tensor) -> NDArray[np.float32]:
-    """Square roots of the shares of the image that each prototype wins within the predicted class.
+def prototype_shares(similarity_CKYX: Tensor, active_C: Tensor, temperature: float) -> NDArray[np.float32]:
+    """Square roots of the part of the image that each prototype explains.
 
-    Roots, so that the vector has length 1 and distances are Hellinger's, in which rare classes count.
+    A pixel counts for all prototypes by ``softmax(cos / T)``: whole pixels for the nearest one would make two
+    encodings of one picture twice as different, compared with other pictures. Roots, so that the vector has
+    length 1 and distances are Hellinger's, in which rare classes count.
 
     Args:
-        label_YX: Predicted class ids.
         similarity_CKYX: Cosines with all prototypes.
+        active_C: Classes that have prototypes, at least one.
+        temperature: T, that of the prototype head.
 
     Returns:
         (C * K,) float32 of length 1.
     """
-    classes, count = similarity_CKYX.shape[:2]
-    own = similarity_CKYX.argmax(1).gather(0, label_YX[None])[0]
-    wins = torch.bincount((label_YX * count + own).flatten(), minlength=classes * count)
-    roots: NDArray[np.float32] = (wins.float() / wins.sum()).sqrt().cpu().numpy()
+    scaled = similarity_CKYX.flatten(2) / temperature
+    scaled = scaled.masked_fill(~active_C[:, None, None], float("-inf"))
+    shares = scaled.flatten(0, 1).softmax(0).mean(1)
+    roots: NDArray[np.float32] = (shares / shares.sum()).sqrt().cpu().numpy()
     return roots
 
 

@@ -17,104 +17,31 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from numpy.typing import NDArray
-from tqdm import tqdm
 
 from protoseg.candidates import Candidate, collect, list_roots, read_list, without
 from protoseg.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from protoseg.data.errors import DataError
-from protoseg.data.images import read_image, resize_image, save_whole, write_text
+from protoseg.data.images import save_whole, write_text
 from protoseg.data.lists import read_entries
 from protoseg.diversity import Pick, pick_diverse
-from protoseg.embedding import Look, look
-from protoseg.inference import HEADS, HeadName, image_batch, inference, score, usable_device
+from protoseg.inference import HEADS, HeadName, score, usable_device
 from protoseg.pictures import as_rgb
 from protoseg.predict import overlay_picture
+from protoseg.scan import Scan, Suggester
 from protoseg.suggest_sheet import Tile, draw_sheet, make_tile
-from protoseg.suspicion import NEED_PROTOTYPES, SCORES, ScoreName, suspicion
+from protoseg.suspicion import NEED_PROTOTYPES, SCORES, ScoreName
 
 DEFAULT_SCORE: ScoreName = "linear"
-DEFAULT_DISTANCE = 0.08
+DEFAULT_DISTANCE = 0.06
 DEFAULT_OUT = Path("suggestions")
 LIST_NAME, RECORD_NAME, SHEET_NAME = "suggested.txt", "suggested.json", "sheet.png"
 SHEET_IMAGES = 48
-CLASSES_SHOWN = 3
-SMALLEST_SHARE = 0.05
-
-
-@dataclass
-class Scan:
-    """Images that could be read, with a few numbers of each: the pictures themselves are not kept."""
-
-    images: list[Candidate] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    """Mean suspicion over the pixels of an image, in [0, 1]."""
-    embeddings: list[NDArray[np.float32]] = field(default_factory=list)
-    """Unit vectors, see ``protoseg.embedding``."""
-    skipped: list[str] = field(default_factory=list)
-    """Why each of the others could not be read."""
-
-    def matrix(self, length: int) -> NDArray[np.float32]:
-        """(N, length) embeddings."""
-        return np.stack(self.embeddings) if self.embeddings else np.zeros((0, length), np.float32)
-
-
-@dataclass(frozen=True)
-class Suggester:
-    """A checkpoint with the way to look at an image."""
-
-    checkpoint: Checkpoint
-    head: HeadName
-    score: ScoreName
-
-    def look(self, image: NDArray[np.uint8]) -> tuple[Look, NDArray[np.float32]]:
-        """Forward pass and suspicion (h, w) of an image at the working size, (h, w, C_in) uint8."""
-        segmenter = self.checkpoint.segmenter
-        with inference(segmenter):
-            found = look(segmenter, image_batch([image], segmenter.bank.prototypes.device))
-            doubt = suspicion(found.logits, self.score, self.head, segmenter.bank.temperature)
-        return found, doubt[0].cpu().numpy()
-
-    def read(self, path: Path) -> NDArray[np.uint8]:
-        """The image at the working size.
-
-        Raises:
-            DataError: If it cannot be read.
-        """
-        rule = self.checkpoint.info.input
-        return resize_image(read_image(path, rule.channels), rule.resize)
-
-    def scan(self, images: Sequence[Candidate], what: str) -> Scan:
-        """Score images one by one with a progress bar; those that cannot be read are named and left out."""
-        found = Scan()
-        pause = 0.1 if sys.stderr.isatty() else 10.0
-        with tqdm(total=len(images), desc=what, unit="image", mininterval=pause) as bar:
-            for item in images:
-                try:
-                    result, doubt = self.look(self.read(item.path))
-                except DataError as error:
-                    found.skipped.append(str(error))
-                    bar.write(f"skipped: {error}", file=sys.stderr)
-                else:
-                    found.images.append(item)
-                    found.scores.append(float(doubt.mean(dtype=np.float64)))
-                    found.embeddings.append(result.embedding)
-                bar.update()
-        return found
-
-    def doubtful_classes(self, labels: NDArray[np.int64], doubt: NDArray[np.float32]) -> dict[str, float]:
-        """Predicted classes by their part of the image's suspicion, largest first: the first few."""
-        names = [item.name for item in self.checkpoint.info.classes]
-        parts = np.bincount(labels.ravel(), doubt.ravel(), len(names)) / max(float(doubt.sum()), 1e-12)
-        order = np.argsort(-parts, kind="stable")[:CLASSES_SHOWN]
-        return {names[c]: round(float(parts[c]), 4) for c in order if parts[c] >= SMALLEST_SHARE}
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -141,7 +68,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--min-distance", type=float, default=DEFAULT_DISTANCE, help="an image nearer than this to a chosen "
         f"or labelled one is a near duplicate, 0 to 1 (default: {DEFAULT_DISTANCE})")  # fmt: skip
     add("--head", choices=("auto", *HEADS), default="auto",
-        help="head that labels (default: the one with the highest validation mIoU of the checkpoint)")  # fmt: skip
+        help="head that labels (default: the one with the highest validation mIoU)")  # fmt: skip
     add("--device", help="cpu, cuda, cuda:1, ... (default: what accelerate finds)")
     arguments = parser.parse_args(argv)
     if arguments.count < 1:
@@ -274,8 +201,8 @@ def next_step(out: Path, checkpoint: Checkpoint) -> str:
     config = checkpoint.path.parent / "config.yaml"
     shown = config if config.is_file() else "YOUR.yaml"
     return (
-        f"next: label the images of {out / LIST_NAME} from the top, add their `image mask` lines to a copy of your "
-        f"labelled list, then\n  accelerate launch -m protoseg.train --config {shown} "
+        f"next: label the images of {out / LIST_NAME} from the top, add their `image mask` lines to a copy "
+        f"of your labelled list, then\n  accelerate launch -m protoseg.train --config {shown} "
         f"run.name={checkpoint.info.name}_2 data.labeled=YOUR_LIST"
     )
 
@@ -291,9 +218,9 @@ def run(arguments: argparse.Namespace) -> None:
     given, problems = collect(arguments.inputs, out=out, root=arguments.root, data=checkpoint.info.data)
     for text in problems:
         sys.stderr.write(f"skipped: {text}\n")
-    own = [Candidate("", out / name) for name in (SHEET_NAME,)]
+    own = Candidate(SHEET_NAME, out / SHEET_NAME)
     labeled_images, excluded = known_images(arguments, checkpoint)
-    candidates = without(given, [*labeled_images, *excluded, *own])
+    candidates = without(given, [*labeled_images, *excluded, own])
     if not candidates:
         raise DataError(f"all {len(given)} images are labelled or excluded already; give other images")
     scan = suggester.scan(candidates, "score")
@@ -327,9 +254,11 @@ def run(arguments: argparse.Namespace) -> None:
     if len(picks) > len(tiles):
         headline += f" (the first {len(tiles)})"
     write_results(out, [row["image"] for row in records], record, headline, tiles, suggester)
-    sys.stdout.write(f"{table(records)}\n\n{len(picks)} of {len(scan.images)} images in {out}; {repeats} others are "
-                     f"near duplicates, {counts['labeled_or_excluded']} are labelled or excluded, {len(skipped)} "
-                     f"could not be read\n{next_step(out, checkpoint)}\n")  # fmt: skip
+    sys.stdout.write(
+        f"{table(records)}\n\n{len(picks)} of {len(scan.images)} images in {out}; {repeats} others are near "
+        f"duplicates, {counts['labeled_or_excluded']} are labelled or excluded, {len(skipped)} could not be "
+        f"read\n{next_step(out, checkpoint)}\n"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
