@@ -31,7 +31,7 @@ def distance_to(embeddings_NE: Floats, one_E: Floats) -> Floats:
 
     For square roots of histograms this is their Hellinger distance.
     """
-    # the norm of the difference is exactly 0 for copies; 1 - cos would be off by the square root of an epsilon
+    # exactly 0 for copies, where 1 - cos would be off by the square root of an epsilon
     difference = np.linalg.norm(embeddings_NE - one_E, axis=1) / np.sqrt(2)
     return np.minimum(difference, 1).astype(np.float32)
 
