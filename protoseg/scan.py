@@ -48,8 +48,11 @@ class Suggester:
     """A checkpoint with the way to look at an image."""
 
     checkpoint: Checkpoint
+    """Network, already on its device, and its description."""
     head: HeadName
+    """Head that labels."""
     score: ScoreName
+    """What makes a pixel suspicious."""
 
     def look(self, image: NDArray[np.uint8]) -> tuple[Look, NDArray[np.float32]]:
         """Forward pass and suspicion (h, w) of an image at the working size, (h, w, C_in) uint8."""

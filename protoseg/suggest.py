@@ -28,7 +28,7 @@ from protoseg.candidates import Candidate, collect, list_roots, read_list, witho
 from protoseg.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from protoseg.data.errors import DataError
 from protoseg.data.images import save_whole, write_text
-from protoseg.data.lists import read_entries
+from protoseg.data.lists import scan_entries
 from protoseg.diversity import Pick, pick_diverse
 from protoseg.inference import HEADS, HeadName, score, usable_device
 from protoseg.pictures import as_rgb
@@ -125,12 +125,14 @@ def known_images(
     if arguments.labeled is not None or data.kind != "files":
         return listed(arguments.labeled), excluded
     try:
-        entries = read_entries(data, "labeled").entries
+        found, problems = scan_entries(data, "labeled")
     except DataError as error:
-        sys.stderr.write(f"note: the labelled images of the training are not here ({error}); name them with "
+        problems, found = [str(error)], None
+    if problems:
+        sys.stderr.write(f"note: labelled images of the training are not here ({problems[0]}); name them with "
                          "--labeled, or suggestions may repeat them\n")  # fmt: skip
-        return [], excluded
-    return [Candidate(str(entry.image), entry.image) for entry in entries], excluded
+    known = found.entries if found is not None else ()
+    return [Candidate(str(entry.image), entry.image) for entry in known], excluded
 
 
 def describe(
@@ -163,7 +165,8 @@ def describe(
             note = f"score {value:.3f}"
             if pick.distance is not None:
                 note += f"    {pick.distance:.2f} from the nearest"
-            note += "    doubt in " + ", ".join(f"{name} {part:.0%}" for name, part in classes.items())
+            if classes:
+                note += "    doubt in " + ", ".join(f"{name} {part:.0%}" for name, part in classes.items())
             overlay = overlay_picture(image, labels.astype(np.uint8), colors)
             tiles.append(make_tile(f"{rank}   {item.name}", note, as_rgb(image), overlay, doubt))
     return records, tiles
