@@ -129,7 +129,7 @@ def known_images(
     except DataError as error:
         problems, found = [str(error)], None
     if problems:
-        sys.stderr.write(f"note: labelled images of the training are not here ({problems[0]}); name them with "
+        sys.stderr.write(f"note: labelled images of training are not here ({problems[0]}); name them with "
                          "--labeled, or suggestions may repeat them\n")  # fmt: skip
     known = found.entries if found is not None else ()
     return [Candidate(str(entry.image), entry.image) for entry in known], excluded
