@@ -95,7 +95,7 @@ def _resolves(resolver: Resolver, line: str) -> bool:
 
 
 def collect(
-    inputs: Sequence[Path], *, out: Path, root: Path | None, data: DataConfig
+    inputs: Sequence[Path], *, out: Path, root: Path | None, data: DataConfig, skip: Sequence[Path] = ()
 ) -> tuple[list[Candidate], list[str]]:
     """All images of the inputs, each file once, in the order given.
 
@@ -104,6 +104,7 @@ def collect(
         out: Folder of results, which are never taken as inputs.
         root: Folder that lists are relative to, or None to find it.
         data: The checkpoint's data settings.
+        skip: Further results, which are never taken as inputs either.
 
     Returns:
         The images, and a text for each line of a list that names none.
@@ -120,9 +121,12 @@ def collect(
             problems += broken
         else:
             found += [Candidate(image.as_posix(), image) for image in find_images([path], out)]
+    own = {path.resolve() for path in skip}
     once: dict[Path, Candidate] = {}
     for item in found:
-        once.setdefault(item.path.resolve(), item)
+        place = item.path.resolve()
+        if place not in own:
+            once.setdefault(place, item)
     return list(once.values()), problems
 
 

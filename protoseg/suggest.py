@@ -218,12 +218,13 @@ def run(arguments: argparse.Namespace) -> None:
     """
     suggester = open_suggester(arguments)
     checkpoint, out = suggester.checkpoint, arguments.output
-    given, problems = collect(arguments.inputs, out=out, root=arguments.root, data=checkpoint.info.data)
+    given, problems = collect(
+        arguments.inputs, out=out, root=arguments.root, data=checkpoint.info.data, skip=[out / SHEET_NAME]
+    )
     for text in problems:
         sys.stderr.write(f"skipped: {text}\n")
-    own = Candidate(SHEET_NAME, out / SHEET_NAME)
     labeled_images, excluded = known_images(arguments, checkpoint)
-    candidates = without(given, [*labeled_images, *excluded, own])
+    candidates = without(given, [*labeled_images, *excluded])
     if not candidates:
         raise DataError(f"all {len(given)} images are labelled or excluded already; give other images")
     scan = suggester.scan(candidates, "score")
