@@ -61,13 +61,13 @@ def draw_sheet(headline: str, tiles: Sequence[Tile], classes: Sequence[ClassInfo
     heights = [2 * _LINE + 4 + max(tile.pictures[0].height for tile in row) for row in rows]
     width = 2 * _MARGIN + columns * _CELL + (columns - 1) * _BETWEEN
     legend = class_legend(classes, 0, width - 2 * _MARGIN)
-    top = _MARGIN + 2 * _LINE + 6
+    top = _MARGIN + 2 * _LINE + 18
     sheet = Image.new(
         "RGB", (width, top + sum(heights) + len(rows) * _BETWEEN + legend.height + _MARGIN // 2), _PAPER
     )
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, _MARGIN - 4), _fitted(headline, width - 2 * _MARGIN, 15), _INK, _font(15))
-    _key(sheet, draw, _MARGIN, _MARGIN + _LINE)
+    _key(sheet, draw, _MARGIN, _MARGIN + _LINE + 2)
     for row, height in zip(rows, heights, strict=True):
         for column, tile in enumerate(row):
             _place(sheet, draw, tile, _MARGIN + column * (_CELL + _BETWEEN), top)
