@@ -33,7 +33,8 @@ def distance_to(embeddings_NE: Floats, one_E: Floats) -> Floats:
     """
     # exactly 0 for copies, where 1 - cos would be off by the square root of an epsilon
     difference = np.linalg.norm(embeddings_NE - one_E, axis=1) / np.sqrt(2)
-    return np.minimum(difference, 1).astype(np.float32)
+    clipped: Floats = np.minimum(difference, 1).astype(np.float32)
+    return clipped
 
 
 def pick_diverse(
