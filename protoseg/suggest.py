@@ -28,7 +28,7 @@ from protoseg.candidates import Candidate, collect, list_roots, read_list, witho
 from protoseg.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from protoseg.data.errors import DataError
 from protoseg.data.images import save_whole, write_text
-from protoseg.data.lists import scan_entries
+from protoseg.data.lists import Entry, scan_entries
 from protoseg.diversity import Pick, pick_diverse
 from protoseg.inference import HEADS, HeadName, score, usable_device
 from protoseg.pictures import as_rgb
@@ -124,14 +124,15 @@ def known_images(
     excluded = listed(arguments.exclude)
     if arguments.labeled is not None or data.kind != "files":
         return listed(arguments.labeled), excluded
+    known: tuple[Entry, ...] = ()
     try:
         found, problems = scan_entries(data, "labeled")
+        known = found.entries
     except DataError as error:
-        problems, found = [str(error)], None
+        problems = [str(error)]
     if problems:
         sys.stderr.write(f"note: labelled images of training are not here ({problems[0]}); name them with "
                          "--labeled, or suggestions may repeat them\n")  # fmt: skip
-    known = found.entries if found is not None else ()
     return [Candidate(str(entry.image), entry.image) for entry in known], excluded
 
 

@@ -72,7 +72,8 @@ def suspicion(logits: HeadLogits, name: ScoreName, head: HeadName, temperature: 
         return ((1 - cosine) / 2).clamp(0, 1)
     probs = head_probabilities(logits, head)
     if name == "entropy":
-        return torch.special.entr(probs).sum(1) / math.log(max(probs.shape[1], 2))
+        entropy: Tensor = torch.special.entr(probs).sum(1) / math.log(max(probs.shape[1], 2))
+        return entropy
     highest = probs.topk(min(2, probs.shape[1]), 1).values
     if name == "margin":
         return 1 - (highest[:, 0] - highest[:, -1]) if probs.shape[1] > 1 else 1 - highest[:, 0]
