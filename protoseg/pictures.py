@@ -204,7 +204,7 @@ def draw_panel(
     cells = [_row_cells(row, colors, shades, ignore_index) for row in rows]
     heights = [max(cell.height for cell, _ in row) for row in cells]
     width = 2 * _MARGIN + len(titles) * _CELL + (len(titles) - 1) * _GAP
-    legend = _legend(classes, num_prototypes if with_prototypes else 0, width - 2 * _MARGIN)
+    legend = class_legend(classes, num_prototypes if with_prototypes else 0, width - 2 * _MARGIN)
     height = _MARGIN + _LINE + sum(h + _CAPTION + _GAP for h in heights) + legend.height + _MARGIN
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -276,8 +276,8 @@ def _row_cells(
     return cells
 
 
-def _legend(classes: Sequence[ClassInfo], num_prototypes: int, width: int) -> Image.Image:
-    """Class colours with names, each followed by its prototypes' shades."""
+def class_legend(classes: Sequence[ClassInfo], num_prototypes: int, width: int) -> Image.Image:
+    """Class colours with names, each followed by its prototypes' shades; ``width`` pixels wide."""
     font, swatch, shade = _font(13), 14, 9
     strip = swatch + 4 + (num_prototypes * shade + 6 if num_prototypes else 0)
     entries = [(strip + math.ceil(font.getlength(item.name)) + 20, item) for item in classes]

@@ -1,0 +1,211 @@
+r"""Are suggested images worth more than random ones? CamVid, 23 labels and 23 more.
+
+    python -m benchmarks.suggest_study --config configs/camvid_23_efficientnet_lite0.yaml
+
+For each seed: train with the seed's 23 labelled images; let ``protoseg.suggest`` choose 23 of its unlabelled
+images; take their masks from the full training list; train again from the start, with the same seed and as
+many steps, on 23 + 23 suggested and on 23 + 23 random images. What is chosen leaves the unlabelled list.
+
+Each training is a run of its own below ``--dir``: finished ones are not run again, stopped ones go on, and
+suggestions are kept as long as they are of the checkpoint that is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import ROOT, write_result
+from benchmarks.methods import collect, run
+from protoseg.checkpoint import read_info
+from protoseg.config import Config, ConfigError, load_config
+from protoseg.data.errors import DataError
+from protoseg.data.images import write_text
+from protoseg.data.lists import data_root, find_file, read_entries
+from protoseg.suggest import LIST_NAME, RECORD_NAME
+
+
+def read_lines(config: Config, name: str) -> list[str]:
+    """Lines of a list of the data set.
+
+    Raises:
+        DataError: If it is missing.
+    """
+    path = find_file(data_root(config.data), name, "list")
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def masks_by_image(config: Config, train: str) -> dict[str, str]:
+    """``image mask`` line of each image of the full list, by the image's path."""
+    entries = read_entries(config.data.model_copy(update={"labeled": train}), "labeled").entries
+    return {str(entry.image.resolve()): f"{entry.image}\t{entry.mask}" for entry in entries}
+
+
+def write_lists(
+    config: Config, folder: Path, labeled: list[str], unlabeled: list[str], chosen: list[str], train: str
+) -> list[str]:
+    """Write the lists of a second training.
+
+    Args:
+        config: Names the data.
+        folder: Where ``labeled.txt`` and ``unlabeled.txt`` go.
+        labeled: Lines of the first labelled list.
+        unlabeled: Lines of the first unlabelled list.
+        chosen: Those of them that get labels.
+        train: The full list, with masks.
+
+    Returns:
+        Overrides that name them.
+
+    Raises:
+        DataError: If a chosen image is not in the unlabelled list or has no mask in the full list.
+    """
+    root = data_root(config.data)
+    masks = masks_by_image(config, train)
+    added = []
+    for name in chosen:
+        line = masks.get(str((root / name).resolve()))
+        if line is None or name not in unlabeled:
+            raise DataError(f"{name} was chosen, but it is not both in the unlabelled list and in {train}")
+        added.append(line)
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = set(chosen)
+    write_text(folder / "labeled.txt", "".join(f"{line}\n" for line in [*labeled, *added]))
+    write_text(folder / "unlabeled.txt", "".join(f"{line}\n" for line in unlabeled if line not in taken))
+    return [f"data.labeled={folder / 'labeled.txt'}", f"data.unlabeled={folder / 'unlabeled.txt'}"]
+
+
+def suggested(
+    target: Path, lists: list[str], config: Config, folder: Path, count: int, extra: list[str]
+) -> list[str]:
+    """Images that ``protoseg.suggest`` chooses with a run, or chose before with the same weights.
+
+    Args:
+        target: Finished run that chooses.
+        lists: Labelled and unlabelled list, as the configuration names them.
+        config: Names the data.
+        folder: Where the suggestions go.
+        count: Images to choose.
+        extra: Further arguments of ``protoseg.suggest``.
+    """
+    record = folder / RECORD_NAME
+    digest = read_info(target / "checkpoint").weights_sha256
+    if not record.is_file() or json.loads(record.read_text())["weights_sha256"] != digest:
+        root = data_root(config.data)
+        labeled, unlabeled = (find_file(root, name, "list") for name in lists)
+        command = [sys.executable, "-m", "protoseg.suggest", target, unlabeled, "-n", count, "-o", folder,
+                   "--labeled", labeled, "--root", root, *extra]  # fmt: skip
+        subprocess.run([str(part) for part in command], cwd=ROOT, check=True)
+    chosen = (folder / LIST_NAME).read_text(encoding="utf-8").splitlines()
+    if len(chosen) != count:
+        raise DataError(
+            f"{len(chosen)} images were suggested, not {count}: the others are near duplicates; give "
+            "--suggest=--min-distance=0"
+        )
+    return chosen
+
+
+def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """The three trainings of a seed."""
+    names = [text.format(seed=seed) for text in (arguments.labeled, arguments.unlabeled)]
+    shared = [f"train.seed={seed}", f"data.labeled={names[0]}", f"data.unlabeled={names[1]}", *arguments.set]
+    if arguments.steps is not None:
+        shared.append(f"train.max_steps={arguments.steps}")
+    config = load_config(arguments.config, shared)
+    folder = arguments.dir.absolute()
+    labeled, unlabeled = (read_lines(config, name) for name in names)
+    first = run(arguments.config, folder, f"seed{seed}_first", shared)
+    chosen = {
+        "suggested": suggested(
+            first, names, config, folder / f"seed{seed}_suggestions", arguments.count, arguments.suggest
+        ),
+        "random": sorted(
+            np.random.default_rng(seed).choice(unlabeled, arguments.count, replace=False).tolist()
+        ),
+    }
+    result: dict[str, Any] = {"first": collect(first)}
+    for arm, images in chosen.items():
+        lists = write_lists(
+            config, folder / f"seed{seed}_{arm}_lists", labeled, unlabeled, images, arguments.train
+        )
+        target = run(arguments.config, folder, f"seed{seed}_{arm}", [*shared, *lists])
+        result[arm] = {**collect(target), "added": images}
+    for arm in ("first", *chosen):
+        shown = "  ".join(f"{head} {100 * value:.2f}" for head, value in result[arm]["miou"].items())
+        print(f"seed {seed}  {arm:<10}{shown}")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "--config", default="configs/camvid_23_efficientnet_lite0.yaml", help="configuration of all trainings"
+    )
+    add("--labeled", default="splits/23/seed{seed}/labeled.txt", help="labelled list of a seed")
+    add(
+        "--unlabeled",
+        default="splits/23/seed{seed}/unlabeled.txt",
+        help="unlabelled list of a seed, one image a line",
+    )
+    add("--train", default="splits/train.txt", help="full list, with masks of the unlabelled images")
+    add("--count", type=int, default=23, help="images to add (default: 23)")
+    add(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0, 1],
+        help="seeds of lists, training and choice (default: 0 1)",
+    )
+    add("--steps", type=int, help="steps of each training (default: the configuration's)")
+    add("--set", nargs="+", default=[], metavar="key=value", help="overrides of all trainings")
+    add("--suggest", action="append", default=[], metavar="ARG", help="argument of protoseg.suggest, as "
+        "--suggest=--score=entropy; repeatable")  # fmt: skip
+    add("--dir", type=Path, default=Path("runs/suggest_study"), help="where the runs go")
+    add("--name", default="suggest_study", help="name of the result file")
+    add("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the result file")
+    arguments = parser.parse_args(argv)
+    try:
+        seeds = {seed: run_seed(arguments, seed) for seed in arguments.seeds}
+    except (ConfigError, DataError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except subprocess.CalledProcessError as error:
+        sys.stderr.write(
+            f"error: exit code {error.returncode} of {' '.join(error.cmd)}; run this again to go on\n"
+        )
+        return 1
+    heads = seeds[arguments.seeds[0]]["suggested"]["miou"]
+    gains = {
+        head: {
+            seed: runs["suggested"]["miou"][head] - runs["random"]["miou"][head]
+            for seed, runs in seeds.items()
+        }
+        for head in heads
+    }
+    path = write_result(
+        arguments.name,
+        {
+            "config": arguments.config,
+            "count": arguments.count,
+            "seeds": seeds,
+            "suggested_minus_random": gains,
+        },
+        arguments.results,
+    )
+    for head, values in gains.items():
+        print(f"suggested - random, {head:<10}" + "  ".join(f"{100 * v:+.2f}" for v in values.values()))
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
