@@ -36,16 +36,16 @@ def write_study(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def write_record(study: Study, run: Run, places: Places, miou: float, **changes: Any) -> Record:
-    """A record of ``run`` whose heads reach ``miou`` (linear), +0.01 (prototype) and +0.02 (fused)."""
-    heads = {"linear": miou}
+def write_record(study: Study, run: Run, places: Places, value: float, **changes: Any) -> Record:
+    """A record of ``run`` whose heads reach ``value`` (linear), +0.01 (prototype) and +0.02 (fused)."""
+    heads = {"linear": value}
     if run.config.method.prototypes:
-        heads |= {"prototype": miou + 0.01, "fused": miou + 0.02}
+        heads |= {"prototype": value + 0.01, "fused": value + 0.02}
     values: dict[str, Any] = {
         "study": study.name, "run": run.name, "method": run.method.name, "labels": run.labels.name,
         "seed": run.seed, "command": "python -m protoseg.train", "date": "2026-01-02",
         "machine": {"processor": "Some CPU", "cores": 2, "memory_gib": 4.0, "threads": "1",
-                    "load_average": miou},
+                    "load_average": value},
         "versions": {"torch": "2.9.0", "numpy": "2.0.0"}, "git_revision": "abc", "base_config": study.config,
         "settings": {}, "config_hash": run.hash,
         "data_hashes": {"labeled": f"l{run.labels.name}{run.seed}", "val": "v"}, "steps": run.steps,

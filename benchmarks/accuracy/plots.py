@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.accuracy.records import write_whole
+from benchmarks.table_blocks import against
 
 INK, FAINT, GRID = "#20242a", "#5b626b", "#e3e6ea"
 # Okabe and Ito's palette, told apart with every common colour blindness; yellow is too light on white
@@ -154,7 +155,10 @@ def _draw_curve(axes: Axes, cell: dict[str, Any], costs: bool, color: str, marke
 def to_baseline(summary: dict[str, Any]) -> Figure:
     """Each variant's difference to the baseline, as dots."""
     names = {method["name"]: method["label"] for method in summary["methods"]}
-    rows = differences_to_baseline(summary)
+    by_method: dict[str, dict[str, Any]] = {}
+    for _, method, figure in against(summary):
+        by_method.setdefault(method, figure)  # at the first budget and label count that have it
+    rows = list(by_method.items())
     figure = Figure(figsize=(WIDTH, 1.4 + 0.32 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, (_, item) in enumerate(rows):
@@ -168,17 +172,6 @@ def to_baseline(summary: dict[str, Any]) -> Figure:
     axes.invert_yaxis()
     axes.set(xlabel=f"points of val mIoU against {names[summary['baseline']]}", title=summary["title"])
     return figure
-
-
-def differences_to_baseline(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Method and its difference (method minus baseline) at the first budget and label count that have it."""
-    rows: dict[str, dict[str, Any]] = {}
-    for item in summary["differences"]:
-        if item["minus"] == summary["baseline"]:
-            rows.setdefault(item["of"], item)
-        elif item["of"] == summary["baseline"]:
-            rows.setdefault(item["minus"], {**item, "mean": -item["mean"]})
-    return list(rows.items())
 
 
 def _cells(summary: dict[str, Any], budget: str, method: str) -> list[dict[str, Any]]:
