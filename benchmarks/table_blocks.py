@@ -169,7 +169,7 @@ def study_paired(result: Result) -> str:
     ]
     said = (
         f"Points of mIoU by which {names[result['baseline']]} is ahead (each method by its own head), "
-        "paired: the same seed and the same labels on both sides; mean ± standard deviation of the differences."
+        "paired: the same seed and labels on both sides; mean ± standard deviation of the differences."
     )
     return f"{said}\n\n{table(['budget', 'labels', 'against', 'difference', 'pairs'], rows)}"
 
