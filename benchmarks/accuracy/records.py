@@ -221,10 +221,14 @@ class Clock:
         """An attempt starts; ``afresh``: from step 0, so that earlier ones do not count."""
         if afresh:
             self.spans = []
-        elif self.spans and len(self.spans[-1]) == 1 and self.log.exists():
-            self.spans[-1].append(max(self.spans[-1][0], self.log.stat().st_mtime))
+        self.settle()
         self.spans.append([now])
         self._save()
+
+    def settle(self) -> None:
+        """End an attempt that nobody has ended."""
+        if self.spans and len(self.spans[-1]) == 1 and self.log.exists():
+            self.spans[-1].append(max(self.spans[-1][0], self.log.stat().st_mtime))
 
     def end(self, now: float) -> None:
         """The attempt ends."""

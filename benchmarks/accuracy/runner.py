@@ -144,6 +144,7 @@ class Runner:
         clock = Clock(self.places.runs / f"{run.name}.clock.json", log)
         item = Active(run, None, lock, clock, shlex.join(command))
         if finished(run, folder):  # the runner was stopped between training and record
+            clock.settle()
             self._write_record(item)
             lock.close()
             return

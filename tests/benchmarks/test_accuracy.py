@@ -241,6 +241,9 @@ def test_clock_adds_attempts_and_ends_those_of_a_killed_runner(tmp_path):
     clock.begin(200.0, afresh=False)  # killed: never ended
     log.write_text("")
     os.utime(log, (207.0, 207.0))
+    found = Clock(tmp_path / "clock.json", log)
+    found.settle()
+    assert found.seconds() == 37.0
     again = Clock(tmp_path / "clock.json", log)
     again.begin(300.0, afresh=False)
     again.end(305.0)
@@ -290,7 +293,7 @@ def test_a_stopped_study_goes_on_and_a_killed_one_keeps_its_claim(tmp_path):
     out, _ = process.communicate(timeout=600)
     assert process.returncode == 130, out
     assert "the same command goes on" in out.lower()
-    assert read_record(places.record("supervised_4_seed0_40")) is not None
+    assert read_record(places.record("supervised_4_seed0_40")).wall_seconds > 1
 
     process = start()
     out, _ = process.communicate(timeout=600)
