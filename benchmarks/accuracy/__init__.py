@@ -1,0 +1,1 @@
+"""Accuracy studies: methods x label counts x seeds; the command is ``python -m benchmarks.accuracy``."""

@@ -1,0 +1,283 @@
+"""Trains what a study lacks, several runs side by side, beside other runners, and survives being stopped."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from benchmarks.accuracy.records import (
+    Clock,
+    Places,
+    Record,
+    collect,
+    finished,
+    folder_hash,
+    read_record,
+    write_whole,
+)
+from benchmarks.accuracy.study import Run, Study, changed_settings
+from benchmarks.common import ROOT
+
+LOOK_EVERY = 0.5
+STATUS_EVERY = 300.0
+STATE_DIR = "state"
+
+
+@dataclass
+class Active:
+    """A training in progress."""
+
+    run: Run
+    process: Any
+    lock: IO[bytes]
+    clock: Clock
+    command: str
+    told: bool = False
+    """It was asked to stop."""
+
+
+@dataclass
+class Runner:
+    """Trains the runs of a study that have no record.
+
+    Attributes:
+        study: The study.
+        places: Where its files are.
+        jobs: Trainings side by side.
+        redo: Train again where a record has other settings.
+    """
+
+    study: Study
+    places: Places
+    jobs: int = 1
+    redo: bool = False
+    planned: list[Run] = field(default_factory=list)
+    active: list[Active] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    stops: int = 0
+    done: int = 0
+    images_done: int = 0
+    seconds_done: float = 0.0
+
+    def wanted(self, runs: list[Run]) -> list[Run]:
+        """Runs to train; reports records that were made with other settings."""
+        wanted = []
+        for run in runs:
+            record = read_record(self.places.record(run.name))
+            if record is None:
+                wanted.append(run)
+            elif record.config_hash == run.hash:
+                self._learn(record)
+            else:
+                say(f"{run.name}: its record was made with other settings: {difference(record, run)}")
+                if self.redo:
+                    wanted.append(run)
+                else:
+                    say(f"{run.name}: kept as it is; --redo trains it again")
+        return wanted
+
+    def train(self, runs: list[Run]) -> int:
+        """Train ``runs``; returns the exit code.
+
+        The first SIGINT or SIGTERM lets the trainers save their state, the second SIGINT kills them.
+        """
+        self.places.runs.mkdir(parents=True, exist_ok=True)
+        before = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.planned, pending, told = runs, list(runs), time.monotonic()
+        try:
+            while self.active or (pending and not self.stops):
+                while len(self.active) < self.jobs and not self.stops:
+                    started = self._start_next(pending)
+                    if started is None:
+                        break
+                    pending.remove(started)
+                if not self.active:
+                    break  # what is left is trained by other runners
+                time.sleep(LOOK_EVERY)
+                if self.stops:
+                    self._tell()
+                for item in [item for item in self.active if item.process.poll() is not None]:
+                    self.active.remove(item)
+                    self._finish(item)
+                if time.monotonic() - told > STATUS_EVERY:
+                    told = time.monotonic()
+                    self._status(len(pending))
+        finally:
+            for item in self.active:
+                item.process.kill()
+                item.process.wait()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return self._summary(pending)
+
+    def _start_next(self, pending: list[Run]) -> Run | None:
+        """Start the first run that nobody holds, or write its record if its folder is complete."""
+        for run in pending:
+            lock = claim(self.places.runs / f"{run.name}.lock")
+            if lock is None:
+                continue
+            record = read_record(self.places.record(run.name))
+            if record is not None and record.config_hash == run.hash:  # another runner was faster
+                lock.close()
+                self.done += 1
+                self._learn(record)
+            else:
+                self._start(run, lock)
+            return run
+        return None
+
+    def _start(self, run: Run, lock: IO[bytes]) -> None:
+        folder, log = self.places.runs / run.name, self.places.log(run.name)
+        known = folder_hash(folder)
+        # without --resume the trainer moves a folder of other settings aside
+        command = trainer_command(self.study, run, self.places.runs, resume=known in (None, run.hash))
+        clock = Clock(self.places.runs / f"{run.name}.clock.json", log)
+        item = Active(run, None, lock, clock, shlex.join(command))
+        if finished(run, folder):  # the runner was stopped between training and record
+            clock.settle()
+            self._write_record(item)
+            lock.close()
+            return
+        clock.begin(time.time(), afresh=known != run.hash)
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        with log.open("ab") as stream:
+            stream.write(f"\n$ {item.command}\n".encode())
+            stream.flush()
+            item.process = subprocess.Popen(
+                [sys.executable, *command[1:]],
+                cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
+                # Ctrl-C reaches the runner only, which passes it on; the trainer holds the lock even
+                # when the runner is killed
+                start_new_session=True, pass_fds=(lock.fileno(),),
+            )  # fmt: skip
+        self.active.append(item)
+        say(f"{run.name}: started ({run.steps} steps, {run.cost.total} encoder images), log {short(log)}")
+
+    def _finish(self, item: Active) -> None:
+        run, log = item.run, self.places.log(item.run.name)
+        item.clock.end(time.time())
+        code = item.process.returncode
+        if code != 0 and not (item.told and code == -signal.SIGTERM):
+            self.failed.append(run.name)
+            say(f"{run.name}: failed with exit code {code}, see {short(log)}; its last lines:\n{tail(log)}")
+        elif code != 0 or not finished(run, self.places.runs / run.name):
+            say(f"{run.name}: stopped; the same command goes on from its last saved state")
+        else:
+            self._write_record(item)
+        item.lock.close()
+
+    def _write_record(self, item: Active) -> None:
+        run, folder = item.run, self.places.runs / item.run.name
+        record = collect(self.study, run, folder, command=item.command, clock=item.clock, jobs=self.jobs)
+        write_whole(self.places.record(run.name), record.model_dump_json(indent=1) + "\n")
+        shutil.rmtree(folder / STATE_DIR, ignore_errors=True)
+        self.done += 1
+        self._learn(record)
+        figures = "  ".join(f"{head} {100 * value:.2f}" for head, value in record.miou.items())
+        images = sum(r.cost.total for r in self.planned if not self.places.record(r.name).exists())
+        seconds = self.seconds_for(images)
+        left = "" if seconds is None or not images else f", about {seconds / 3600:.1f} h"
+        say(
+            f"[{self.done}/{len(self.planned)}] {run.name}: {figures} ({record.wall_seconds:.0f} s); "
+            f"{len(self.planned) - self.done} remain{left}"
+        )
+
+    def _learn(self, record: Record) -> None:
+        self.images_done += record.student_encoder_images + record.teacher_encoder_images
+        self.seconds_done += record.wall_seconds
+
+    def seconds_for(self, images: int) -> float | None:
+        """Expected seconds of trainings that cost ``images``; None before the first record."""
+        return images * self.seconds_done / self.images_done / self.jobs if self.images_done else None
+
+    def _status(self, pending: int) -> None:
+        texts = [f"{item.run.name} {last_step(self.places.runs / item.run.name)}/{item.run.steps}"
+                 for item in self.active]  # fmt: skip
+        say(f"in progress: {', '.join(texts)}; {pending} to start")
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stops += 1
+        if self.stops == 1:
+            sys.stderr.write("\nstopping: trainings save their state (Ctrl-C again: stop at once)\n")
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    def _tell(self) -> None:
+        for item in self.active:
+            if not item.told:
+                item.told = True
+                item.process.terminate()
+
+    def _summary(self, pending: list[Run]) -> int:
+        if self.failed:
+            say(f"{len(self.failed)} failed: {', '.join(self.failed)}")
+        if self.stops:
+            say(f"stopped; {len(pending)} not started. The same command goes on")
+            return 130
+        if pending:
+            say(f"{len(pending)} are being trained by another runner: {', '.join(r.name for r in pending)}")
+        return 1 if self.failed else 0
+
+
+def say(text: str) -> None:
+    """Print a line at once, into files too."""
+    print(text, flush=True)
+
+
+def claim(path: Path) -> IO[bytes] | None:
+    """Hold a lock file, or None when another runner (or its trainer) holds it. It ends with its holders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = path.open("ab")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        return None
+    return stream
+
+
+def trainer_command(study: Study, run: Run, runs: Path, *, resume: bool) -> list[str]:
+    """The command line of a training, from the project's root."""
+    flag = ["--resume"] if resume else []
+    own = [f"run.dir={short(runs)}", f"run.name={run.name}", "train.trackers=[]", "train.keep_states=1",
+           f"train.save_every={max(1, run.steps // 12)}"]  # fmt: skip
+    return ["python", "-m", "protoseg.train", *flag, "--config", study.config, *own, *run.overrides]
+
+
+def short(path: Path) -> str:
+    """A path relative to the project where it lies inside."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def difference(record: Record, run: Run) -> str:
+    """Settings in which a record and a run differ, in words."""
+    now: dict[str, Any] = {k: v for k, v in changed_settings(run.config).items() if not k.startswith("run.")}
+    keys = [k for k in sorted({*now, *record.settings}) if now.get(k) != record.settings.get(k)]
+    texts = [f"{k} {record.settings.get(k, 'default')} there, {now.get(k, 'default')} here" for k in keys]
+    return "; ".join(texts)
+
+
+def tail(log: Path, lines: int = 5) -> str:
+    """The last lines of a log."""
+    text = log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+    return "\n".join(f"    {line}" for line in text[-lines:])
+
+
+def last_step(folder: Path) -> int:
+    """The last step that a run has logged."""
+    from protoseg.report import read_metrics
+
+    try:
+        return max((line["step"] for line in read_metrics(folder / "metrics.jsonl")), default=0)
+    except (ValueError, KeyError):
+        return 0

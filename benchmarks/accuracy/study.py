@@ -1,0 +1,358 @@
+"""A study file: which trainings it asks for, what each costs, and how a training is recognised again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from benchmarks.common import ROOT
+from protoseg.config import Config, ConfigError, load_config, read_yaml
+
+STUDIES = ROOT / "benchmarks" / "studies"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Head = Literal["linear", "prototype", "fused"]
+HEADS: tuple[Head, ...] = ("linear", "prototype", "fused")
+
+# settings that say where results go or how data is read, and never change a figure
+NO_EFFECT = frozenset(
+    {
+        "run.name", "run.dir", "data.cache", "data.num_workers", "train.trackers", "train.save_every",
+        "train.keep_states",
+    }
+)  # fmt: skip
+# settings that the study itself decides
+OWN = frozenset(
+    {
+        "run.name", "run.dir", "train.seed", "train.max_steps", "train.warmup_steps", "train.eval_every",
+        "data.cache", "train.trackers", "train.save_every", "train.keep_states",
+    }
+)  # fmt: skip
+
+
+class StudyError(ValueError):
+    """A study that cannot be used; the text says what to change."""
+
+
+class Part(BaseModel):
+    """Base of every part of a study file: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("overrides", check_fields=False)
+    @classmethod
+    def _free(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(OWN & set(value)):
+            raise ValueError(f"{', '.join(taken)} cannot be overridden: budgets, seeds and the runner set it")
+        return value
+
+
+class Budget(Part):
+    """How long every method trains."""
+
+    name: str = Field(pattern=NAME)
+    """Name in tables and records."""
+    title: str
+    """A few words for tables and plots."""
+    steps: int | None = Field(None, ge=1)
+    """Optimiser steps, the same for all methods."""
+    encoder_images: int | None = Field(None, ge=1)
+    """Images through the student's and the teacher's encoder together; each method's steps follow."""
+    labels: list[str] | None = None
+    """Label counts it applies to; null: all."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Budget:
+        if (self.steps is None) == (self.encoder_images is None):
+            raise ValueError("give exactly one of steps and encoder_images")
+        return self
+
+
+class Labels(Part):
+    """A number of labelled images and where their lists are."""
+
+    name: str = Field(pattern=NAME)
+    """Name in tables and records."""
+    count: int = Field(ge=1)
+    """Labelled images, for plots."""
+    overrides: dict[str, Any] = {}
+    """Settings ``key.sub: value``; ``{seed}`` in a text becomes the seed."""
+    seeds: list[int] | None = None
+    """Seeds of this label count; null: those of the study."""
+
+
+class Method(Part):
+    """A method, or a variant of one."""
+
+    name: str = Field(pattern=NAME)
+    """Name in records."""
+    label: str
+    """Name in tables and plots."""
+    head: Head
+    """Head whose mIoU is the figure of the method."""
+    overrides: dict[str, Any] = {}
+    """Settings ``key.sub: value`` over the base configuration and the labels' settings."""
+    labels: list[str] | None = None
+    """Label counts it is trained with; null: all."""
+    seeds: list[int] | None = None
+    """Seeds it is trained with; null: those of the label count."""
+
+
+class Study(Part):
+    """The whole file."""
+
+    name: str = Field(pattern=NAME)
+    """Names the records, the summary and the plots."""
+    title: str
+    """Data, size and network in a few words."""
+    config: str
+    """Base configuration, relative to the project."""
+    overrides: dict[str, Any] = {}
+    """Settings of every run over the base configuration."""
+    warmup_share: float = Field(0.25, ge=0, lt=1)
+    """Share of the steps that is supervised, in every run."""
+    evaluations: int = Field(3, ge=1)
+    """Evaluations of a run, evenly spread; the last is at the last step."""
+    baseline: str | None = None
+    """Method that the others are compared with in plots and tables; null: no such method."""
+    budgets: list[Budget] = Field(min_length=1)
+    """Lengths of training."""
+    seeds: list[int] = Field(min_length=1)
+    """Seeds: of the label list (through ``{seed}``) and of the training."""
+    labels: list[Labels] = Field(min_length=1)
+    """Label counts."""
+    methods: list[Method] = Field(min_length=1)
+    """Methods."""
+
+    @field_validator("budgets", "labels", "methods")
+    @classmethod
+    def _unique(cls, value: list[Any]) -> list[Any]:
+        names = [item.name for item in value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"names must differ, {', '.join(twice)} is there twice")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Study:
+        known = {item.name for item in self.labels}
+        for part in (*self.methods, *self.budgets):
+            unknown = sorted(set(part.labels or ()) - known)
+            if unknown:
+                raise ValueError(f"{part.name}: unknown labels {unknown}; the study has {sorted(known)}")
+        if self.baseline is not None and self.baseline not in {item.name for item in self.methods}:
+            raise ValueError(f"baseline {self.baseline!r} is no method of the study")
+        return self
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Images through the encoders in a run; the k-means start and evaluations are left out."""
+
+    student: int
+    """Images forward and backward."""
+    teacher: int
+    """Images forward only."""
+
+    @property
+    def total(self) -> int:
+        """Both."""
+        return self.student + self.teacher
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    name: str
+    method: Method
+    labels: Labels
+    seed: int
+    config: Config
+    overrides: tuple[str, ...]
+    """What the trainer's command line says over the base configuration."""
+    cost: Cost
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        assert self.config.train.max_steps is not None
+        return self.config.train.max_steps
+
+    @property
+    def hash(self) -> str:
+        """Recognises the training: equal for equal settings, wherever its files lie."""
+        return config_hash(self.config)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place in the tables. Budgets that lead to the same training share it."""
+
+    budget: Budget
+    run: Run
+
+
+def load_study(path: str | Path) -> Study:
+    """Read a study file; a bare name is looked up in ``benchmarks/studies``.
+
+    Raises:
+        StudyError: With a line for each problem.
+    """
+    file = Path(path)
+    if not file.is_file() and (STUDIES / f"{file.stem}.yaml").is_file() and file.parent == Path():
+        file = STUDIES / f"{file.stem}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(item.stem for item in STUDIES.glob("*.yaml")))
+        raise StudyError(f"study file {path} not found; benchmarks/studies has {known}")
+    try:
+        return Study.model_validate(read_yaml(file))
+    except ConfigError as error:
+        raise StudyError(str(error).replace("config file", "study file")) from error
+    except ValidationError as error:
+        lines = [f"{path}: {error.error_count()} problem(s)"]
+        for item in error.errors():
+            place = ".".join(map(str, item["loc"])) or "study"
+            message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
+            got = "" if isinstance(item["input"], dict | list) else f" (got {item['input']!r})"
+            lines.append(f"  {place}: {message.removeprefix('Value error, ')}{got}")
+        raise StudyError("\n".join(lines)) from error
+
+
+def plan(study: Study) -> list[Cell]:
+    """All cells, in the order in which they are trained: all methods of a seed before the next seed.
+
+    Raises:
+        StudyError: If a run's settings are wrong or a budget is too small for it.
+    """
+    cells = []
+    for budget in study.budgets:
+        for labels in study.labels:
+            if budget.labels is not None and labels.name not in budget.labels:
+                continue
+            for seed in labels.seeds or study.seeds:
+                cells += [
+                    Cell(budget, make_run(study, budget, labels, method, seed))
+                    for method in study.methods
+                    if (method.labels is None or labels.name in method.labels)
+                    and (method.seeds is None or seed in method.seeds)
+                ]
+    return cells
+
+
+def unique_runs(cells: list[Cell]) -> list[Run]:
+    """The trainings behind the cells, each once, in order."""
+    return list({cell.run.name: cell.run for cell in cells}.values())
+
+
+def make_run(study: Study, budget: Budget, labels: Labels, method: Method, seed: int) -> Run:
+    """Resolve the settings of one training.
+
+    Raises:
+        StudyError: If they are wrong, or the budget is too small.
+    """
+    texts = [
+        f"{key}={override_text(value, seed)}"
+        for part in (study.overrides, labels.overrides, method.overrides)
+        for key, value in part.items()
+    ]
+    place = f"{study.name}: {method.name}, {labels.name} labels, seed {seed}, budget {budget.name}"
+    try:
+        draft = load_config(study.config, [*texts, "train.max_steps=1", "train.warmup_steps=0"])
+        steps = steps_within(budget, draft, study.warmup_share)
+        warmup = warmup_steps(steps, study.warmup_share)
+        if draft.method.unlabeled and warmup >= steps:
+            raise StudyError(f"{place}: {steps} step(s) leave none for unlabelled images; raise the budget")
+        name = f"{method.name}_{labels.name}_seed{seed}_{steps}"
+        texts += [
+            f"train.seed={seed}",
+            f"train.max_steps={steps}",
+            f"train.warmup_steps={warmup}",
+            f"train.eval_every={-(-steps // study.evaluations)}",
+            "data.cache=true",
+        ]
+        config = load_config(study.config, [*texts, f"run.name={name}"])
+    except ConfigError as error:
+        raise StudyError(f"{place}: {error}") from error
+    return Run(name, method, labels, seed, config, tuple(texts), cost_of(config, steps, warmup))
+
+
+def override_text(value: Any, seed: int) -> str:
+    """A YAML value as the text that ``key.sub=value`` takes, with ``{seed}`` filled in."""
+    if isinstance(value, str):
+        return value.replace("{seed}", str(seed))
+    return json.dumps(value)
+
+
+def warmup_steps(steps: int, share: float) -> int:
+    """Supervised steps of a run, a half rounded up."""
+    return int(steps * share + 0.5)
+
+
+def cost_of(config: Config, steps: int, warmup: int) -> Cost:
+    """Encoder images of a run of ``steps`` steps, ``warmup`` of them supervised.
+
+    A supervised step costs B student images. A later one costs B + V B of the student (V strong views)
+    and B of the teacher (the weak view).
+    """
+    batch = config.train.batch_size * config.train.accumulate
+    later = steps - warmup if config.method.unlabeled else 0
+    return Cost(batch * (steps + config.views.strong_views * later), batch * later)
+
+
+def steps_within(budget: Budget, config: Config, share: float) -> int:
+    """Steps of a run: those of the budget, or the most that its encoder images pay for.
+
+    Raises:
+        StudyError: If the budget does not pay for one step.
+    """
+    if budget.steps is not None:
+        return budget.steps
+    assert budget.encoder_images is not None
+
+    def total(steps: int) -> int:
+        return cost_of(config, steps, warmup_steps(steps, share)).total
+
+    batch = config.train.batch_size * config.train.accumulate
+    per_later_step = 1 + (1 + config.views.strong_views if config.method.unlabeled else 0)
+    # the bounds are the steps if none was supervised, and one more than if all were
+    low = budget.encoder_images // (batch * per_later_step)
+    high = budget.encoder_images // batch + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if total(middle) <= budget.encoder_images else (low, middle)
+    if low < 1:
+        raise StudyError(
+            f"budget {budget.name}: {budget.encoder_images} encoder images do not pay for a step of "
+            f"{batch * per_later_step}; raise encoder_images"
+        )
+    return low
+
+
+def changed_settings(config: Config) -> dict[str, Any]:
+    """Settings that differ from the code's defaults, as ``section.key`` -> value."""
+    found: dict[str, Any] = {}
+
+    def walk(values: dict[str, Any], defaults: dict[str, Any], prefix: str) -> None:
+        for key, value in values.items():
+            default = defaults.get(key)
+            if isinstance(value, dict) and isinstance(default, dict):
+                walk(value, default, f"{prefix}{key}.")
+            elif value != default:
+                found[f"{prefix}{key}"] = value
+
+    walk(config.model_dump(mode="json"), Config().model_dump(mode="json"), "")
+    return found
+
+
+def config_hash(config: Config) -> str:
+    """Hash of the settings that differ from the defaults and can change a figure.
+
+    A setting that a later version adds leaves it as it is, so that records stay valid.
+    """
+    settings = {key: value for key, value in changed_settings(config).items() if key not in NO_EFFECT}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,175 @@
+"""Figures of a study from the records that exist: means over seeds, spread, paired differences."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.accuracy.records import Places, Record, read_record
+from benchmarks.accuracy.study import Cell, Study, StudyError, cost_of, unique_runs
+
+
+@dataclass(frozen=True)
+class Found:
+    """Records of a study, and what is not there."""
+
+    records: dict[str, Record]
+    """By run."""
+    missing: list[str]
+    """Runs without a record."""
+    other_settings: list[str]
+    """Runs whose record was made with other settings; they are not used."""
+
+
+def find_records(cells: list[Cell], places: Places) -> Found:
+    """Read the records of all cells.
+
+    Raises:
+        StudyError: If a record is damaged, or runs that must share their images do not.
+    """
+    found = Found({}, [], [])
+    for run in unique_runs(cells):
+        record = read_record(places.record(run.name))
+        if record is None:
+            found.missing.append(run.name)
+        elif record.config_hash != run.hash:
+            found.other_settings.append(run.name)
+        else:
+            found.records[run.name] = record
+    check_same_images(list(found.records.values()))
+    return found
+
+
+def check_same_images(records: list[Record]) -> None:
+    """Runs of one study share val; runs of one label count and seed share all lists.
+
+    Raises:
+        StudyError: If they do not.
+    """
+    first: dict[tuple[str, ...], Record] = {}
+    for record in records:
+        for split, digest in record.data_hashes.items():
+            place = (split,) if split == "val" else (split, record.labels, str(record.seed))
+            other = first.setdefault(place, record)
+            if other.data_hashes[split] != digest:
+                raise StudyError(
+                    f"{record.run} and {other.run} were trained with different {split} images "
+                    f"({digest[:12]} and {other.data_hashes[split][:12]}): delete the record with the wrong "
+                    "ones and run the study again"
+                )
+
+
+def spread(by_seed: Mapping[int, float]) -> dict[str, Any]:
+    """Mean, standard deviation (n - 1; null for one seed), n, and the values."""
+    values = list(by_seed.values())
+    return {
+        "mean": statistics.fmean(values),
+        "sd": statistics.stdev(values) if len(values) > 1 else None,
+        "n": len(values),
+        "by_seed": {str(seed): value for seed, value in by_seed.items()},
+    }
+
+
+def summarize(study: Study, cells: list[Cell], found: Found) -> dict[str, Any]:
+    """The summary file's figures; shares are in [0, 1]."""
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in cells:
+        if cell.run.name in found.records:
+            key = (cell.budget.name, cell.run.labels.name, cell.run.method.name)
+            groups.setdefault(key, []).append(cell)
+    records = list(found.records.values())
+    return {
+        "study": study.name,
+        "title": study.title,
+        "config": study.config,
+        "baseline": study.baseline,
+        "budgets": [budget.model_dump(exclude={"labels"}) for budget in study.budgets],
+        "labels": [{"name": item.name, "count": item.count} for item in study.labels],
+        "methods": [{"name": m.name, "label": m.label, "head": m.head} for m in study.methods],
+        "machines": machines(records),
+        "git_revisions": sorted({str(record.git_revision) for record in records}),
+        "cells": [summarize_cell(group, found.records) for group in groups.values()],
+        "differences": differences(study, groups, found.records),
+        "missing": found.missing,
+        "other_settings": found.other_settings,
+    }
+
+
+def machines(records: list[Record]) -> list[dict[str, Any]]:
+    """The machines that trained, each once; their load at the time is left out."""
+    kept = [{k: v for k, v in record.machine.items() if k != "load_average"} for record in records]
+    return [item for number, item in enumerate(kept) if item not in kept[:number]]
+
+
+def summarize_cell(group: Sequence[Cell], records: Mapping[str, Record]) -> dict[str, Any]:
+    """Figures of one method with one label count and budget over its seeds."""
+    cell = group[0]
+    run = cell.run
+    by_seed = {item.run.seed: records[item.run.name] for item in group}
+    first = next(iter(by_seed.values()))
+    rates = {s: r.pseudo_labels.rate for s, r in by_seed.items() if r.pseudo_labels is not None}
+    return {
+        "budget": cell.budget.name,
+        "labels": run.labels.name,
+        "method": run.method.name,
+        "head": run.method.head,
+        "seeds": list(by_seed),
+        "steps": run.steps,
+        "warmup_steps": run.config.train.warmup_steps,
+        "student_encoder_images": run.cost.student,
+        "teacher_encoder_images": run.cost.teacher,
+        "wall_seconds": spread({s: r.wall_seconds for s, r in by_seed.items()}),
+        "miou": {head: spread({s: r.miou[head] for s, r in by_seed.items()}) for head in first.miou},
+        "best": {head: spread({s: r.best[head].miou for s, r in by_seed.items()}) for head in first.best},
+        "iou": {head: class_spread([r.iou[head] for r in by_seed.values()]) for head in first.iou},
+        "curve": {head: curve(cell, list(by_seed.values()), head) for head in first.miou_by_step},
+        "pseudo_label_rate": spread(rates) if rates else None,
+        "pseudo_label_class_share": class_spread(
+            [r.pseudo_labels.class_share for r in by_seed.values() if r.pseudo_labels is not None]
+        ),
+    }
+
+
+def class_spread(by_run: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+    """Mean, standard deviation and n of each class over runs; null for a class that none could measure."""
+    table = {}
+    for name in by_run[0] if by_run else ():
+        values = [value for item in by_run if (value := item[name]) is not None]
+        full = spread(dict(enumerate(values))) if values else None
+        table[name] = {key: full[key] for key in ("mean", "sd", "n")} if full else None
+    return table
+
+
+def curve(cell: Cell, records: Sequence[Record], head: str) -> list[dict[str, Any]]:
+    """MIoU of a head at each evaluation, with the encoder images until then."""
+    points = []
+    for step in records[0].miou_by_step[head]:
+        values = [r.miou_by_step[head][step] for r in records if step in r.miou_by_step[head]]
+        full = spread(dict(enumerate(values)))
+        warmup = min(step, cell.run.config.train.warmup_steps or 0)
+        images = cost_of(cell.run.config, step, warmup).total
+        points.append({"step": step, "encoder_images": images} | {k: full[k] for k in ("mean", "sd", "n")})
+    return points
+
+
+def differences(
+    study: Study, groups: Mapping[tuple[str, str, str], Sequence[Cell]], records: Mapping[str, Record]
+) -> list[dict[str, Any]]:
+    """Paired differences of the methods' figures over common seeds: the later method minus the earlier."""
+    order = [method.name for method in study.methods]
+    found = []
+    for (budget, labels, minus), earlier in groups.items():
+        figures = {c.run.seed: records[c.run.name].miou[c.run.method.head] for c in earlier}
+        for name in order[order.index(minus) + 1 :]:
+            later = {
+                c.run.seed: records[c.run.name].miou[c.run.method.head]
+                for c in groups.get((budget, labels, name), ())
+            }
+            common = {seed: later[seed] - figures[seed] for seed in later if seed in figures}
+            if common:
+                found.append(
+                    {"budget": budget, "labels": labels, "of": name, "minus": minus, **spread(common)}
+                )
+    return found

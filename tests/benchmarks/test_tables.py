@@ -1,0 +1,154 @@
+"""Results tables: what the documents say is what the result files say."""
+
+import json
+import shutil
+
+import pytest
+from small_study import write_record, write_study
+from tiny import PROJECT_ROOT
+
+from benchmarks import table_blocks as blocks
+from benchmarks.accuracy.records import Places
+from benchmarks.accuracy.study import load_study, plan, unique_runs
+from benchmarks.accuracy.summary import find_records, summarize
+from benchmarks.table_blocks import TABLES
+from benchmarks.tables import documents, main, make_block
+
+
+def test_documents_of_the_project_say_what_the_results_say(capsys):
+    assert main(["--check"]) == 0, capsys.readouterr().err
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """Documents and results in a folder of their own."""
+    shutil.copytree(PROJECT_ROOT / "benchmarks" / "results", tmp_path / "benchmarks" / "results")
+    for path in documents(PROJECT_ROOT):
+        target = tmp_path / path.relative_to(PROJECT_ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return tmp_path
+
+
+def check(root, capsys):
+    code = main(["--check", "--root", str(root)])
+    return code, capsys.readouterr().err
+
+
+def test_a_changed_number_in_a_document_is_caught(copy, capsys):
+    page = copy / "docs" / "results.md"
+    result = json.loads((copy / "benchmarks" / "results" / "serving_soak.json").read_text())
+    old = f"p50 {result['overload']['latency_ms_of_200']['p50']:.0f} ms"
+    assert old in page.read_text()
+    page.write_text(page.read_text().replace(old, "p50 1 ms"))
+    code, error = check(copy, capsys)
+    assert code == 1
+    assert error.count("error:") == 1
+    assert "docs/results.md, results:serving_soak: says something else" in error
+    assert "p50 1 ms" in page.read_text()  # a check changes nothing
+    assert main(["--root", str(copy)]) == 0
+    assert old in page.read_text()
+    assert check(copy, capsys) == (0, "")
+
+
+def test_a_changed_result_is_caught_in_every_document_that_shows_it(copy, capsys):
+    path = copy / "benchmarks" / "results" / "export_latency.json"
+    result = json.loads(path.read_text())
+    result["date"] = "2001-02-03"
+    path.write_text(json.dumps(result))
+    code, error = check(copy, capsys)
+    assert code == 1
+    assert "benchmarks/README.md, results:index:" in error
+    assert "docs/results.md, results:export_latency:" in error
+
+
+def test_wrong_markers_and_absent_files_are_caught(copy, capsys):
+    page = copy / "docs" / "extra.md"
+    page.write_text("<!-- results:nonsense -->\nold\n<!-- /results -->\nsee `benchmarks/results/none.json`\n")
+    code, error = check(copy, capsys)
+    assert code == 1
+    assert "docs/extra.md, results:nonsense: no table has this name" in error
+    assert "docs/extra.md: names benchmarks/results/none.json, which does not exist" in error
+    page.write_text("<!-- results:index -->\nold\n")
+    code, error = check(copy, capsys)
+    assert code == 1
+    assert "docs/extra.md: a <!-- results:NAME --> line is not closed" in error
+
+
+def test_a_result_file_of_another_shape_is_an_error_with_a_cure(copy, capsys):
+    path = copy / "benchmarks" / "results" / "serving_attacks.json"
+    result = json.loads(path.read_text())
+    del result["table"]
+    path.write_text(json.dumps(result))
+    code, error = check(copy, capsys)
+    assert code == 1
+    assert "serving_attacks.json lacks what the table shows (KeyError: 'table')" in error
+    path.write_text("{")
+    code, error = check(copy, capsys)
+    assert code == 1
+    assert "serving_attacks.json is not JSON" in error
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_block_without_results_says_which_command_makes_them(tmp_path, name):
+    text = make_block(name, tmp_path)
+    assert text.startswith("Not measured yet; made by `python -m benchmarks.")
+    assert len(text.splitlines()) == 1
+
+
+@pytest.fixture
+def summary(tmp_path):
+    """Two methods at two label counts, one with three seeds; values by hand."""
+    labels = [{"name": "4", "count": 4}, {"name": "8", "count": 8, "seeds": [0]}]
+    budgets = [
+        {"name": "steps", "title": "4 steps", "steps": 4},
+        {"name": "cost", "title": "20 images", "encoder_images": 20, "labels": ["4"]},
+    ]
+    study = load_study(
+        write_study(tmp_path, seeds=[0, 1, 2], labels=labels, budgets=budgets, baseline="protoseg")
+    )
+    cells = plan(study)
+    places = Places(tmp_path / "runs", tmp_path / "records")
+    values = {"supervised": (0.40, 0.43, 0.46), "protoseg": (0.44, 0.47, 0.53)}
+    for run in unique_runs(cells):
+        bonus = 0.1 if run.labels.name == "8" or run.steps != 4 else 0.0
+        write_record(study, run, places, values[run.method.name][run.seed] + bonus)
+    return summarize(study, cells, find_records(cells, places))
+
+
+def rows(text):
+    return [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("| ")]
+
+
+def test_study_tables_by_hand(summary):
+    head, supervised, protoseg = rows(blocks.study_main(summary))
+    assert head[-2:] == ["at 20 images", "runs"]
+    # 20 images pay for 10 supervised steps of 2; four steps of protoseg cost 2 + 3 x 6 = 20
+    assert supervised == ["supervised", "**43.0 ± 3.0**", "", "", "53.0 ± 3.0 (10 steps)", "3"]
+    # 44, 47, 53: mean 48, deviations -4, -1, 5, so sd = sqrt(42 / 2)
+    assert protoseg == [
+        "protoseg", "48.0 ± 4.6", "49.0 ± 4.6", "**50.0 ± 4.6**", "50.0 ± 4.6 (4 steps)", "3",
+    ]  # fmt: skip
+    head, supervised, protoseg = rows(blocks.study_labels(summary))
+    assert head == ["method, head", "4 labels", "8 labels"]
+    assert supervised == ["supervised, linear", "43.0 ± 3.0 (n = 3)", "50.0 (n = 1)"]
+    # fused minus linear of the same seed: 6, 6, 9 points
+    paired = rows(blocks.study_paired(summary))
+    assert paired[1] == ["4 steps", "4", "supervised", "+7.0 ± 1.7", "3"]
+    assert paired[2] == ["4 steps", "8", "supervised", "+6.0", "1"]
+    assert paired[3] == ["20 images", "4", "supervised", "-3.0 ± 1.7", "3"]
+    assert rows(blocks.study_classes(summary))[1:] == [["sky", "43.0 ± 3.0", "50.0 ± 4.6"], ["car", "", ""]]
+    assert "not finished" not in blocks.study_main(summary)
+    assert "2 runs of this study are not finished" in blocks.study_main({**summary, "missing": ["a", "b"]})
+
+
+def test_ablation_table_gives_differences_to_the_baseline(summary):
+    summary["baseline"] = "supervised"
+    head, baseline, variant = rows(blocks.study_ablations(summary))
+    assert head[-1] == "difference, points"
+    assert baseline == ["supervised", "43.0 ± 3.0", "", "", ""]
+    assert variant == ["protoseg", "48.0 ± 4.6", "49.0 ± 4.6", "50.0 ± 4.6", "+7.0 ± 1.7"]
+
+
+def test_a_loss_that_rounds_to_nothing_has_no_minus():
+    assert [blocks.signed(value) for value in (-0.002, 0.06, -0.172)] == ["+0.00", "+0.06", "-0.17"]
