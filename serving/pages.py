@@ -137,8 +137,7 @@ def make_pages(state: ServingState) -> Starlette:
         return _json({key: True})
 
     def check_name(engine: Engine, request: Request) -> None:
-        if request.path_params["name"] != engine.manifest.name:
-            raise ServingError(404, "not_found", f"there is no such model; this is {engine.manifest.name}")
+        v2.check_model(engine, request.path_params["name"], request.path_params.get("version"))
 
     async def v2_model(request: Request) -> Response:
         def make(engine: Engine) -> Response:
@@ -157,8 +156,8 @@ def make_pages(state: ServingState) -> Starlette:
     async def v2_infer(request: Request) -> Response:
         incoming = await incoming_of(request)
         length = request.headers.get(v2.HEADER_LENGTH, "")
-        name = request.path_params["name"]
-        return await as_response(state, incoming, lambda: v2.infer(state, incoming, name, length))
+        name, version = request.path_params["name"], request.path_params.get("version")
+        return await as_response(state, incoming, lambda: v2.infer(state, incoming, name, version, length))
 
     return Starlette(
         routes=[
@@ -172,8 +171,14 @@ def make_pages(state: ServingState) -> Starlette:
             Route("/v2", v2_server),
             Route("/v2/health/live", v2_health),
             Route("/v2/health/ready", v2_health),
-            Route("/v2/models/{name}", v2_model),
-            Route("/v2/models/{name}/ready", v2_ready),
-            Route("/v2/models/{name}/infer", v2_infer, methods=["POST"]),
+            *(
+                Route(f"/v2/models/{{name}}{version}{path}", endpoint, methods=methods)
+                for version in ("", "/versions/{version}")
+                for path, endpoint, methods in (
+                    ("", v2_model, ["GET"]),
+                    ("/ready", v2_ready, ["GET"]),
+                    ("/infer", v2_infer, ["POST"]),
+                )
+            ),
         ]
     )

@@ -115,7 +115,8 @@ class Browser:
     def place(self, selector: str, across: float, down: float) -> tuple[int, int]:
         """Where on the screen a share of an element lies; scrolls to it."""
         script = (
-            f"(() => {{ const e = document.querySelector('{selector}'); e.scrollIntoView({{block: 'nearest'}});"
+            f"(() => {{ const e = document.querySelector('{selector}');"
+            "e.scrollIntoView({block: 'nearest'});"
             "const b = e.getBoundingClientRect(); return [b.x, b.y, b.width, b.height]; })()"
         )
         left, top, width, height = self.run(script)
@@ -244,10 +245,10 @@ def test_everything_can_be_reached_by_keyboard(server: Server, browser: Browser,
     reached = []
     for _ in range(18):
         browser.key("Tab")
-        script = "(({id, name, dataset, type}) => id || dataset.output || name || type)(document.activeElement)"
-        reached.append(browser.run(script))
-    for name in ("file", "canvas", "layer", "opacity", "compare", "all", "none", "checkbox", "mask", "overlay",
-                 "json", "copy", "curl"):  # fmt: skip
+        script = "(({id, name, dataset, type}) => id || dataset.output || name || type)"
+        reached.append(browser.run(f"{script}(document.activeElement)"))
+    wanted = "file canvas layer opacity compare all none checkbox mask overlay json copy curl"
+    for name in wanted.split():
         assert name in reached, reached
 
 
