@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import inspect
+import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -120,3 +122,17 @@ def test_costly_middleware_is_taken_out(otel: bool) -> None:
     after = {m.cls.__name__ for m in service.to_asgi().app.user_middleware}
     assert after == before - set(UNWANTED_MIDDLEWARE[: 1 if otel else 2])
     assert "ContextMiddleware" in after
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's signal is Linux only")
+def test_a_worker_whose_parent_died_ends_before_it_imports_anything_heavy() -> None:
+    code = "import sys, serving; serving.svc; print('still here')"
+    environ = {**os.environ, "_PROTOSEG_PARENT": "1" if os.getpid() != 1 else "2"}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code], cwd=ROOT, env=environ, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGTERM
+    assert "still here" not in done.stdout
+    assert "onnxruntime" not in done.stderr
+    assert "bentoml" not in done.stderr
