@@ -78,7 +78,7 @@ def test_every_import_is_required() -> None:
     lines = (ROOT / "serving" / "requirements.txt").read_text().splitlines()
     required = {re.split(r"[<>=;]", line)[0].strip() for line in lines if line and line[0] != "#"}
     allowed = {names.get(name, name) for name in required} | set(sys.stdlib_module_names)
-    # these come with bentoml itself; tqdm only draws the client's bar
+    # these come with bentoml itself
     allowed |= {
         "_bentoml_sdk",
         "starlette",
@@ -87,7 +87,6 @@ def test_every_import_is_required() -> None:
         "serving",
         "protoseg",
         "export",
-        "tqdm",
     }
     for file in (ROOT / "serving").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
