@@ -99,6 +99,26 @@ def forward_hangup() -> None:
     importlib.import_module("circus.sighandler").SysHandler.handle_hup = handle_hup
 
 
+def explain_taken_port() -> None:
+    """Let the command end with one line instead of a stack trace when it cannot listen on its port."""
+    from bentoml.exceptions import BentoMLException
+
+    sockets = importlib.import_module("circus.sockets").CircusSockets
+    bind = sockets.bind_and_listen_all
+
+    def bind_or_explain(self: Any) -> None:
+        try:
+            bind(self)
+        except OSError as error:
+            places = ", ".join(str(item.location) for item in self.values())
+            # BentoML's command cleans up after it and prints it as one line
+            raise BentoMLException(
+                f"cannot listen on {places}: {error.strerror}; end what listens there, or give --port"
+            ) from error
+
+    sockets.bind_and_listen_all = bind_or_explain
+
+
 def in_worker() -> bool:
     """Whether this is a worker process of ``bentoml serve``."""
     from bentoml._internal.context import server_context

@@ -20,7 +20,7 @@ from serving.answers import as_response, incoming_of
 from serving.bundle import check_bundle, find_bundle
 from serving.errors import BundleError
 from serving.gateway import Gateway
-from serving.lifecycle import forward_hangup, in_worker, install_worker_signals
+from serving.lifecycle import explain_taken_port, forward_hangup, in_worker, install_worker_signals
 from serving.log import configure_log
 from serving.pages import make_pages
 from serving.parent import PARENT, tie_to_parent
@@ -119,6 +119,7 @@ def build_service(settings: Settings) -> Any:
             os.environ[PINNED_BUNDLE] = str(folder)
             os.environ[PARENT] = str(os.getpid())
             forward_hangup()
+            explain_taken_port()
 
         def __init__(self) -> None:
             if in_worker():

@@ -36,10 +36,12 @@ def test_io_descriptor_and_service_class() -> None:
 def test_hangup_handler_and_worker_module() -> None:
     from _bentoml_impl.server.serving import _SERVICE_WORKER_SCRIPT
     from circus.sighandler import SysHandler
+    from circus.sockets import CircusSockets
 
     from serving.lifecycle import _WORKER_MODULE
 
     assert callable(SysHandler.handle_hup)
+    assert callable(CircusSockets.bind_and_listen_all)
     assert _SERVICE_WORKER_SCRIPT == _WORKER_MODULE
 
 
