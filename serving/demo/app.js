@@ -222,7 +222,7 @@ const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 function drawCommand(name) {
   const place = new URL("v1/segment", location.href).href;
   const key = $("key").value.trim() ? ' -H "x-api-key: $PROTOSEG_API_KEY"' : "";
-  $("curl").value = `curl --data-binary ${quote(`@${name}`)}${key} \\\n  ${quote(place)} -o mask.png`;
+  $("curl").value = `curl --data-binary ${quote(`@${name}`)}${key} \\\n  ${quote(place)} \\\n  -o mask.png`;
 }
 
 // the class and scores at a pixel of the whole image
