@@ -207,7 +207,7 @@ def decode_mutated(count: int, seed: int, failures: Path) -> dict[str, Any]:
     series = [round(process.memory_info().rss / 2**20, 1)]
     for number in range(count):
         data = mutated(rng, seeds)
-        start = time.perf_counter()
+        start = time.thread_time()
         try:
             decode(data, limits, (1, 3, 4)[number % 3])
             outcomes["decoded"] += 1
@@ -218,12 +218,12 @@ def decode_mutated(count: int, seed: int, failures: Path) -> dict[str, Any]:
             failures.mkdir(parents=True, exist_ok=True)
             (failures / f"image{number}.bin").write_bytes(data)
             bad.append(f"{number}: {type(error).__name__}")
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.thread_time() - start)
         if (number + 1) % max(1, count // 10) == 0:
             series.append(round(process.memory_info().rss / 2**20, 1))
     return {
         "images": count, "seed": seed, "outcomes": dict(outcomes.most_common()), "failures": bad[:20],
-        "slowest_ms": round(1000 * slowest, 1), "memory_mib": series,
+        "slowest_cpu_ms": round(1000 * slowest, 1), "memory_mib": series,
     }  # fmt: skip
 
 
