@@ -1,7 +1,7 @@
 """Load and fuzz: many clients for a while, many requests, many damaged images; statuses, latency, memory.
 
 Loads 127.0.0.1 only. Example: ``python -m benchmarks.serving_soak --clients 64 --seconds 60 --requests 10000
---fuzz 10000``
+--fuzz 10000 --images 10000``
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from PIL import Image
 from benchmarks.common import write_result
 from benchmarks.serving_bundle import make_bundle, sample_image
 from benchmarks.serving_server import Server
+from serving.errors import ServingError
+from serving.images import ImageLimits, decode
+from serving.settings import FORMATS
 
 
 def encode(pixels: NDArray[np.uint8], kind: str, **options: Any) -> bytes:
@@ -171,6 +174,59 @@ def fuzz_request(rng: np.random.Generator, data: bytes) -> dict[str, Any]:
     return {"content": data, "params": params, "headers": headers}
 
 
+def seed_images() -> list[bytes]:
+    """Small images of every format and kind that the decoder knows."""
+    pixels = sample_image(48, 64)
+    grey, image = pixels[..., 0], Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffers = {kind: io.BytesIO() for kind in ("WEBP", "PNG", "GIF", "P", "CMYK", "RGBA")}
+    for kind in ("WEBP", "PNG", "GIF"):
+        image.save(buffers[kind], kind, save_all=True, append_images=[Image.fromarray(255 - pixels)])
+    image.quantize(17).save(buffers["P"], "PNG", transparency=3)
+    image.convert("CMYK").save(buffers["CMYK"], "JPEG")
+    image.convert("RGBA").save(buffers["RGBA"], "PNG", interlace=1)
+    return [
+        encode(pixels, "PNG"), encode(pixels, "JPEG"), encode(pixels, "JPEG", progressive=True),
+        encode(pixels, "JPEG", exif=exif), encode(grey, "JPEG"), encode(pixels, "WEBP"),
+        encode(pixels, "WEBP", lossless=True), encode(pixels, "BMP"), encode(grey, "BMP"),
+        encode(grey, "PNG"), encode(grey.astype(np.uint16) * 257, "PNG"), encode(pixels, "TIFF"),
+        encode(pixels, "TIFF", compression="tiff_lzw"), *(buffer.getvalue() for buffer in buffers.values()),
+    ]  # fmt: skip
+
+
+def decode_mutated(count: int, seed: int, failures: Path) -> dict[str, Any]:
+    """``count`` mutated images through the decoder in this process; it may only refuse as documented."""
+    rng = np.random.default_rng(seed)
+    seeds = seed_images()
+    limits = ImageLimits(1_000_000, 4096, FORMATS)
+    outcomes: Counter[str] = Counter()
+    bad: list[str] = []
+    slowest = 0.0
+    process = psutil.Process()
+    series = [round(process.memory_info().rss / 2**20, 1)]
+    for number in range(count):
+        data = mutated(rng, seeds)
+        start = time.thread_time()
+        try:
+            decode(data, limits, (1, 3, 4)[number % 3])
+            outcomes["decoded"] += 1
+        except ServingError as error:
+            outcomes[f"{error.status} {error.code}"] += 1
+        # what this looks for is any other exception
+        except Exception as error:
+            failures.mkdir(parents=True, exist_ok=True)
+            (failures / f"image{number}.bin").write_bytes(data)
+            bad.append(f"{number}: {type(error).__name__}")
+        slowest = max(slowest, time.thread_time() - start)
+        if (number + 1) % max(1, count // 10) == 0:
+            series.append(round(process.memory_info().rss / 2**20, 1))
+    return {
+        "images": count, "seed": seed, "outcomes": dict(outcomes.most_common()), "failures": bad[:20],
+        "slowest_cpu_ms": round(1000 * slowest, 1), "memory_mib": series,
+    }  # fmt: skip
+
+
 def fuzz(server: Server, count: int, seed: int, failures: Path) -> dict[str, Any]:
     """``count`` mutated requests; every 5xx but 503 and 504 is a failure and is kept as a file."""
     rng = np.random.default_rng(seed)
@@ -224,12 +280,29 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=0, help="seconds of overload (0: none)")
     parser.add_argument("--requests", type=int, default=0, help="requests of the endurance run (0: none)")
     parser.add_argument("--fuzz", type=int, default=0, help="mutated requests (0: none)")
+    parser.add_argument(
+        "--images", type=int, default=0, help="mutated images for the decoder alone (0: none)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the mutations")
     parser.add_argument("--workers", type=int, default=1, help="worker processes")
     parser.add_argument("--width", type=int, default=16, help="channels of the made network")
     parser.add_argument("--failures", default="fuzz_failures", help="folder for inputs that broke the server")
     parser.add_argument("--name", default="serving_soak", help="name of the result file")
     args = parser.parse_args(argv)
+    result: dict[str, Any] = {}
+    if args.images:
+        result["decoder"] = decode_mutated(args.images, args.seed, Path(args.failures))
+    if args.seconds or args.requests or args.fuzz:
+        result |= serve_and_load(args)
+    for name, part in result.items():
+        print(name, part)
+    print(write_result(args.name, {"settings": vars(args), **result}))
+    broken = not result.get("overload", {}).get("only_200_and_503", True)
+    return 1 if broken or any(part.get("failures") for part in result.values()) else 0
+
+
+def serve_and_load(args: argparse.Namespace) -> dict[str, Any]:
+    """The parts that need a server."""
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(args.bundle).resolve() if args.bundle else make_bundle(folder, width=args.width)
@@ -248,13 +321,7 @@ def main(argv: list[str] | None = None) -> int:
                 result["endurance"] = endurance(server, args.requests)
             if args.fuzz:
                 result["fuzz"] = fuzz(server, args.fuzz, args.seed, Path(args.failures))
-    for name, part in result.items():
-        print(name, part)
-    print(write_result(args.name, {"settings": vars(args), **result}))
-    broken = not result.get("overload", {}).get("only_200_and_503", True) or result.get("fuzz", {}).get(
-        "failures"
-    )
-    return 1 if broken else 0
+    return result
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Requests per CPU-second of the service against bare ``session.run`` calls on the same bundle.
 
 All contestants take turns within one run, so that a noisy neighbour hurts all of them; CPU seconds are
-those of the server's processes (and of this process for the bare calls, which get the image at the bundle's
-working size). Also measures the cold start and the memory of a worker. Examples::
+those of the server's processes (and of this process for the bare calls, which get decoded pixels at the
+bundle's working size, so that decoding, HTTP and the PNG count against the service alone). As many bare calls
+run at a time as the service computes, because cores that share caches make every call dearer;
+``bare_one_at_a_time`` shows how much. Also measures the cold start and the memory of a worker. Examples::
 
     python -m benchmarks.serving_speed --checkpoint runs/quickstart/checkpoint --size 512
     python -m benchmarks.serving_speed runs/quickstart/bundle
@@ -39,6 +41,7 @@ from protoseg.config import ResizeConfig
 from protoseg.manifest import Head, read_manifest
 from serving.images import resize
 from serving.prune import prune_outputs
+from serving.settings import available_cores
 
 Turn = Callable[[int], float]
 
@@ -50,7 +53,7 @@ def image_bytes(size: int, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def bare(bundle: Path, size: int, lean: bool) -> Turn:
+def bare(bundle: Path, size: int, lean: bool, at_a_time: int) -> Turn:
     """CPU seconds of a number of ``session.run`` calls; ``lean`` leaves all outputs but labels out."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -62,14 +65,17 @@ def bare(bundle: Path, size: int, lean: bool) -> Turn:
     names = [item.name for item in session.get_outputs()]
     image = resize(sample_image(size, size), read_manifest(bundle).input.resize)
     batch = np.ascontiguousarray(image.transpose(2, 0, 1)[None])
-    session.run(names, {"image": batch})
+
+    def one(_: int) -> None:
+        session.run(names, {"image": batch})
 
     def turn(calls: int) -> float:
-        start = time.process_time()
-        for _ in range(calls):
-            session.run(names, {"image": batch})
-        return time.process_time() - start
+        with ThreadPoolExecutor(at_a_time) as pool:
+            start = time.process_time()
+            list(pool.map(one, range(calls)))
+            return time.process_time() - start
 
+    turn(at_a_time)
     return turn
 
 
@@ -154,7 +160,12 @@ def contestants(
 ) -> dict[str, Turn]:
     """Everything that takes turns."""
     jpeg = image_bytes(args.size, args.format)
-    turns = {"bare": bare(bundle, args.size, False), "bare_labels_only": bare(bundle, args.size, True)}
+    cores = available_cores()
+    turns = {
+        "bare": bare(bundle, args.size, False, cores),
+        "bare_labels_only": bare(bundle, args.size, True, cores),
+        "bare_one_at_a_time": bare(bundle, args.size, False, 1),
+    }
     for workers in args.workers:
         environ = {"PROTOSEG_MODEL": str(bundle), "PROTOSEG_WORKERS": str(workers)}
         server = stack.enter_context(Server(environ))

@@ -41,6 +41,7 @@ QUESTIONS = {
     "export_matrix": "which network, precision and runtime passes parity",
     "serving_speed": "served against bare `session.run`, stock BentoML, FastAPI + torch",
     "serving_attacks": "hostile requests before and after",
+    "serving_decoder": "10,000 damaged images through the decoder",
     "serving_soak": "memory and answers under load",
 }
 COMMANDS = {

@@ -225,30 +225,38 @@ def _run(args: argparse.Namespace, targets: dict[Path, Path]) -> list[str]:
             _write(targets[image], client.segment(image, args.output, **parameters))
 
         futures = {pool.submit(work, image): image for image in targets}
-        for future in tqdm(as_completed(futures), total=len(futures), unit="image", disable=None):
-            try:
-                future.result()
-            except (ClientError, OSError) as error:
-                failures.append(f"{futures[future]}: {error}")
-                if isinstance(error, ClientError) and error.code in ("unreachable", "unauthorized"):
-                    pool.shutdown(wait=True, cancel_futures=True)
-                    break
+        try:
+            for future in tqdm(as_completed(futures), total=len(futures), unit="image", disable=None):
+                try:
+                    future.result()
+                except (ClientError, OSError) as error:
+                    failures.append(f"{futures[future]}: {error}")
+                    if isinstance(error, ClientError) and error.code in ("unreachable", "unauthorized"):
+                        break
+        finally:
+            # else leaving the pool, also by Ctrl-C, would first send everything that still waits
+            pool.shutdown(wait=False, cancel_futures=True)
     return failures
 
 
 def main(argv: list[str] | None = None) -> int:
     """Segment files through the service."""
     args = _parser().parse_args(argv)
+    folder = Path(args.out)
+    targets: dict[Path, Path] = {}
     try:
         if args.concurrency < 1:
             raise ValueError(f"--concurrency must be at least 1, got {args.concurrency}")
-        folder = Path(args.out)
         targets = _targets(find_images(args.images), folder, SUFFIXES[args.output])
         folder.mkdir(parents=True, exist_ok=True)
         failures = _run(args, targets)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        done = sum(target.exists() for target in targets.values())
+        sys.stderr.write(f"interrupted; {done} of {len(targets)} results are in {folder}\n")
+        return 130
     for failure in failures:
         sys.stderr.write(f"error: {failure}\n")
     if failures:

@@ -26,7 +26,7 @@ class HardSamples:
         assert settings.keep_hard is not None
         self.folder = Path(settings.keep_hard).expanduser()
         self.below = settings.keep_hard_below
-        # workers share the folder, so each may fill its part of the limit
+        # the folder itself is measured each time, because other workers fill it too
         self._limit = settings.keep_hard_bytes
         self._lock = threading.Lock()
 

@@ -124,7 +124,8 @@ def _tensor(value: dict[str, Any], binary: memoryview, engine: Engine, max_pixel
 def _question(incoming: Incoming, length: str, engine: Engine, max_pixels: int) -> _Question:
     value, binary = _header(incoming.body, length)
     batch = _tensor(value, binary, engine, max_pixels)
-    asked = value.get("outputs", [{"name": "labels"}])
+    # the protocol gives every output to those who name none
+    asked = value.get("outputs", [{"name": name} for name in engine.outputs])
     if not isinstance(asked, list) or not all(isinstance(item, dict) for item in asked):
         raise _bad("outputs must be a list of objects with a name")
     parameters = value.get("parameters")
@@ -141,21 +142,34 @@ def _question(incoming: Incoming, length: str, engine: Engine, max_pixels: int) 
     return _Question(batch, list(chosen), chosen, identifier)
 
 
-def infer(state: ServingState, incoming: Incoming, name: str, length: str) -> Answer:
-    """Answer ``POST /v2/models/NAME/infer``.
+def check_model(engine: Engine, name: str, version: str | None) -> None:
+    """Refuse the name or version of another model.
+
+    Raises:
+        ServingError: 404.
+    """
+    manifest = engine.manifest
+    if name != manifest.name or version not in (None, manifest.version):
+        raise ServingError(
+            404, "not_found", f"there is no such model; this is {manifest.name} {manifest.version}"
+        )
+
+
+def infer(state: ServingState, incoming: Incoming, name: str, version: str | None, length: str) -> Answer:
+    """Answer ``POST /v2/models/NAME[/versions/VERSION]/infer``.
 
     Args:
         state: State of the worker.
         incoming: The request.
         name: Model name of the path.
+        version: Version of the path, or None.
         length: ``Inference-Header-Content-Length``, empty for pure JSON.
 
     Raises:
         ServingError: 404 for another model, 400 for a malformed request, 413 for a large tensor.
     """
     with state.engine as engine:
-        if name != engine.manifest.name:
-            raise ServingError(404, "not_found", f"there is no model {name}; this is {engine.manifest.name}")
+        check_model(engine, name, version)
         question = _question(incoming, length, engine, state.settings.max_network_pixels)
         check_alive(incoming.state)
         names = frozenset(question.names)

@@ -1,15 +1,13 @@
-"""Signals and process ties: drain on SIGTERM, reload on SIGHUP, no orphan workers."""
+"""Signals: drain on SIGTERM, reload on SIGHUP."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import importlib
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -19,20 +17,7 @@ from serving.state import ServingState
 
 logger = logging.getLogger(__name__)
 _WORKER_MODULE = "_bentoml_impl.worker.service"
-_PR_SET_PDEATHSIG = 1
-# process id of the parent, for its workers
-PARENT = "_PROTOSEG_PARENT"
 _tasks: set[asyncio.Task[None]] = set()
-
-
-def tie_to_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent dies, so that no worker keeps serving alone."""
-    if not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    # it may have died while this process was starting
-    if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def install_worker_signals(state: ServingState) -> None:
@@ -112,6 +97,26 @@ def forward_hangup() -> None:
                 os.kill(pid, signal.SIGHUP)
 
     importlib.import_module("circus.sighandler").SysHandler.handle_hup = handle_hup
+
+
+def explain_taken_port() -> None:
+    """Let the command end with one line instead of a stack trace when it cannot listen on its port."""
+    from bentoml.exceptions import BentoMLException
+
+    sockets = importlib.import_module("circus.sockets").CircusSockets
+    bind = sockets.bind_and_listen_all
+
+    def bind_or_explain(self: Any) -> None:
+        try:
+            bind(self)
+        except OSError as error:
+            places = ", ".join(str(item.location) for item in self.values())
+            # BentoML's command cleans up after it and prints it as one line
+            raise BentoMLException(
+                f"cannot listen on {places}: {error.strerror}; end what listens there, or give --port"
+            ) from error
+
+    sockets.bind_and_listen_all = bind_or_explain
 
 
 def in_worker() -> bool:

@@ -56,7 +56,7 @@ def _segment(batch: bool) -> dict[str, Any]:
     file = {"type": "string", "format": "binary"}
     image: dict[str, Any] = file
     if batch:
-        image = {"type": "array", "items": file, "maxItems": MAX_BATCH_FILES}
+        image = {"type": "array", "items": file, "minItems": 1, "maxItems": MAX_BATCH_FILES}
     form = {"schema": {"type": "object", "required": ["image"], "properties": {"image": image}}}
     content: dict[str, Any] = {"multipart/form-data": form}
     if not batch:
@@ -88,17 +88,54 @@ def _in_path(name: str, schema: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"name": name, "in": "path", "required": True, "schema": schema}]
 
 
+def _inference_schema() -> dict[str, Any]:
+    tensor = {
+        "type": "object",
+        "required": ["name", "datatype", "shape"],
+        "properties": {
+            "name": {"const": "image"},
+            "datatype": {"const": "UINT8"},
+            "shape": {
+                "type": "array", "minItems": 4, "maxItems": 4,
+                "items": {"type": "integer", "minimum": 1, "maximum": 65535},
+                "description": "batch, height, width, channels",
+            },
+            "data": {"type": "array", "description": "Values from 0 to 255, flat or nested."},
+            "parameters": {"type": "object", "description": "binary_data_size of the binary extension"},
+        },
+    }  # fmt: skip
+    output = {
+        "type": "object",
+        "required": ["name"],
+        "properties": {"name": {"type": "string"}, "parameters": {"type": "object"}},
+    }
+    return {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": {"type": "string"},
+            "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 1},
+            "outputs": {"type": "array", "items": output},
+            "parameters": {"type": "object"},
+        },
+    }
+
+
 @cache
 def openapi() -> dict[str, Any]:
     """The description (OpenAPI 3.1)."""
     text = {"type": "string"}
     model = _in_path("name", text)
+    versioned = [*model, *_in_path("version", text)]
     infer = {
         "post": {
             "summary": "Infer on a tensor",
             "requestBody": {
                 "required": True,
-                "content": {"application/json": {"schema": {"type": "object"}}},
+                "content": {
+                    "application/json": {"schema": _inference_schema()},
+                    "application/octet-stream": _IMAGE_BODY,
+                },
             },
             "responses": _responses(
                 {"description": "Tensors.", "content": {"application/json": {"schema": {}},
@@ -139,6 +176,12 @@ def openapi() -> dict[str, Any]:
             "/v2/models/{name}": {"parameters": model, **_get("Model metadata")},
             "/v2/models/{name}/ready": {"parameters": model, **_get("Model readiness")},
             "/v2/models/{name}/infer": {"parameters": model, **infer},
+            "/v2/models/{name}/versions/{version}": {"parameters": versioned, **_get("Model metadata")},
+            "/v2/models/{name}/versions/{version}/ready": {
+                "parameters": versioned,
+                **_get("Model readiness"),
+            },
+            "/v2/models/{name}/versions/{version}/infer": {"parameters": versioned, **infer},
         },
         "components": {
             "securitySchemes": keys,

@@ -20,6 +20,7 @@ from serving.handlers import model_record, to_json
 from serving.lifecycle import signal_siblings
 from serving.metrics import render_metrics
 from serving.openapi import openapi
+from serving.settings import Settings
 from serving.state import ServingState
 
 _DEMO = Path(__file__).with_name("demo")
@@ -39,7 +40,7 @@ def _json(value: Any, status: int = 200) -> Response:
     return Response(to_json(value), status, media_type="application/json")
 
 
-def describe_model(engine: Engine) -> dict[str, Any]:
+def describe_model(engine: Engine, settings: Settings) -> dict[str, Any]:
     """Reply of ``GET /v1/model``."""
     manifest = engine.manifest
     return {
@@ -59,6 +60,12 @@ def describe_model(engine: Engine) -> dict[str, Any]:
         "upsampling": engine.upsampling,
         "tile_size": list(engine.tile_size),
         "samples": [f"/v1/samples/{index}" for index in range(len(manifest.samples))],
+        "limits": {
+            "max_body": settings.max_body,
+            "max_pixels": settings.max_pixels,
+            "max_side": settings.max_side,
+            "formats": list(settings.formats),
+        },
         "baseline": manifest.baseline.model_dump() if manifest.baseline else None,
         "training_metrics": manifest.training_metrics,
     }
@@ -78,7 +85,10 @@ def make_pages(state: ServingState) -> Starlette:
     """
 
     async def model(request: Request) -> Response:
-        return await answer(lambda: _with_engine(state, lambda engine: _json(describe_model(engine))))
+        def make(engine: Engine) -> Response:
+            return _json(describe_model(engine, state.settings))
+
+        return await answer(lambda: _with_engine(state, make))
 
     async def sample(request: Request) -> Response:
         def read() -> Response:
@@ -127,8 +137,7 @@ def make_pages(state: ServingState) -> Starlette:
         return _json({key: True})
 
     def check_name(engine: Engine, request: Request) -> None:
-        if request.path_params["name"] != engine.manifest.name:
-            raise ServingError(404, "not_found", f"there is no such model; this is {engine.manifest.name}")
+        v2.check_model(engine, request.path_params["name"], request.path_params.get("version"))
 
     async def v2_model(request: Request) -> Response:
         def make(engine: Engine) -> Response:
@@ -147,8 +156,8 @@ def make_pages(state: ServingState) -> Starlette:
     async def v2_infer(request: Request) -> Response:
         incoming = await incoming_of(request)
         length = request.headers.get(v2.HEADER_LENGTH, "")
-        name = request.path_params["name"]
-        return await as_response(state, incoming, lambda: v2.infer(state, incoming, name, length))
+        name, version = request.path_params["name"], request.path_params.get("version")
+        return await as_response(state, incoming, lambda: v2.infer(state, incoming, name, version, length))
 
     return Starlette(
         routes=[
@@ -162,8 +171,14 @@ def make_pages(state: ServingState) -> Starlette:
             Route("/v2", v2_server),
             Route("/v2/health/live", v2_health),
             Route("/v2/health/ready", v2_health),
-            Route("/v2/models/{name}", v2_model),
-            Route("/v2/models/{name}/ready", v2_ready),
-            Route("/v2/models/{name}/infer", v2_infer, methods=["POST"]),
+            *(
+                Route(f"/v2/models/{{name}}{version}{path}", endpoint, methods=methods)
+                for version in ("", "/versions/{version}")
+                for path, endpoint, methods in (
+                    ("", v2_model, ["GET"]),
+                    ("/ready", v2_ready, ["GET"]),
+                    ("/infer", v2_infer, ["POST"]),
+                )
+            ),
         ]
     )

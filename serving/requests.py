@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 from protoseg.manifest import Manifest
 from serving.errors import ServingError
+from serving.images import sniff
 
 Output = Literal["mask", "json", "rle", "polygons", "overlay", "confidence", "agreement", "hf"]
 OUTPUTS: tuple[str, ...] = get_args(Output)
@@ -29,7 +30,10 @@ _ACCEPTED = {
     "application/geo+json": "polygons",
     "image/png": "mask",
     "image/jpeg": "overlay",
+    "image/*": "mask",
+    "*/*": "mask",
 }
+_WEIGHT = re.compile(r"[01](\.[0-9]{0,3})?")
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,9 @@ def split_body(
     """
     kind = content_type.split(";")[0].strip().lower()
     if kind != "multipart/form-data":
-        if kind.startswith("image/") or kind in ("application/octet-stream", ""):
+        raw = kind.startswith("image/") or kind in ("application/octet-stream", "")
+        # curl --data-binary and wget call any body a form unless they are told otherwise
+        if raw or (kind == "application/x-www-form-urlencoded" and sniff(body) is not None):
             return [Part("image", None, body)], []
         raise ServingError(
             415, "unsupported_media_type",
@@ -171,12 +177,21 @@ def split_body(
 
 
 def output_for(accept: str) -> str:
-    """The output that an Accept header asks for: ``mask`` unless it names another type first."""
+    """The output that an Accept header asks for: the known type of the highest weight, else ``mask``.
+
+    The first among equals counts; a wildcard is a type of its own and means ``mask``.
+    """
+    best, chosen = 0.0, "mask"
     for item in accept.split(","):
-        kind = item.split(";")[0].strip().lower()
-        if kind in _ACCEPTED:
-            return _ACCEPTED[kind]
-    return "mask"
+        kind, *parameters = (part.strip().lower() for part in item.split(";"))
+        if kind not in _ACCEPTED:
+            continue
+        weight = next((text[2:] for text in parameters if text.startswith("q=")), "1")
+        if not _WEIGHT.fullmatch(weight):
+            continue
+        if float(weight) > best:
+            best, chosen = float(weight), _ACCEPTED[kind]
+    return chosen
 
 
 def _number(name: str, text: str, low: float, high: float) -> float:

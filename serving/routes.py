@@ -44,15 +44,13 @@ _ROUTES = (
     Route("/v2/health/ready"),
 )
 _FIXED = {route.path: route for route in _ROUTES}
+_MODEL = r"/v2/models/[A-Za-z0-9._-]{1,128}(/versions/[A-Za-z0-9._-]{1,128})?"
 _PATTERNS = (
     (re.compile(r"/demo/(app\.js|app\.css)"), Route("/demo/{file}")),
     (re.compile(r"/v1/samples/\d{1,4}"), Route("/v1/samples/{index}")),
-    (re.compile(r"/v2/models/[A-Za-z0-9._-]{1,128}"), Route("/v2/models/{name}")),
-    (re.compile(r"/v2/models/[A-Za-z0-9._-]{1,128}/ready"), Route("/v2/models/{name}/ready")),
-    (
-        re.compile(r"/v2/models/[A-Za-z0-9._-]{1,128}/infer"),
-        Route("/v2/models/{name}/infer", ("POST",), infers=True),
-    ),
+    (re.compile(_MODEL), Route("/v2/models/{name}")),
+    (re.compile(rf"{_MODEL}/ready"), Route("/v2/models/{name}/ready")),
+    (re.compile(rf"{_MODEL}/infer"), Route("/v2/models/{name}/infer", ("POST",), infers=True)),
 )
 
 

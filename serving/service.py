@@ -20,9 +20,10 @@ from serving.answers import as_response, incoming_of
 from serving.bundle import check_bundle, find_bundle
 from serving.errors import BundleError
 from serving.gateway import Gateway
-from serving.lifecycle import PARENT, forward_hangup, in_worker, install_worker_signals, tie_to_parent
+from serving.lifecycle import explain_taken_port, forward_hangup, in_worker, install_worker_signals
 from serving.log import configure_log
 from serving.pages import make_pages
+from serving.parent import PARENT, tie_to_parent
 from serving.protocol import install_protocol
 from serving.settings import PROJECT_ROOT, Settings, SettingsError, load_settings
 from serving.state import PINNED_BUNDLE, ServingState
@@ -118,6 +119,7 @@ def build_service(settings: Settings) -> Any:
             os.environ[PINNED_BUNDLE] = str(folder)
             os.environ[PARENT] = str(os.getpid())
             forward_hangup()
+            explain_taken_port()
 
         def __init__(self) -> None:
             if in_worker():

@@ -1,17 +1,23 @@
 "use strict";
-// One request (run lengths) draws the mask; the score maps behind the probe come after it.
+// One request (run lengths) gives the mask; the score maps behind the probe come after it. The picture and the
+// mask are two canvases on top of each other, so that opacity costs no drawing; both are bounded in size.
 const $ = (id) => document.getElementById(id);
-const state = { model: null, file: null, name: "", bitmap: null, labels: null, result: null,
-  scores: { confidence: null, agreement: null }, hidden: new Set(), probe: null, run: 0 };
+const MAX_VIEW = 1600;
+const FORMATS = { jpeg: "JPEG", png: "PNG", webp: "WebP", bmp: "BMP", tiff: "TIFF", gif: "GIF" };
+const state = { model: null, shown: null, hidden: new Set(), only: null, point: null, run: 0 };
+
+const problem = (message, code = "") => Object.assign(new Error(message), { code });
 
 function headers() {
   const key = $("key").value.trim();
   return key ? { "x-api-key": key } : {};
 }
 
-function fail(message) {
-  $("error").textContent = message;
-  $("error").hidden = !message;
+function tell(error, name = "") {
+  $("error").hidden = !error;
+  if (!error) return;
+  $("error-text").textContent = (name ? `${name}: ` : "") + error.message;
+  $("error-code").textContent = error.code ?? "";
 }
 
 async function call(path, options = {}) {
@@ -19,21 +25,27 @@ async function call(path, options = {}) {
   try {
     response = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
   } catch {
-    throw new Error("The server cannot be reached. Is it still running?");
+    throw problem("The server cannot be reached, or it broke off the upload. Is it still running?");
   }
   if (response.ok) return response;
-  if (response.status === 401) $("key-row").hidden = false;
-  let text = `The server answered ${response.status}.`;
+  if (response.status === 401) {
+    $("key-row").hidden = false;
+    $("key").focus();
+  }
+  let error = null;
   try {
-    const { error } = await response.json();
-    text = `${error.message} (${error.code}, request ${error.request_id})`;
+    ({ error } = await response.json());
   } catch { /* the body of a proxy need not be JSON */ }
-  throw new Error(text);
+  if (!error) throw problem(`The server answered ${response.status}.`);
+  const again = response.headers.get("retry-after");
+  const wait = again ? `; try again in ${again} s` : "";
+  throw problem(`${error.message}${wait}`, `${error.code}, request ${error.request_id}`);
 }
 
-const segment = (output, extra = "") => call(`v1/segment?output=${output}${extra}`, {
-  method: "POST", body: state.file, headers: { "content-type": "application/octet-stream" } });
+const segment = (blob, output) => call(`v1/segment?output=${output}`, {
+  method: "POST", body: blob, headers: { "content-type": "application/octet-stream" } });
 
+// class ids in column order, as COCO's run lengths have them
 function decodeRuns(classes, width, height) {
   const columns = new Uint8Array(width * height).fill(255);
   for (const item of classes) {
@@ -44,155 +56,273 @@ function decodeRuns(classes, width, height) {
       inside = !inside;
     }
   }
-  const labels = new Uint8Array(width * height);
-  for (let x = 0; x < width; x++)
-    for (let y = 0; y < height; y++) labels[y * width + x] = columns[x * height + y];
-  return labels;
+  return columns;
 }
 
-async function readScores(response, width, height) {
+function viewOf(result, columns) {
+  const scale = Math.min(1, MAX_VIEW / Math.max(result.width, result.height));
+  const width = Math.max(1, Math.round(result.width * scale));
+  const height = Math.max(1, Math.round(result.height * scale));
+  const labels = new Uint8Array(width * height);
+  for (let x = 0; x < width; x++) {
+    const first = Math.floor((x + 0.5) * result.width / width) * result.height;
+    for (let y = 0; y < height; y++)
+      labels[y * width + x] = columns[first + Math.floor((y + 0.5) * result.height / height)];
+  }
+  return { width, height, labels, scores: {} };
+}
+
+async function readScores(response, { width, height }) {
   const bitmap = await createImageBitmap(await response.blob());
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(bitmap, 0, 0);
+  context.drawImage(bitmap, 0, 0, width, height);
   const rgba = context.getImageData(0, 0, width, height).data;
-  return Uint8Array.from({ length: width * height }, (_, i) => rgba[4 * i]);
+  const scores = new Uint8Array(width * height);
+  for (let i = 0; i < scores.length; i++) scores[i] = rgba[4 * i];
+  return scores;
 }
 
 const layer = () => document.querySelector("input[name=layer]:checked").value;
 
-function draw() {
-  if (!state.labels) return;
-  const { width, height } = state.result;
-  const canvas = $("canvas");
-  canvas.width = width;
-  canvas.height = height;
-  const context = canvas.getContext("2d");
-  context.drawImage(state.bitmap, 0, 0, width, height);
-  const image = context.getImageData(0, 0, width, height);
-  const alpha = $("opacity").value / 100;
-  const chosen = layer();
-  const scores = state.scores[chosen];
-  const colors = state.model.classes.map((c) => c.color);
-  for (let i = 0; i < state.labels.length; i++) {
-    const id = state.labels[i];
-    if (state.hidden.has(id)) continue;
-    let color = colors[id], share = alpha;
-    if (chosen !== "mask") {
-      if (!scores) continue;
-      color = [255, 0, 128];
-      share = alpha * Math.min(1, 2 * (1 - scores[i] / 255));
-    }
-    for (let c = 0; c < 3; c++)
-      image.data[4 * i + c] = image.data[4 * i + c] * (1 - share) + color[c] * share;
-  }
-  context.putImageData(image, 0, 0);
-  if (state.probe) {
-    context.strokeStyle = "#fff";
-    context.lineWidth = Math.max(1, width / 400);
-    context.strokeRect(state.probe.x - 4, state.probe.y - 4, 8, 8);
+function drawMask(pixels, { width, height, labels }) {
+  for (let i = 0; i < labels.length; i++) {
+    const id = labels[i];
+    const color = state.model.classes[id]?.color;
+    if (!color || state.hidden.has(id)) continue;
+    const faint = state.only !== null && state.only !== id;
+    const edge = !faint && ((i + 1) % width && labels[i + 1] !== id
+      || i + width < width * height && labels[i + width] !== id);
+    for (let c = 0; c < 3; c++) pixels[4 * i + c] = edge ? (color[c] + 510) / 3 : color[c];
+    pixels[4 * i + 3] = faint ? 40 : 255;
   }
 }
 
-function swatch(color) {
-  const canvas = document.createElement("canvas");
-  canvas.width = canvas.height = 1;
+function drawScores(pixels, { labels }, scores) {
+  for (let i = 0; i < labels.length; i++) {
+    if (state.hidden.has(labels[i]) || (state.only !== null && state.only !== labels[i])) continue;
+    pixels[4 * i] = 255;
+    pixels[4 * i + 2] = 128;
+    pixels[4 * i + 3] = Math.min(255, 2 * (255 - scores[i]));
+  }
+}
+
+function draw() {
+  if (!state.shown) return;
+  const { view } = state.shown;
+  const canvas = $("canvas");
+  canvas.width = view.width;
+  canvas.height = view.height;
   const context = canvas.getContext("2d");
-  context.fillStyle = `rgb(${color.join(",")})`;
-  context.fillRect(0, 0, 1, 1);
-  return canvas;
+  const image = context.createImageData(view.width, view.height);
+  const chosen = layer();
+  if (chosen === "mask") drawMask(image.data, view);
+  else if (view.scores[chosen]) drawScores(image.data, view, view.scores[chosen]);
+  context.putImageData(image, 0, 0);
+  $("stage").classList.toggle("scores", chosen !== "mask");
+  explainLayer(chosen);
+}
+
+function explainLayer(chosen) {
+  const missing = ["agreement", "confidence"].filter((name) => state.shown.missing.has(name));
+  const words = { agreement: ["heads agree", "they do not"], confidence: ["sure", "unsure"] }[chosen];
+  if (words) {
+    const scale = document.createElement("span");
+    scale.className = "scale";
+    $("layer-note").replaceChildren(words[0], scale, words[1]);
+  } else {
+    $("layer-note").textContent = missing.length ? `This bundle has no map of ${missing.join(" and ")}.` : "";
+  }
+  $("layer-note").hidden = !$("layer-note").textContent;
+}
+
+function drawPhoto() {
+  const { view, bitmap } = state.shown;
+  const canvas = $("photo");
+  canvas.width = view.width;
+  canvas.height = view.height;
+  const context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(bitmap, 0, 0, view.width, view.height);
+  $("stage").style.setProperty("--ratio", view.width / view.height);
+}
+
+const percent = (share) => share > 0 && share < 0.0005 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`;
+
+function element(tag, name, text = "") {
+  const made = document.createElement(tag);
+  made.className = name;
+  made.textContent = text;
+  return made;
+}
+
+function swatch(id) {
+  const made = element("span", "swatch");
+  made.style.background = `rgb(${(state.model.classes[id]?.color ?? [128, 128, 128]).join(",")})`;
+  return made;
+}
+
+function highlight(id) {
+  if (state.only === id) return;
+  state.only = id;
+  draw();
+}
+
+function legendRow(item) {
+  const row = document.createElement("li");
+  const label = document.createElement("label");
+  const box = document.createElement("input");
+  box.type = "checkbox";
+  box.checked = !state.hidden.has(item.id);
+  box.addEventListener("change", () => {
+    if (box.checked) state.hidden.delete(item.id); else state.hidden.add(item.id);
+    draw();
+  });
+  const bar = element("span", "bar");
+  const filled = document.createElement("i");
+  filled.style.width = `${100 * item.fraction}%`;
+  bar.append(filled);
+  label.append(box, swatch(item.id), element("span", "name", item.name),
+    element("span", "share", percent(item.fraction)), bar);
+  if (item.mean_confidence !== undefined) label.title = `mean confidence ${item.mean_confidence.toFixed(2)}`;
+  label.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && highlight(item.id));
+  label.addEventListener("pointerleave", () => highlight(null));
+  row.append(label);
+  return row;
 }
 
 function drawLegend() {
-  $("legend").replaceChildren(...state.result.classes
-    .slice().sort((a, b) => b.pixels - a.pixels)
-    .map((item) => {
-      const row = document.createElement("li");
-      const label = document.createElement("label");
-      const box = document.createElement("input");
-      box.type = "checkbox";
-      box.checked = !state.hidden.has(item.id);
-      box.addEventListener("change", () => {
-        if (box.checked) state.hidden.delete(item.id); else state.hidden.add(item.id);
-        draw();
-      });
-      const name = document.createElement("span");
-      name.textContent = item.name;
-      const share = document.createElement("span");
-      share.textContent = `${(100 * item.fraction).toFixed(1)} %`;
-      label.append(box, swatch(item.color), name, share);
-      row.append(label);
-      return row;
-    }));
+  const sorted = state.shown.result.classes.slice().sort((a, b) => b.pixels - a.pixels);
+  $("legend").replaceChildren(...sorted.map(legendRow));
 }
 
-function probe(x, y) {
-  const { width, height } = state.result;
-  x = Math.min(width - 1, Math.max(0, Math.floor(x)));
-  y = Math.min(height - 1, Math.max(0, Math.floor(y)));
-  const index = y * width + x;
-  const parts = [`${x}, ${y}: ${state.model.classes[state.labels[index]]?.name ?? "none"}`];
-  for (const name of ["confidence", "agreement"]) {
-    const scores = state.scores[name];
-    if (scores) parts.push(`${name} ${(scores[index] / 255).toFixed(2)}`);
+function setAll(visible) {
+  state.hidden = new Set(visible ? [] : state.shown.result.classes.map((item) => item.id));
+  drawLegend();
+  draw();
+}
+
+function drawFacts(milliseconds) {
+  const { result } = state.shown;
+  const rows = [["Image", `${result.width} × ${result.height}`], ["Time", `${milliseconds.toFixed(0)} ms`]];
+  if (result.mean_confidence !== null) rows.push(["Mean confidence", result.mean_confidence.toFixed(2)]);
+  if (result.head_agreement !== null) rows.push(["Heads agree", result.head_agreement.toFixed(2)]);
+  if (result.tiles > 1) rows.push(["Tiles", result.tiles]);
+  $("facts").replaceChildren(...rows.map(([name, value]) => {
+    const row = document.createElement("div");
+    row.append(element("dt", "", name), element("dd", "", value));
+    return row;
+  }));
+  const stages = Object.entries(result.timing_ms).map(([key, ms]) => `${key} ${ms.toFixed(1)} ms`);
+  $("timing").textContent = `On the server: ${stages.join(", ")}; the rest is transfer and this page.`;
+}
+
+const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+
+function drawCommand(name) {
+  const place = new URL("v1/segment", location.href).href;
+  const key = $("key").value.trim() ? ' -H "x-api-key: $PROTOSEG_API_KEY"' : "";
+  $("curl").value = `curl --data-binary ${quote(`@${name}`)}${key} \\\n  ${quote(place)} \\\n  -o mask.png`;
+}
+
+// the class and scores at a pixel of the whole image
+function readPoint(x, y) {
+  const { result, columns, view } = state.shown;
+  x = Math.min(result.width - 1, Math.max(0, Math.floor(x)));
+  y = Math.min(result.height - 1, Math.max(0, Math.floor(y)));
+  const id = columns[x * result.height + y];
+  const at = Math.floor((y + 0.5) * view.height / result.height) * view.width
+    + Math.floor((x + 0.5) * view.width / result.width);
+  const parts = Object.entries(view.scores).map(([name, scores]) => `${name} ${(scores[at] / 255).toFixed(2)}`);
+  return { x, y, id, name: state.model.classes[id]?.name ?? "none", parts };
+}
+
+function showPoint(point, keyboard) {
+  const { result } = state.shown;
+  const left = (point.x + 0.5) / result.width, top = (point.y + 0.5) / result.height;
+  const tip = $("tip");
+  tip.replaceChildren(swatch(point.id), element("strong", "", point.name), ...point.parts.map((p) => element("span", "", p)));
+  for (const item of [tip, $("marker")]) {
+    item.style.left = `${100 * left}%`;
+    item.style.top = `${100 * top}%`;
   }
-  $("probe").textContent = parts.join(", ");
-  return { x, y };
+  tip.className = `${top < 0.15 ? "below" : ""} ${left < 0.3 ? "left" : left > 0.7 ? "right" : ""}`;
+  tip.hidden = false;
+  $("marker").hidden = !keyboard;
+  // only the keyboard's moves are read out
+  $("probe").ariaLive = keyboard ? "polite" : "off";
+  $("probe").textContent = [`${point.x}, ${point.y}: ${point.name}`, ...point.parts].join(", ");
+}
+
+function hidePoint() {
+  $("tip").hidden = $("marker").hidden = true;
+}
+
+function checkSize(blob) {
+  const limit = state.model?.limits.max_body;
+  if (limit && blob.size > limit)
+    throw problem(`The file has ${(blob.size / 2 ** 20).toFixed(1)} MiB; this server takes ${(limit / 2 ** 20).toFixed(0)} MiB.`);
+}
+
+async function readBitmap(blob) {
+  try {
+    return await createImageBitmap(blob);
+  } catch {
+    return null;
+  }
 }
 
 async function show(blob, name) {
   const run = ++state.run;
-  fail("");
+  tell(null);
   document.body.classList.add("busy");
+  $("progress").hidden = false;
   try {
-    state.file = blob;
-    state.name = name;
-    try {
-      state.bitmap = await createImageBitmap(blob);
-    } catch {
-      state.bitmap = null;
-    }
+    checkSize(blob);
     const started = performance.now();
-    const response = await segment("rle");
-    const result = await response.json();
+    const result = await (await segment(blob, "rle")).json();
+    const bitmap = await readBitmap(blob);
     if (run !== state.run) return;
-    const total = performance.now() - started;
-    state.result = result;
-    state.labels = decodeRuns(result.classes, result.width, result.height);
-    state.scores = { confidence: null, agreement: null };
-    state.probe = null;
+    if (!bitmap) throw problem("It was segmented, but this browser cannot show the format.");
+    const columns = decodeRuns(result.classes, result.width, result.height);
+    state.shown = { blob, name, bitmap, result, columns, view: viewOf(result, columns), missing: new Set() };
+    state.point = null;
     state.hidden.clear();
-    if (!state.bitmap) {
-      $("result").hidden = true;
-      throw new Error("The image was segmented, but this browser cannot show its format.");
-    }
+    hidePoint();
+    document.body.classList.add("shown");
     $("result").hidden = false;
+    drawPhoto();
     drawLegend();
     draw();
-    const stages = Object.entries(result.timing_ms).map(([key, ms]) => `${key} ${ms.toFixed(1)} ms`);
-    $("timing").textContent = `${result.width} x ${result.height}, ${total.toFixed(0)} ms in all; ${stages.join(", ")}`;
-    const place = new URL("v1/segment", location.href).href;
-    $("curl").value = `curl -F 'image=@${name.replaceAll("'", "")}' '${place}' -o mask.png`;
+    drawFacts(performance.now() - started);
+    drawCommand(name);
     $("result").dataset.ready = String(run);
     await loadScores(run);
   } catch (error) {
-    if (run === state.run) fail(error.message);
+    if (run === state.run) tell(error, name);
   } finally {
-    if (run === state.run) document.body.classList.remove("busy");
+    if (run === state.run) {
+      document.body.classList.remove("busy");
+      $("progress").hidden = true;
+    }
   }
 }
 
 async function loadScores(run) {
+  const { blob, view, missing } = state.shown;
   for (const name of ["confidence", "agreement"]) {
     const radio = document.querySelector(`input[value=${name}]`);
     try {
-      const scores = await readScores(await segment(name), state.result.width, state.result.height);
+      const scores = await readScores(await segment(blob, name), view);
       if (run !== state.run) return;
-      state.scores[name] = scores;
+      view.scores[name] = scores;
       radio.disabled = false;
     } catch {
       // the bundle's graph need not have this map
+      if (run !== state.run) return;
+      missing.add(name);
       radio.disabled = true;
+      if (radio.checked) document.querySelector("input[value=mask]").checked = true;
     }
   }
   $("result").dataset.scores = String(run);
@@ -200,83 +330,130 @@ async function loadScores(run) {
 }
 
 async function download(output) {
+  const { blob, name } = state.shown;
   try {
-    const response = await segment(output);
+    const response = await segment(blob, output);
     const link = document.createElement("a");
     const ending = { mask: "png", overlay: "jpg", json: "json" }[output];
     link.href = URL.createObjectURL(await response.blob());
-    link.download = `${state.name.replace(/\.[^.]*$/, "") || "image"}.${output}.${ending}`;
+    link.download = `${name.replace(/\.[^.]*$/, "") || "image"}.${output}.${ending}`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   } catch (error) {
-    fail(error.message);
+    tell(error, name);
   }
+}
+
+async function sampleButton(path, index) {
+  const blob = await (await call(path.slice(1))).blob();
+  const button = document.createElement("button");
+  button.type = "button";
+  const image = document.createElement("img");
+  image.alt = `sample ${index + 1}`;
+  image.src = URL.createObjectURL(blob);
+  button.append(image);
+  button.addEventListener("click", () => choose(blob, `sample${index}.png`, button));
+  return button;
 }
 
 async function loadModel() {
   try {
     state.model = await (await call("v1/model")).json();
+    tell(null);
+    $("key-row").hidden = true;
+    const { name, version, runtime, classes, limits } = state.model;
+    const facts = [name, version, `${classes.length} classes`, runtime];
+    $("model").replaceChildren(...facts.map((text) => element("span", "", text)));
+    $("limits").textContent = `${limits.formats.map((f) => FORMATS[f]).join(", ")}; up to ${+(limits.max_body / 2 ** 20).toFixed(1)} MiB`
+      + ` and ${+(limits.max_pixels / 1e6).toFixed(1)} megapixels`;
+    $("file").accept = limits.formats.map((format) => `image/${format}`).join(",");
+    const buttons = await Promise.all(state.model.samples.map(sampleButton));
+    $("samples").replaceChildren("or try", ...buttons);
+    $("samples").hidden = !buttons.length;
   } catch (error) {
-    fail(error.message);
-    return;
+    $("model").textContent = "";
+    tell(error);
   }
-  fail("");
-  const { name, version, runtime, classes } = state.model;
-  $("model").textContent = `${name} ${version}, ${classes.length} classes, ${runtime}`;
-  const buttons = await Promise.all(state.model.samples.map(async (path, index) => {
-    const blob = await (await call(path.slice(1))).blob();
-    const button = document.createElement("button");
-    button.type = "button";
-    const image = document.createElement("img");
-    image.alt = `sample ${index + 1}`;
-    image.src = URL.createObjectURL(blob);
-    button.append(image);
-    button.addEventListener("click", () => show(blob, `sample${index}.png`));
-    return button;
-  }));
-  $("samples").replaceChildren(...buttons);
 }
 
-function listen() {
+function choose(blob, name, button = null) {
+  for (const item of document.querySelectorAll("#samples button")) item.ariaPressed = String(item === button);
+  show(blob, name);
+}
+
+function listenSource() {
   $("file").addEventListener("change", () => {
     const file = $("file").files[0];
-    if (file) show(file, file.name);
+    if (file) choose(file, file.name);
+    // choosing the same file again must count too
+    $("file").value = "";
   });
-  const drop = $("drop");
-  document.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
-  document.addEventListener("dragleave", () => drop.classList.remove("over"));
+  const over = (on) => document.body.classList.toggle("over", on);
+  document.addEventListener("dragover", (event) => { event.preventDefault(); over(true); });
+  document.addEventListener("dragleave", () => over(false));
   document.addEventListener("drop", (event) => {
     event.preventDefault();
-    drop.classList.remove("over");
+    over(false);
     const file = event.dataTransfer.files[0];
-    if (file) show(file, file.name);
+    if (file) choose(file, file.name);
   });
   document.addEventListener("paste", (event) => {
     const file = [...event.clipboardData.files].find((item) => item.type.startsWith("image/"));
-    if (file) show(file, file.name || "pasted.png");
+    if (file) choose(file, file.name || "pasted.png");
   });
-  $("key").addEventListener("change", loadModel);
-  $("opacity").addEventListener("input", draw);
+  $("key-row").addEventListener("submit", (event) => { event.preventDefault(); loadModel(); });
+  $("error-close").addEventListener("click", () => tell(null));
+}
+
+function listenPanel() {
+  const opacity = () => $("stage").style.setProperty("--opacity", $("opacity").value / 100);
+  $("opacity").addEventListener("input", opacity);
+  opacity();
   document.querySelectorAll("input[name=layer]").forEach((item) => item.addEventListener("change", draw));
+  $("all").addEventListener("click", () => setAll(true));
+  $("none").addEventListener("click", () => setAll(false));
+  const bare = (on) => $("stage").classList.toggle("bare", on);
+  const compare = $("compare");
+  compare.addEventListener("pointerdown", () => bare(true));
+  for (const name of ["pointerup", "pointerleave", "pointercancel", "keyup", "blur"])
+    compare.addEventListener(name, () => bare(false));
+  compare.addEventListener("keydown", (event) => bare(event.key === " " || event.key === "Enter"));
   document.querySelectorAll("#downloads button").forEach((button) =>
     button.addEventListener("click", () => download(button.dataset.output)));
-  $("copy").addEventListener("click", () => { $("curl").select(); document.execCommand("copy"); });
-  const canvas = $("canvas");
-  canvas.addEventListener("pointermove", (event) => {
-    if (!state.labels) return;
-    const box = canvas.getBoundingClientRect();
-    probe((event.clientX - box.left) * canvas.width / box.width, (event.clientY - box.top) * canvas.height / box.height);
-  });
-  canvas.addEventListener("keydown", (event) => {
-    const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
-    if (!move || !state.labels) return;
-    event.preventDefault();
-    const step = event.shiftKey ? 1 : Math.max(1, Math.round(canvas.width / 64));
-    const from = state.probe ?? { x: canvas.width / 2, y: canvas.height / 2 };
-    state.probe = probe(from.x + step * move[0], from.y + step * move[1]);
-    draw();
+  $("copy").addEventListener("click", () => {
+    // the clipboard interface needs https or localhost; this does not
+    $("curl").select();
+    $("copy").textContent = document.execCommand("copy") ? "Copied" : "Press Ctrl+C";
+    setTimeout(() => { $("copy").textContent = "Copy"; }, 2000);
   });
 }
 
-listen();
+function listenCanvas() {
+  const canvas = $("canvas");
+  const point = (event) => {
+    if (!state.shown) return;
+    const box = canvas.getBoundingClientRect();
+    const { width, height } = state.shown.result;
+    state.point = readPoint((event.clientX - box.left) * width / box.width, (event.clientY - box.top) * height / box.height);
+    showPoint(state.point, false);
+  };
+  canvas.addEventListener("pointermove", point);
+  canvas.addEventListener("pointerdown", point);
+  canvas.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && hidePoint());
+  canvas.addEventListener("blur", hidePoint);
+  canvas.addEventListener("keydown", (event) => {
+    const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    if (!move || !state.shown) return;
+    event.preventDefault();
+    const { width, height } = state.shown.result;
+    const step = event.shiftKey ? 1 : Math.max(1, Math.round(Math.max(width, height) / 64));
+    const from = state.point ?? { x: width / 2, y: height / 2 };
+    state.point = readPoint(from.x + step * move[0], from.y + step * move[1]);
+    showPoint(state.point, true);
+  });
+}
+
+listenSource();
+listenPanel();
+listenCanvas();
 loadModel();

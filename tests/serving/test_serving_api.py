@@ -269,6 +269,8 @@ def test_model_description_and_samples(client: Any) -> None:
     value = client.get("/v1/model").json()
     assert [item["name"] for item in value["classes"]] == list(NAMES)
     assert value["upsampling"] == "nearest"
+    assert value["limits"]["formats"] == ["jpeg", "png", "webp", "bmp"]
+    assert (value["limits"]["max_body"], value["limits"]["max_pixels"]) == (20 * 2**20, 25_000_000)
     sample = client.get(value["samples"][0])
     assert sample.headers["content-type"] == "image/png"
     assert read(sample.content).shape == (96, 128, 3)
@@ -300,7 +302,7 @@ def test_probes_and_docs(client: Any) -> None:
 
 def test_every_documented_path_exists(client: Any) -> None:
     for path, item in client.get("/docs.json").json()["paths"].items():
-        real = path.replace("{index}", "0").replace("{name}", "nearest-color")
+        real = path.replace("{index}", "0").replace("{name}", "nearest-color").replace("{version}", "1")
         method = "POST" if "post" in item else "GET"
         assert client.request(method, real).status_code not in (404, 405, 500), path
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import httpx
@@ -121,3 +123,28 @@ def test_unreachable_server_is_told_once(tmp_path: Path, capsys: pytest.CaptureF
     code = main([str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--url", "not a url"])
     assert code == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_interrupting_sends_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent: list[Path] = []
+
+    def segment(self: Client, image: Path, *args: object, **parameters: object) -> bytes:
+        sent.append(image)
+        time.sleep(0.02)
+        return b"mask"
+
+    def interrupted(futures: dict[Future[None], Path]) -> Iterator[Future[None]]:
+        first = next(iter(futures))
+        first.result()
+        yield first
+        raise KeyboardInterrupt
+
+    for number in range(200):
+        (tmp_path / f"{number}.png").write_bytes(b"x")
+    monkeypatch.setattr(Client, "segment", segment)
+    monkeypatch.setattr("serving.client.as_completed", interrupted)
+    assert main([str(tmp_path), "-o", str(tmp_path / "out"), "--concurrency", "1"]) == 130
+    assert 1 <= len(sent) < 100
+    assert "of 200 results are in" in capsys.readouterr().err

@@ -49,6 +49,18 @@ def test_containers_are_locked_down(deployment: dict[str, Any]) -> None:
     assert "build-essential" not in dockerfile
 
 
+def test_everything_that_is_written_lies_in_the_one_writable_folder(deployment: dict[str, Any]) -> None:
+    """BentoML makes a temporary folder when it starts, which fails on a read-only ``/tmp``."""
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    written = dict(re.findall(r"(TMPDIR|BENTOML_HOME)=(\S+)", dockerfile))
+    assert set(written) == {"TMPDIR", "BENTOML_HOME"}
+    tmpfs = documents("compose.yaml")[0]["services"]["protoseg"]["tmpfs"]
+    mounts = [m["mountPath"] for m in deployment["containers"][0]["volumeMounts"] if not m.get("readOnly")]
+    for folders in (mounts, [item.split(":")[0] for item in tmpfs], re.findall(r"--tmpfs (\S+)", dockerfile)):
+        assert folders == ["/home/protoseg"]
+    assert all(Path(folder).is_relative_to("/home/protoseg") for folder in written.values())
+
+
 def test_a_pod_has_time_to_drain(deployment: dict[str, Any]) -> None:
     settings = load_settings({})
     sleep = int(deployment["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])

@@ -52,6 +52,22 @@ def test_json_and_binary_agree(client: Any) -> None:
     assert reply["outputs"][1]["data"] == confidence["data"]
 
 
+def test_every_output_for_those_who_name_none(client: Any) -> None:
+    outputs = client.post(PATH, json=question()).json()["outputs"]
+    assert [item["name"] for item in outputs] == ["labels", "confidence", "agreement"]
+
+
+def test_versions_are_paths_too(client: Any) -> None:
+    base = "/v2/models/nearest-color/versions"
+    version = client.get("/v2/models/nearest-color").json()["versions"][0]
+    assert client.get(f"{base}/{version}").json()["name"] == "nearest-color"
+    assert client.get(f"{base}/{version}/ready").json()["ready"] is True
+    assert client.post(f"{base}/{version}/infer", json=question()).status_code == 200
+    for response in (client.get(f"{base}/other/ready"), client.post(f"{base}/other/infer", json=question())):
+        assert response.status_code == 404
+        assert response.json()["error"]["code"] == "not_found"
+
+
 @pytest.mark.parametrize(
     ("value", "status"),
     [

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import inspect
+import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -34,10 +36,12 @@ def test_io_descriptor_and_service_class() -> None:
 def test_hangup_handler_and_worker_module() -> None:
     from _bentoml_impl.server.serving import _SERVICE_WORKER_SCRIPT
     from circus.sighandler import SysHandler
+    from circus.sockets import CircusSockets
 
     from serving.lifecycle import _WORKER_MODULE
 
     assert callable(SysHandler.handle_hup)
+    assert callable(CircusSockets.bind_and_listen_all)
     assert _SERVICE_WORKER_SCRIPT == _WORKER_MODULE
 
 
@@ -76,7 +80,7 @@ def test_every_import_is_required() -> None:
     lines = (ROOT / "serving" / "requirements.txt").read_text().splitlines()
     required = {re.split(r"[<>=;]", line)[0].strip() for line in lines if line and line[0] != "#"}
     allowed = {names.get(name, name) for name in required} | set(sys.stdlib_module_names)
-    # these come with bentoml itself; tqdm only draws the client's bar
+    # these come with bentoml itself
     allowed |= {
         "_bentoml_sdk",
         "starlette",
@@ -85,7 +89,6 @@ def test_every_import_is_required() -> None:
         "serving",
         "protoseg",
         "export",
-        "tqdm",
     }
     for file in (ROOT / "serving").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -120,3 +123,17 @@ def test_costly_middleware_is_taken_out(otel: bool) -> None:
     after = {m.cls.__name__ for m in service.to_asgi().app.user_middleware}
     assert after == before - set(UNWANTED_MIDDLEWARE[: 1 if otel else 2])
     assert "ContextMiddleware" in after
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's signal is Linux only")
+def test_a_worker_whose_parent_died_ends_before_it_imports_anything_heavy() -> None:
+    code = "import sys, serving; serving.svc; print('still here')"
+    environ = {**os.environ, "_PROTOSEG_PARENT": "1" if os.getpid() != 1 else "2"}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code], cwd=ROOT, env=environ, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGTERM
+    assert "still here" not in done.stdout
+    assert "onnxruntime" not in done.stderr
+    assert "bentoml" not in done.stderr

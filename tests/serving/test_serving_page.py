@@ -107,8 +107,23 @@ class Browser:
         self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
 
     def key(self, name: str) -> None:
+        # Tab moves the focus only with its Windows key code
+        extra = {"windowsVirtualKeyCode": 9} if name == "Tab" else {}
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=name, code=name)
+            self.call("Input.dispatchKeyEvent", type=kind, key=name, code=name, **extra)
+
+    def place(self, selector: str, across: float, down: float) -> tuple[int, int]:
+        """Where on the screen a share of an element lies; scrolls to it."""
+        script = (
+            f"(() => {{ const e = document.querySelector('{selector}');"
+            "e.scrollIntoView({block: 'nearest'});"
+            "const b = e.getBoundingClientRect(); return [b.x, b.y, b.width, b.height]; })()"
+        )
+        left, top, width, height = self.run(script)
+        return int(left + across * width), int(top + down * height)
+
+    def move_to(self, x: int, y: int) -> None:
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def screenshot(self) -> Image.Image:
         data = self.call("Page.captureScreenshot", format="png")["data"]
@@ -151,6 +166,11 @@ def two_colors(tmp_path: Path) -> Path:
     return path
 
 
+def shown_at(browser: Browser, across: float, down: float) -> Any:
+    """Colour on the screen at a place of the picture."""
+    return np.array(browser.screenshot().convert("RGB").getpixel(browser.place("#canvas", across, down)))
+
+
 def pixel(browser: Browser, x: int, y: int) -> list[int]:
     script = f"[...document.getElementById('canvas').getContext('2d').getImageData({x}, {y}, 1, 1).data]"
     return list(browser.run(script))
@@ -168,9 +188,8 @@ def test_upload_mask_legend_probe_and_screenshot(
     legend = browser.run("[...document.querySelectorAll('#legend li')].map((e) => e.innerText)")
     assert len(legend) == 2
     assert all("50.0 %" in line for line in legend)
-    # the image has the classes' own colours, so the blend changes nothing
-    assert np.abs(np.array(pixel(browser, 60, 80)[:3]) - COLORS[1]).max() <= 2
-    assert np.abs(np.array(pixel(browser, 180, 80)[:3]) - COLORS[3]).max() <= 2
+    assert pixel(browser, 60, 80) == [*COLORS[1], 255]
+    assert pixel(browser, 180, 80) == [*COLORS[3], 255]
 
     browser.run("document.getElementById('canvas').focus()")
     browser.key("ArrowLeft")
@@ -178,21 +197,107 @@ def test_upload_mask_legend_probe_and_screenshot(
     assert "red" in text
     assert "confidence 1.00" in text
     assert "agreement" in text
+    assert not browser.run("document.getElementById('marker').hidden")
 
-    shot = browser.screenshot().convert("RGB")
-    box = browser.run("(({x, y, width, height}) => [x, y, width, height])"
-                      "(document.getElementById('canvas').getBoundingClientRect())")  # fmt: skip
-    at = (int(box[0] + box[2] * 0.8), int(box[1] + box[3] * 0.3))
-    assert np.abs(np.array(shot.getpixel(at)) - COLORS[3]).max() <= 12
-    browser.run("document.querySelector('input[value=agreement]').click()")
-    browser.run("document.querySelectorAll('#legend input')[0].click()")
-    assert browser.run("document.getElementById('curl').value").startswith("curl -F 'image=@two.png'")
+    # the image has the classes' own colours, so the blend changes nothing
+    for opacity in (0, 100):
+        browser.run(f"$('opacity').value = {opacity}; $('opacity').dispatchEvent(new Event('input'))")
+        assert np.abs(shown_at(browser, 0.8, 0.3) - COLORS[3]).max() <= 12
+    assert browser.run("document.getElementById('curl').value").startswith("curl --data-binary '@two.png'")
     assert "infer" in browser.run("document.getElementById('timing').textContent")
     outside = [
         url for url in browser.requests if not url.startswith((server.url, "data:", "blob:", "about:"))
     ]
     assert outside == []
     assert browser.errors == []
+
+
+def test_pointing_highlighting_and_comparing(server: Server, browser: Browser, two_colors: Path) -> None:
+    browser.call("Page.navigate", url=server.url)
+    browser.until("document.querySelectorAll('#samples button').length === 1")
+    browser.pick_file("#file", two_colors)
+    browser.until("document.getElementById('result').dataset.scores === '1'")
+    browser.move_to(*browser.place("#canvas", 0.25, 0.5))
+    assert browser.run("$('tip').innerText").split() == ["red", "confidence", "1.00", "agreement", "1.00"]
+    # a class is alone while the pointer is on its row
+    browser.move_to(*browser.place("#legend li:nth-child(2) .name", 0.1, 0.5))
+    assert browser.run("$('tip').hidden")
+    assert sorted(pixel(browser, x, 80)[3] for x in (60, 180)) == [40, 255]
+    browser.move_to(5, 5)
+    assert [pixel(browser, x, 80)[3] for x in (60, 180)] == [255, 255]
+    browser.run("$('none').click()")
+    assert [pixel(browser, x, 80)[3] for x in (60, 180)] == [0, 0]
+    browser.run("$('all').click()")
+    browser.run("$('compare').focus()")
+    held = "getComputedStyle($('canvas')).opacity"
+    browser.call("Input.dispatchKeyEvent", type="keyDown", key=" ", code="Space")
+    assert browser.run(held) == "0"
+    browser.call("Input.dispatchKeyEvent", type="keyUp", key=" ", code="Space")
+    assert browser.run(held) == "0.6"
+    assert browser.errors == []
+
+
+def test_everything_can_be_reached_by_keyboard(server: Server, browser: Browser, two_colors: Path) -> None:
+    browser.call("Page.navigate", url=server.url)
+    browser.until("document.querySelectorAll('#samples button').length === 1")
+    browser.pick_file("#file", two_colors)
+    browser.until("document.getElementById('result').dataset.scores === '1'")
+    reached = []
+    for _ in range(18):
+        browser.key("Tab")
+        script = "(({id, name, dataset, type}) => id || dataset.output || name || type)"
+        reached.append(browser.run(f"{script}(document.activeElement)"))
+    wanted = "file canvas layer opacity compare all none checkbox mask overlay json copy curl"
+    for name in wanted.split():
+        assert name in reached, reached
+
+
+def test_downloads_are_what_the_page_shows(
+    server: Server, browser: Browser, two_colors: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "downloads"
+    browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+    browser.call("Page.navigate", url=server.url)
+    browser.until("document.querySelectorAll('#samples button').length === 1")
+    browser.pick_file("#file", two_colors)
+    browser.until("document.getElementById('result').dataset.scores === '1'")
+    # a refused file must not take the place of the one that is shown
+    text = tmp_path / "notes.png"
+    text.write_text("no image at all")
+    browser.pick_file("#file", text)
+    browser.until("!document.getElementById('error').hidden")
+    for output, name in (("mask", "two.mask.png"), ("overlay", "two.overlay.jpg"), ("json", "two.json.json")):
+        browser.run(f"document.querySelector('button[data-output={output}]').click()")
+        end = time.monotonic() + 30
+        while not (folder / name).exists():
+            assert time.monotonic() < end, sorted(folder.glob("*"))
+            time.sleep(0.1)
+    with Image.open(folder / "two.mask.png") as mask:
+        assert sorted(np.unique(np.asarray(mask)).tolist()) == [1, 3]
+    assert json.loads((folder / "two.json.json").read_text())["width"] == 240
+
+
+def test_a_key_is_asked_for_and_large_files_are_not_sent(
+    bundle: Path, browser: Browser, two_colors: Path, tmp_path: Path, helpers: Any
+) -> None:
+    settings = {"PROTOSEG_API_KEYS": helpers.sha256("open"), "PROTOSEG_MAX_BODY": "20KiB"}
+    with Server({"PROTOSEG_MODEL": str(bundle), **settings}) as running:
+        running.wait_ready()
+        browser.call("Page.navigate", url=running.url)
+        browser.until("document.getElementById('key-row')?.hidden === false")
+        assert "API key" in browser.run("$('error').textContent")
+        browser.run("$('key').value = 'open'; $('key-row').requestSubmit()")
+        browser.until("document.querySelectorAll('#samples button').length === 1")
+        browser.pick_file("#file", two_colors)
+        browser.until("document.getElementById('result').dataset.ready === '1'")
+        assert "$PROTOSEG_API_KEY" in browser.run("$('curl').value")
+        large = tmp_path / "large.png"
+        large.write_bytes(bytes(30_000))
+        before = len(browser.requests)
+        browser.pick_file("#file", large)
+        browser.until("!document.getElementById('error').hidden")
+        assert "large.png" in browser.run("$('error').textContent")
+        assert not any("segment" in url for url in browser.requests[before:])
 
 
 def test_toggle_sample_and_readable_error(server: Server, browser: Browser, tmp_path: Path) -> None:
@@ -203,6 +308,18 @@ def test_toggle_sample_and_readable_error(server: Server, browser: Browser, tmp_
     before = browser.run("document.getElementById('canvas').toDataURL()")
     browser.run("document.querySelectorAll('#legend input')[0].click()")
     assert browser.run("document.getElementById('canvas').toDataURL()") != before
+    browser.run("document.querySelectorAll('#legend input')[0].click()")
+    browser.until("document.getElementById('result').dataset.scores === '1'")
+    assert browser.run("document.getElementById('canvas').toDataURL()") == before
+    # a score layer is strong where the network is unsure, and the picture under it is grey
+    for name, word in (("confidence", "unsure"), ("agreement", "agree")):
+        browser.run(f"document.querySelector('input[value={name}]').click()")
+        values = browser.run("[...$('canvas').getContext('2d').getImageData(0, 0, 128, 96).data]")
+        alpha = np.array(values).reshape(96, 128, 4)[..., 3]
+        assert alpha.min() < 30
+        assert alpha.max() > 60
+        assert word in browser.run("$('layer-note').textContent")
+        assert "grayscale" in browser.run("getComputedStyle($('photo')).filter")
     text = tmp_path / "notes.png"
     text.write_text("no image at all")
     browser.pick_file("#file", text)
@@ -210,6 +327,9 @@ def test_toggle_sample_and_readable_error(server: Server, browser: Browser, tmp_
     message = browser.run("document.getElementById('error').textContent")
     assert "unsupported_image" in message
     assert "request" in message
+    assert message.strip().startswith("notes.png")
+    browser.run("document.getElementById('error-close').click()")
+    assert browser.run("document.getElementById('error').hidden")
 
 
 def test_fits_a_phone(server: Server, browser: Browser, two_colors: Path) -> None:

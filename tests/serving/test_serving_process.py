@@ -92,6 +92,8 @@ def test_port_in_use_ends_the_command(bundle: Path) -> None:
         port = int(taken.getsockname()[1])
         with Server({"PROTOSEG_MODEL": str(bundle)}, port=port) as server:
             assert server.wait_end() == 1
+            assert f"cannot listen on 127.0.0.1:{port}" in server.text()
+            assert "Traceback" not in server.text()
 
 
 @pytest.fixture(scope="module")

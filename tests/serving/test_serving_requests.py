@@ -107,11 +107,25 @@ def test_json_bodies_are_refused() -> None:
     assert caught.value.status == 415
 
 
+def test_images_that_a_tool_calls_a_form() -> None:
+    kind = "application/x-www-form-urlencoded"
+    png = b"\x89PNG\r\n\x1a\n and so on"
+    files, fields = split_body(png, kind)
+    assert (files[0].data, fields) == (png, [])
+    with pytest.raises(ServingError) as caught:
+        split_body(b"image=http://127.0.0.1/", kind)
+    assert caught.value.status == 415
+
+
 @pytest.mark.parametrize(
     ("accept", "output"),
     [
         ("", "mask"), ("*/*", "mask"), ("application/json", "json"), ("image/png, */*", "mask"),
         ("text/html, image/jpeg;q=0.9", "overlay"), ("application/geo+json", "polygons"),
+        ("image/png;q=0.1, application/json", "json"), ("application/json;q=0, image/png", "mask"),
+        ("application/json;q=0.2, */*", "mask"), ("application/json;q=0", "mask"),
+        ("application/json;q=nan, image/jpeg;q=0.5", "overlay"), ("image/*, application/json;q=0.9", "mask"),
+        ("application/json ; charset=utf-8 ; q=0.7, image/jpeg;q=0.6", "json"),
     ],
 )  # fmt: skip
 def test_accept_chooses_the_output(accept: str, output: str) -> None:
