@@ -173,6 +173,23 @@ def test_a_full_disk_is_one_line(
     assert not list(run_folder.glob("bundle.partial"))
 
 
+def test_ctrl_c_is_one_line_and_leaves_no_trace(
+    run_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+
+    def stopped(self: Any, folder: Path) -> Any:
+        (folder / "model.onnx").write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export_onnx.BundleWriter, "write", stopped)
+    assert main([str(run_folder)]) == 130
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error == ["interrupted; what was there before is unchanged"]
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert not list(run_folder.glob("bundle.*"))
+
+
 def copy_checkpoint(run_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(run_folder / "checkpoint", tmp_path / "run" / "checkpoint")
 
@@ -372,6 +389,17 @@ def test_inspect_runs_what_it_lists(bundle: Path, tmp_path: Path, run_module: Ru
     done = run_module("export.inspect", copy)
     assert done.returncode == 1
     assert "DAMAGED" in done.stdout
+
+
+def test_int8_for_cpus_says_on_which_it_is_exact(bundle: Path, tmp_path: Path) -> None:
+    from export import inspect as export_inspect
+
+    manifest = read_manifest(bundle)
+    assert "  7-bit weights: exact on x86 CPUs with and without VNNI" in export_inspect.describe(manifest)
+    item = manifest.file("model.int8-cpu.onnx")
+    old = item.model_copy(update={"notes": {k: v for k, v in item.notes.items() if k != "weight_bits"}})
+    lines = export_inspect.describe(manifest.model_copy(update={"files": [old]}))
+    assert any("sums overflow on x86 CPUs without VNNI" in line for line in lines)
 
 
 def test_inspect_needs_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
