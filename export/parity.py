@@ -215,7 +215,7 @@ def compare_engine(
     cases = [c for c in bundle_cases(bundle, manifest) if profile is None or profile(c.batch.shape)]
     expected = output_names(item.outputs)
     # engines change the order of sums: fp32 engines are judged like a low precision, see docs/export.md
-    precision = "fp16" if item.precision == "fp32" else item.precision
+    precision = "half" if item.precision in ("fp32", "fp16") else item.precision
     case = compare(
         setup, precision, cases, probed, engine_compute(runner, setup.layout),
         expected=expected, labels=(source.name, runner.description),

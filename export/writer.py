@@ -164,7 +164,7 @@ class BundleWriter:
         small = [case for case in real if case.batch[0, 0].size <= HALF_PIXELS]
         smallest = sorted(real, key=lambda case: case.batch.size)[:1]
         proof = compare(
-            self.setup, "fp16", small[:HALF_CASES] or smallest, self.torch_outputs,
+            self.setup, "half", small[:HALF_CASES] or smallest, self.torch_outputs,
             half_reference(self.checkpoint.segmenter, self.settings.head, first), expected=names,
             labels=("torch", "torch half precision, cpu"),
         )  # fmt: skip
