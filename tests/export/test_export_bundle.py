@@ -112,6 +112,23 @@ def test_parity_takes_a_pass_away(bundle: Path, tmp_path: Path) -> None:
         load_runner(copy)
 
 
+def test_parity_refuses_a_changed_byte(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from export.parity import main as parity_main
+
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    data = bytearray((copy / "model.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "model.onnx").write_bytes(bytes(data))
+    before = (copy / "manifest.json").read_bytes()
+    assert parity_main([str(copy)]) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert "model.onnx was changed after it was exported" in error[0]
+    assert (copy / "manifest.json").read_bytes() == before
+
+
 # --- bad input ----------------------------------------------------------------------------------------
 
 
@@ -222,10 +239,20 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+def foreign(folder: Path) -> None:
+    (folder / "config.json").write_text('{"architectures": ["SegformerForSemanticSegmentation"]}')
+
+
+def foreign_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    (folder.parent / "weights.pth").write_bytes(b"PK\x03\x04 a pickle of another project")
+
+
 @pytest.mark.parametrize(
     ("damage", "text"),
     [(truncate, "changed or cut short"), (other_schema, "schema version 99"),
-     (missing_keys, "does not fit the network"), (remove, "no checkpoint at")],
+     (missing_keys, "does not fit the network"), (remove, "no checkpoint at"),
+     (foreign, "schema version None"), (foreign_file, "no checkpoint at")],
 )  # fmt: skip
 def test_damaged_checkpoints_are_one_line(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
