@@ -2,7 +2,7 @@
 
 Each network is trained for a few dozen steps on the embedded data: its label maps are poor and far from
 trivial, which is what parity needs. Writes ``results/export_matrix.json`` and the table in
-``docs/export.md``. Example::
+``docs/export.md`` after every network; with ``--only`` the rows of other networks stay. Example::
 
     python -m benchmarks.export_matrix --only deeplabv3plus,unet
 """
@@ -10,10 +10,12 @@ trivial, which is what parity needs. Writes ``results/export_matrix.json`` and t
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import ROOT, write_result
+from benchmarks.common import RESULTS, ROOT, machine, write_result
 from export.errors import ExportError
 from export.onnx import export_bundle
 from export.trace import ExportSettings
@@ -46,6 +48,7 @@ NETWORKS: dict[str, tuple[str, list[str], int]] = {
     "dinov2_dpt": ("DPT, DINOv2 ViT-S/14 (`dinov2_small_dpt`)", ["model.preset=dinov2_small_dpt"], 80),
 }  # fmt: skip
 PRECISIONS = ("fp32", "fp16", "int8", "int8-cpu")
+RESULT = "export_matrix"
 BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
 CROP = (96, 128)
 TRAIN_CROP = (64, 96)
@@ -156,7 +159,8 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         passed = row["files"][precision]["status"] == "passed"
         row["rtx"][precision] = build_rtx(bundle, precision) if passed else "not built: parity did not pass"
     row["seconds"] = round(time.perf_counter() - start, 1)
-    return row
+    # rows may come from several calls
+    return {**row, "processor": machine()["processor"], "date": datetime.now(UTC).strftime("%Y-%m-%d")}
 
 
 def cell(row: dict[str, Any], precision: str) -> str:
@@ -193,25 +197,49 @@ def update_docs(text: str, path: Path = ROOT / "docs" / "export.md") -> None:
     path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
+def earlier_rows(path: Path = RESULTS / f"{RESULT}.json") -> dict[str, dict[str, Any]]:
+    """Rows of earlier calls by network, empty when there is no result file."""
+    if not path.is_file():
+        return {}
+    rows: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return {name: row for name, row in rows.items() if name in NETWORKS}
+
+
+def parse_names(text: str) -> list[str]:
+    """A comma-separated list of networks.
+
+    Raises:
+        argparse.ArgumentTypeError: If one is unknown.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in NETWORKS:
+            raise argparse.ArgumentTypeError(f"unknown network {name!r}; known: {', '.join(NETWORKS)}")
+    return names
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Measure all networks and write the result; exit code 1 when one does not pass fp32."""
+    """Measure networks and write the result; exit code 1 when one does not pass fp32."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", help="comma-separated names; the result file is then left alone")
+    parser.add_argument(
+        "--only", type=parse_names, default=list(NETWORKS), metavar="LIST",
+        help=f"comma-separated, out of {', '.join(NETWORKS)}; rows of the others stay as they are",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    names = args.only.split(",") if args.only else list(NETWORKS)
-    rows = {}
+    rows = {} if args.only == list(NETWORKS) else earlier_rows()
     with tempfile.TemporaryDirectory() as folder:
-        for name in names:
+        for name in args.only:
             rows[name] = measure(name, Path(folder))
             print(name, rows[name], flush=True)
+            rows = {known: rows[known] for known in NETWORKS if known in rows}
+            write_result(RESULT, {"rows": rows, "gpu": "not run: no GPU"})
+            update_docs(table(rows))
     print(table(rows))
-    if not args.only:
-        write_result("export_matrix", {"rows": rows, "gpu": "not run: no GPU"})
-        update_docs(table(rows))
-    return 0 if all(r["files"].get("fp32", {}).get("status") == "passed" for r in rows.values()) else 1
+    passed = [rows[name]["files"].get("fp32", {}).get("status") == "passed" for name in args.only]
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":

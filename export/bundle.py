@@ -15,7 +15,15 @@ from PIL import Image
 
 from export.errors import ExportError
 from export.runner import check_hash
-from protoseg.manifest import MANIFEST_NAME, Manifest, ParityReport, Sample, read_manifest, sha256_file
+from protoseg.manifest import (
+    MANIFEST_NAME,
+    ArtifactFile,
+    Manifest,
+    ParityReport,
+    Sample,
+    read_manifest,
+    sha256_file,
+)
 
 SAMPLE_DIR = "samples"
 ACTIVE_KEY = "prototype_active"
@@ -122,6 +130,19 @@ def verify_bundle(bundle: str | Path) -> Manifest:
         for name, digest in sample.sha256.items():
             check_hash(folder / name, digest)
     return manifest
+
+
+def weight_note(item: ArtifactFile) -> str:
+    """What the width of an ``int8-cpu`` file's weights means for the CPUs it may run on; else empty."""
+    if item.precision != "int8-cpu":
+        return ""
+    bits = item.notes.get("weight_bits")
+    if bits == 7:
+        return "7-bit weights: exact on x86 CPUs with and without VNNI"
+    return (
+        "8-bit weights: sums overflow on x86 CPUs without VNNI, its parity holds on CPUs like the one it was "
+        "made on; export the checkpoint again"
+    )
 
 
 def _write_pixels(path: Path, pixels: NDArray[np.uint8]) -> Path:

@@ -194,30 +194,32 @@ class Comparator:
 
     def _head_metrics(self, head: str, tally: _HeadTally, failures: list[str]) -> dict[str, float | None]:
         gates = self.gates
+        factor = gates.prototype_factor if head == "prototype" else 1.0
+        allowed = tally.scale * factor
         for on_multiple, limit in ((True, gates.logit), (False, gates.logit_other)):
             if limit is None:
                 continue
-            tolerance, found = limit * tally.scale, tally.largest[on_multiple]
+            tolerance, found = limit * allowed, tally.largest[on_multiple]
             if not found <= tolerance:
                 where = "stride multiples" if on_multiple else "other sizes"
                 failures.append(
                     f"{head} logits differ by {found:.3g} at {where}, allowed {tolerance:.3g} "
                     f"(worst: {tally.worst[1]})"
                 )
-        if gates.logit_p999 is not None and not tally.p999 <= gates.logit_p999 * tally.scale:
+        if gates.logit_p999 is not None and not tally.p999 <= gates.logit_p999 * allowed:
             failures.append(
                 f"{head} logits: the 99.9th percentile differs by {tally.p999:.3g}, allowed "
-                f"{gates.logit_p999 * tally.scale:.3g}"
+                f"{gates.logit_p999 * allowed:.3g}"
             )
         if gates.explained and gates.logit_other is not None:
-            tolerance = 2 * gates.logit_other * tally.scale
+            tolerance = 2 * gates.logit_other * allowed
             if not tally.near_tie <= tolerance:
                 failures.append(
                     f"a {head} label differs where the reference is {tally.near_tie:.3g} apart, "
                     f"allowed {tolerance:.3g}"
                 )
         if gates.everything:
-            self._judge_labels(f"{head} head", tally, failures)
+            self._judge_labels(f"{head} head", tally, factor, failures)
         return {
             f"{head}/max_logit_diff": max(tally.largest.values()),
             f"{head}/max_logit_diff_on_multiples": tally.largest[True],
@@ -228,14 +230,13 @@ class Comparator:
             f"{head}/margin_agreement": tally.sure_equal / tally.sure if tally.sure else None,
         }
 
-    def _judge_labels(self, what: str, tally: _HeadTally, failures: list[str]) -> None:
+    def _judge_labels(self, what: str, tally: _HeadTally, factor: float, failures: list[str]) -> None:
         if tally.pixels == 0:
             return
         share = tally.equal / max(tally.pixels, 1)
-        if not share >= self.gates.label_agreement:
-            failures.append(
-                f"{what}: {share:.5f} of labels agree, at least {self.gates.label_agreement} must"
-            )
+        needed = 1 - factor * (1 - self.gates.label_agreement)
+        if not share >= needed:
+            failures.append(f"{what}: {share:.5f} of labels agree, at least {needed:.5g} must")
         if tally.sure and not tally.sure_equal / tally.sure >= self.gates.margin_agreement:
             failures.append(
                 f"{what}: {tally.sure_equal / tally.sure:.6f} of clear labels agree, at least "
@@ -251,7 +252,8 @@ class Comparator:
         for head, tally in self.heads.items():
             metrics |= self._head_metrics(head, tally, failures)
         if self.inputs:
-            self._judge_labels("labels", self.labels, failures)
+            factor = self.gates.prototype_factor if self.head == "prototype" else 1.0
+            self._judge_labels("labels", self.labels, factor, failures)
         labels = self.labels
         metrics["labels/agreement"] = labels.equal / max(labels.pixels, 1)
         metrics["labels/margin_agreement"] = labels.sure_equal / labels.sure if labels.sure else None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from protoseg.manifest import ManifestError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+INTERRUPTED = 130
 
 
 class ExportError(ValueError):
@@ -29,9 +30,15 @@ def report(error: Exception) -> int:
 
 
 def guarded(body: Callable[[], int], *user_errors: type[Exception]) -> int:
-    """Run an entry point's body; errors that a user can cause become one line and exit code 1."""
+    """Run an entry point's body; errors that a user can cause become one line and exit code 1.
+
+    Ctrl-C is one line and exit code 130, as shells count it.
+    """
     expected: tuple[type[Exception], ...] = (ExportError, ManifestError, OSError, *user_errors)
     try:
         return body()
     except expected as error:
         return report(error)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what was there before is unchanged\n")
+        return INTERRUPTED

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from export.bundle import adapt, read_pixels
+from export.bundle import adapt, read_pixels, weight_note
 from export.errors import ExportError, guarded
 from export.runner import Runner, RunnerError, check_hash
 from export.runtime import Provider, load_runner, onnxruntime_distributions
@@ -178,6 +178,8 @@ def describe(manifest: Manifest) -> list[str]:
             f"{item.name}: {item.kind} {item.precision}, {item.size / 1e6:.1f} MB, parity "
             f"{item.parity.status}{reason}; outputs {outputs}"
         )
+        if note := weight_note(item):
+            lines.append(f"  {note}")
     return lines
 
 

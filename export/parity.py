@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import ACTIVE_KEY, adapt, sample_batches, verify_bundle, with_reports, write_manifest
+from export.bundle import (
+    ACTIVE_KEY,
+    adapt,
+    sample_batches,
+    verify_bundle,
+    weight_note,
+    with_reports,
+    write_manifest,
+)
 from export.cases import Case, NamedImage, dynamic_cases, static_cases
 from export.compare import HEADS, Comparator, conclude, score_key
 from export.errors import ExportError, guarded
@@ -207,7 +215,7 @@ def compare_engine(
     cases = [c for c in bundle_cases(bundle, manifest) if profile is None or profile(c.batch.shape)]
     expected = output_names(item.outputs)
     # engines change the order of sums: fp32 engines are judged like a low precision, see docs/export.md
-    precision = "fp16" if item.precision == "fp32" else item.precision
+    precision = "half" if item.precision in ("fp32", "fp16") else item.precision
     case = compare(
         setup, precision, cases, probed, engine_compute(runner, setup.layout),
         expected=expected, labels=(source.name, runner.description),
@@ -292,6 +300,8 @@ def main(argv: list[str] | None = None) -> int:
         reports = repeat(args.bundle, manifest)
         for name, report in reports.items():
             sys.stdout.write(format_report(name, report) + "\n")
+            if note := weight_note(manifest.file(name)):
+                sys.stdout.write(f"  {note}\n")
         skipped = [item.name for item in manifest.files if item.name not in reports]
         for name in skipped:
             sys.stdout.write(f"{name}: left as it was; prove engines with python -m export.tensorrt\n")

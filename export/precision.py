@@ -30,11 +30,11 @@ def convert(
     Raises:
         ExportError: If it cannot be converted.
     """
-    from export.half import audit, lower_to_half
+    from export.half import audit, first_nodes, lower_to_half
 
     if precision == "fp16":
         peaks = audit(model, context.batches)
-        lowered, notes = lower_to_half(model, peaks)
+        lowered, notes = lower_to_half(model, peaks, first_nodes(model))
         return lowered, {"calibration": context.record, **notes}
     from export.quantize import quantize
 

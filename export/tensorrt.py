@@ -154,9 +154,11 @@ def build_into(
         parity=ParityReport(status="not_run", reason="not compared yet"),
         notes={"build_seconds": round(built.seconds, 2), "messages": built.messages[:8]},
     )  # fmt: skip
+    others = [f for f in manifest.files if f.name != item.name]
+    # before the proof: who stops that must not be left with an engine that the manifest does not know
+    write_manifest(bundle, manifest.model_copy(update={"files": [*others, item]}))
     report = prove(bundle, manifest, item, list(settings.profiles), why)
     item = item.model_copy(update={"parity": report})
-    others = [f for f in manifest.files if f.name != item.name]
     write_manifest(bundle, manifest.model_copy(update={"files": [*others, item]}))
     return item
 

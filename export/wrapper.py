@@ -229,17 +229,53 @@ class TorchRunner:
         return {name: value.numpy() for name, value in result.items()}
 
 
-def half_reference(segmenter: Segmenter, head: Head) -> TorchRunner:
+def _to_own_type(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    dtype = module.weight.dtype
+    assert isinstance(dtype, torch.dtype)
+    return tuple(v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for v in inputs)
+
+
+def _first_modules(segmenter: Segmenter, count: int) -> list[nn.Module]:
+    """Modules with weights in the order of execution, up to what follows convolution ``count``."""
+    order: list[nn.Module] = []
+    network = segmenter.network
+    weighted = [m for m in network.modules() if isinstance(getattr(m, "weight", None), Tensor)]
+    hooks = [m.register_forward_pre_hook(lambda module, _: order.append(module)) for m in weighted]
+    side = 2 * network.stride_multiple
+    with torch.no_grad():
+        network(torch.zeros(1, network.mean.shape[1], side, side))
+    for hook in hooks:
+        hook.remove()
+    first: list[nn.Module] = []
+    for module in order:
+        count -= isinstance(module, nn.Conv2d)
+        if count < 0 or isinstance(module, nn.Linear):
+            break
+        first.append(module)
+    return first
+
+
+def half_reference(segmenter: Segmenter, head: Head, first: int) -> TorchRunner:
     """The checkpoint with encoder, decoder and heads truly in half precision, on the CPU.
 
     Unlike ONNX Runtime on a CPU, torch rounds every intermediate value: an overflow shows as infinity.
     Slow: for a few small images.
+
+    Args:
+        segmenter: Network and prototypes.
+        head: Head behind ``labels`` and ``confidence``.
+        first: Convolutions at the start that stay in float32, as in the graph (``half.first_nodes``).
     """
     half = copy.deepcopy(segmenter).eval()
     network = half.network
+    kept = _first_modules(half, first)
     for part in (network.backbone, network.linear_head, network.projection):
         part.half()
-    network.backbone.register_forward_pre_hook(
-        lambda _, inputs: tuple(v.half() if isinstance(v, Tensor) else v for v in inputs)
-    )
+        for module in part.modules():
+            if isinstance(getattr(module, "weight", None), Tensor):
+                module.register_forward_pre_hook(_to_own_type)
+    for module in kept:
+        module.float()
+    if kept:
+        kept[-1].register_forward_hook(lambda _, __, output: output.half())
     return TorchRunner(half, head)

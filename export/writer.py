@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -35,6 +36,7 @@ from protoseg.manifest import (
     sha256_file,
 )
 
+logger = logging.getLogger(__name__)
 FILE_NAMES: dict[str, str] = {
     p: "model.onnx" if p == "fp32" else f"model.{p}.onnx" for p in get_args(Precision)
 }
@@ -153,17 +155,17 @@ class BundleWriter:
             for name, compute, names in sides
         ]  # fmt: skip
         if precision == "fp16" and not notes.get("nodes_kept_fp32"):
-            proofs.append(self.prove_half(probed.names))
+            proofs.append(self.prove_half(probed.names, int(notes["convolutions_first_fp32"])))
         return conclude(proofs)
 
-    def prove_half(self, names: set[str]) -> ParityCase:
+    def prove_half(self, names: set[str], first: int) -> ParityCase:
         """Compare torch in true half precision with torch: only that shows overflows without a GPU."""
         real = [case for case in self.cases if case.natural]
         small = [case for case in real if case.batch[0, 0].size <= HALF_PIXELS]
         smallest = sorted(real, key=lambda case: case.batch.size)[:1]
         proof = compare(
-            self.setup, "fp16", small[:HALF_CASES] or smallest, self.torch_outputs,
-            half_reference(self.checkpoint.segmenter, self.settings.head), expected=names,
+            self.setup, "half", small[:HALF_CASES] or smallest, self.torch_outputs,
+            half_reference(self.checkpoint.segmenter, self.settings.head, first), expected=names,
             labels=("torch", "torch half precision, cpu"),
         )  # fmt: skip
         # that enough classes occur is the business of the comparisons over all images
@@ -175,6 +177,7 @@ class BundleWriter:
         """Write, prove and describe one file."""
         path = folder / FILE_NAMES[precision]
         path.write_bytes(to_bytes(model))
+        logger.info("proving %s on %d batches", path.name, len(self.cases))
         return ArtifactFile(
             name=path.name, sha256=sha256_file(path), size=path.stat().st_size, kind="onnx",
             precision=precision, opset=self.settings.opset, inputs=tensor_infos(model.graph.input),
@@ -189,6 +192,7 @@ class BundleWriter:
             ExportError: If a graph cannot be made.
         """
         settings, info = self.settings, self.checkpoint.info
+        logger.info("tracing the network, head %s", settings.head)
         model = build_graph(self.checkpoint, settings)
         files = [self.write_model(folder, "fp32", model, {})]
         calibration = calibration_cases(self.calibration, settings.static)
@@ -198,7 +202,12 @@ class BundleWriter:
         )
         for kind in settings.precisions:
             if kind != "fp32":
+                logger.info("making %s with %d calibration images", FILE_NAMES[kind], len(self.calibration))
                 made, notes = lowering.convert(model, kind, context)
+                if risky := notes.get("nodes_kept_fp32"):
+                    logger.info(
+                        "%d nodes stay in float32, out of the range of a half: %s ...", len(risky), risky[0]
+                    )
                 check_graph(made, settings.opset)
                 files.append(self.write_model(folder, kind, made, notes))
         real = [c for c in self.cases if c.natural][: min(NUM_SAMPLES, len(self.images))]

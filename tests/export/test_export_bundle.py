@@ -112,6 +112,23 @@ def test_parity_takes_a_pass_away(bundle: Path, tmp_path: Path) -> None:
         load_runner(copy)
 
 
+def test_parity_refuses_a_changed_byte(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from export.parity import main as parity_main
+
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    data = bytearray((copy / "model.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "model.onnx").write_bytes(bytes(data))
+    before = (copy / "manifest.json").read_bytes()
+    assert parity_main([str(copy)]) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert "model.onnx was changed after it was exported" in error[0]
+    assert (copy / "manifest.json").read_bytes() == before
+
+
 # --- bad input ----------------------------------------------------------------------------------------
 
 
@@ -173,6 +190,23 @@ def test_a_full_disk_is_one_line(
     assert not list(run_folder.glob("bundle.partial"))
 
 
+def test_ctrl_c_is_one_line_and_leaves_no_trace(
+    run_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+
+    def stopped(self: Any, folder: Path) -> Any:
+        (folder / "model.onnx").write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export_onnx.BundleWriter, "write", stopped)
+    assert main([str(run_folder)]) == 130
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error == ["interrupted; what was there before is unchanged"]
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert not list(run_folder.glob("bundle.*"))
+
+
 def copy_checkpoint(run_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(run_folder / "checkpoint", tmp_path / "run" / "checkpoint")
 
@@ -205,10 +239,20 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+def foreign(folder: Path) -> None:
+    (folder / "config.json").write_text('{"architectures": ["SegformerForSemanticSegmentation"]}')
+
+
+def foreign_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    (folder.parent / "weights.pth").write_bytes(b"PK\x03\x04 a pickle of another project")
+
+
 @pytest.mark.parametrize(
     ("damage", "text"),
     [(truncate, "changed or cut short"), (other_schema, "schema version 99"),
-     (missing_keys, "does not fit the network"), (remove, "no checkpoint at")],
+     (missing_keys, "does not fit the network"), (remove, "no checkpoint at"),
+     (foreign, "schema version None"), (foreign_file, "no checkpoint at")],
 )  # fmt: skip
 def test_damaged_checkpoints_are_one_line(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
@@ -372,6 +416,17 @@ def test_inspect_runs_what_it_lists(bundle: Path, tmp_path: Path, run_module: Ru
     done = run_module("export.inspect", copy)
     assert done.returncode == 1
     assert "DAMAGED" in done.stdout
+
+
+def test_int8_for_cpus_says_on_which_it_is_exact(bundle: Path, tmp_path: Path) -> None:
+    from export import inspect as export_inspect
+
+    manifest = read_manifest(bundle)
+    assert "  7-bit weights: exact on x86 CPUs with and without VNNI" in export_inspect.describe(manifest)
+    item = manifest.file("model.int8-cpu.onnx")
+    old = item.model_copy(update={"notes": {k: v for k, v in item.notes.items() if k != "weight_bits"}})
+    lines = export_inspect.describe(manifest.model_copy(update={"files": [old]}))
+    assert any("sums overflow on x86 CPUs without VNNI" in line for line in lines)
 
 
 def test_inspect_needs_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

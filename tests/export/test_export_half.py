@@ -8,12 +8,23 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from export.graph import GraphError, check_graph
-from export.half import HALF_MAX, audit, element_types, half_weight, lower_to_half
+from export.half import (
+    HALF_MAX,
+    audit,
+    count_first,
+    element_types,
+    first_nodes,
+    half_weight,
+    lower_to_half,
+)
 from export.quantize import float_nodes, raise_scales
 from export.runtime import OrtRunner
+from export.wrapper import TorchRunner, half_reference
+from protoseg.checkpoint import Checkpoint
 
 SCOPE = "network.backbone"
 
@@ -53,7 +64,7 @@ def run(model: onnx.ModelProto) -> Any:
 
 def test_the_network_is_half_and_the_rest_is_not() -> None:
     model = make_graph()
-    lowered, notes = lower_to_half(model, audit(model, [IMAGE]))
+    lowered, notes = lower_to_half(model, audit(model, [IMAGE]), set())
     check_graph(lowered, 20)
     types = element_types(lowered)
     assert types["a__half"] == types["b__half"] == TensorProto.FLOAT16
@@ -67,8 +78,52 @@ def test_the_network_is_half_and_the_rest_is_not() -> None:
 def test_the_source_graph_is_left_alone() -> None:
     model = make_graph()
     before = model.SerializeToString(deterministic=True)
-    lower_to_half(model, {})
+    lower_to_half(model, {}, set())
     assert model.SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize(("convolutions", "first"), [(3, 1), (15, 1), (24, 3), (67, 6), (400, 6)])
+def test_an_eighth_of_the_convolutions_are_first(convolutions: int, first: int) -> None:
+    assert count_first(convolutions) == first
+
+
+def test_the_first_convolution_stays_in_fp32() -> None:
+    model = make_graph()
+    first = first_nodes(model)
+    assert first == {"network/Cast_0", f"{SCOPE}.one/Conv_1", f"{SCOPE}.one/Relu_2"}
+    lowered, notes = lower_to_half(model, {}, first)
+    types = element_types(lowered)
+    assert types["a"] == types["b"] == TensorProto.FLOAT
+    assert types["c__half"] == TensorProto.FLOAT16
+    assert notes["convolutions_first_fp32"] == 1
+    assert notes["nodes_kept_fp32"] == []
+
+
+def test_a_transformer_ends_the_first_convolutions() -> None:
+    model = make_graph()
+    matrix = numpy_helper.from_array(np.eye(4, dtype=np.float32), "eye")
+    model.graph.initializer.append(matrix)
+    node = helper.make_node("MatMul", ["a", "eye"], ["a2"], name=f"{SCOPE}.attention/MatMul_9")
+    model.graph.node.insert(2, node)
+    model.graph.node[3].input[0] = "a2"
+    assert first_nodes(model) == {"network/Cast_0", f"{SCOPE}.one/Conv_1"}
+
+
+def test_torch_half_keeps_the_same_start(checkpoint: Checkpoint) -> None:
+    """What shows overflows must not be harsher than the graph, nor silently compute in float32."""
+    seen: list[torch.dtype] = []
+    half = half_reference(checkpoint.segmenter, "linear", 2)
+    for module in half.segmenter.network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    image = np.random.default_rng(0).integers(0, 256, (1, 3, 64, 96), dtype=np.uint8)
+    outputs = half(image)
+    assert seen[:2] == [torch.float32] * 2
+    assert set(seen[2:]) == {torch.float16}
+    exact = TorchRunner(checkpoint.segmenter, "linear")(image)
+    difference = np.abs(outputs["linear_logits"] - exact["linear_logits"]).max()
+    assert 0 < difference < 0.1
+    assert next(checkpoint.segmenter.parameters()).dtype == torch.float32
 
 
 def test_risky_activations_stay_in_fp32() -> None:
@@ -76,7 +131,7 @@ def test_risky_activations_stay_in_fp32() -> None:
     model = make_graph(scale=300)
     peaks = audit(model, [IMAGE])
     assert peaks["a"] == 90_000
-    lowered, notes = lower_to_half(model, peaks)
+    lowered, notes = lower_to_half(model, peaks, set())
     check_graph(lowered, 20)
     assert notes["nodes_kept_fp32"] == [
         f"{SCOPE}.one/Conv_1",
@@ -94,7 +149,7 @@ def test_a_graph_with_nothing_to_lower_is_refused() -> None:
     for node in model.graph.node:
         node.name = node.name.replace("network.", "other.")
     with pytest.raises(GraphError, match="no node can be lowered"):
-        lower_to_half(model, {})
+        lower_to_half(model, {}, set())
 
 
 def test_a_value_that_is_not_finite_counts_as_risky() -> None:
@@ -123,7 +178,7 @@ def test_resize_scales_stay_float() -> None:
     model.graph.initializer.append(scales)
     model.graph.node.insert(3, node)
     model.graph.node[4].input[0] = "big"
-    lowered, _ = lower_to_half(model, {})
+    lowered, _ = lower_to_half(model, {}, set())
     check_graph(lowered, 20)
     assert element_types(lowered)["scales"] == TensorProto.FLOAT
     assert element_types(lowered)["big__half"] == TensorProto.FLOAT16
@@ -132,13 +187,15 @@ def test_resize_scales_stay_float() -> None:
 def test_exported_files(bundle: Path) -> None:
     half = onnx.load(str(bundle / "model.fp16.onnx"))
     types = element_types(half)
+    first = first_nodes(onnx.load(str(bundle / "model.onnx")))
     assert types["linear_logits_stride"] == types["prototype_logits_stride"] == TensorProto.FLOAT
     for node in half.graph.node:
         outside = not node.name.startswith("network.")
         if outside and node.op_type in ("Conv", "Exp", "Resize", "ArgMax", "ReduceMax", "Div"):
             assert types[node.input[0]] != TensorProto.FLOAT16, node.name
         if not outside and node.op_type == "Conv":
-            assert types[node.input[0]] == TensorProto.FLOAT16, node.name
+            wanted = TensorProto.FLOAT if node.name in first else TensorProto.FLOAT16
+            assert types[node.input[0]] == wanted, node.name
 
 
 def test_zero_features_give_no_nan_in_any_file(bundle: Path) -> None:
@@ -189,6 +246,25 @@ def test_int8_file_has_float_biases_and_signed_symmetric_pairs(bundle: Path) -> 
         assert weights[node.input[2]].dtype == np.int8
         assert not weights[node.input[2]].any()
     assert not any(w.dtype == np.int32 and w.size > 8 for w in weights.values())
+
+
+def test_int8_for_cpus_cannot_overflow_16_bits(bundle: Path) -> None:
+    """CPUs without VNNI add two products of an unsigned byte and a weight in 16 bits."""
+    model = onnx.load(str(bundle / "model.int8-cpu.onnx"))
+    weights = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
+    kernels = [w for w in weights.values() if w.dtype == np.int8 and w.ndim == 4]
+    assert len(kernels) > 10
+    largest = max(int(np.abs(w.astype(np.int32)).max()) for w in kernels)
+    assert largest == 64  # the 7 bits are used, and 2 * 255 * 64 fits into 16
+    assert 2 * 255 * largest <= np.iinfo(np.int16).max
+    # white saturates activations: what ONNX Runtime's kernels give is what the pairs say one by one
+    image = np.full((1, 3, 64, 96), 255, np.uint8)
+    image[..., ::2] = 200
+    with (
+        OrtRunner(model.SerializeToString()) as fused,
+        OrtRunner(model.SerializeToString(), exact_qdq=True) as exact,
+    ):
+        np.testing.assert_allclose(fused(image)["confidence"], exact(image)["confidence"], atol=0.05)
 
 
 def test_scales_are_raised_to_normal_halves() -> None:
