@@ -352,7 +352,14 @@ def changed_settings(config: Config) -> dict[str, Any]:
 def config_hash(config: Config) -> str:
     """Hash of the settings that differ from the defaults and can change a figure.
 
-    A setting that a later version adds leaves it as it is, so that records stay valid.
+    A setting that a later version adds leaves it as it is, so that records stay valid; and what configures a
+    part that is off changes nothing.
     """
-    settings = {key: value for key, value in changed_settings(config).items() if key not in NO_EFFECT}
+    off = [] if config.method.prototypes else ["prototypes."]
+    off += [] if config.method.unlabeled else ["pseudo_labels.", "data.unlabeled"]
+    settings = {
+        key: value
+        for key, value in changed_settings(config).items()
+        if key not in NO_EFFECT and not key.startswith(tuple(off))
+    }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -75,6 +75,15 @@ def test_hash_follows_what_can_change_a_figure():
     assert config_hash(tiny_config(prototypes={"temperature": 0.1})) == base  # the default, spelled out
     assert config_hash(tiny_config(prototypes={"temperature": 0.2})) != base
     assert config_hash(tiny_config(train={"seed": 1})) != base
+    # what configures a part that is off changes nothing
+    plain = config_hash(tiny_config(method={"preset": "supervised"}))
+    off = {"prototypes": {"temperature": 0.2}, "pseudo_labels": {"threshold": 0.95}}
+    assert config_hash(tiny_config(method={"preset": "supervised"}, **off)) == plain
+    linear_only = config_hash(tiny_config(method={"preset": "fixmatch"}))
+    assert (
+        config_hash(tiny_config(method={"preset": "fixmatch"}, prototypes=off["prototypes"])) == linear_only
+    )
+    assert config_hash(tiny_config(method={"preset": "fixmatch"}, **off)) != linear_only
     # a hash that a change of code alters makes every record stale: it must be meant
     assert config_hash(parse_config({"method": {"preset": "supervised"}})) == "723831d5755ea08b"
 
@@ -90,14 +99,14 @@ def test_studies_of_the_project_are_valid():
 def test_seeds_reach_list_and_training_and_budgets_share_runs():
     cells = plan(load_study("camvid"))
     by_name = {cell.run.name: cell.run.config for cell in cells}
-    config = by_name["protoseg_46_seed2_600"]
+    config = by_name["protoseg_46_seed2_400"]
     assert config.train.seed == 2
     assert config.data.labeled == "splits/46/seed2/labeled.txt"
     assert config.data.unlabeled == "splits/46/seed2/unlabeled.txt"
-    assert (config.train.warmup_steps, config.train.eval_every) == (150, 200)
-    shared = [cell.budget.name for cell in cells if cell.run.name == "protoseg_46_seed2_600"]
+    assert (config.train.warmup_steps, config.train.eval_every) == (100, 134)
+    shared = [cell.budget.name for cell in cells if cell.run.name == "protoseg_46_seed2_400"]
     assert shared == ["steps", "cost"]
-    assert by_name["supervised_46_seed0_1500"].train.eval_every == 500
+    assert by_name["supervised_46_seed0_1000"].train.eval_every == 334
 
 
 @pytest.mark.parametrize(
