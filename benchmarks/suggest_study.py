@@ -21,14 +21,52 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.accuracy.records import miou_by_step
 from benchmarks.common import ROOT, write_result
-from benchmarks.methods import collect, run
-from protoseg.checkpoint import read_info
+from protoseg.checkpoint import CHECKPOINT_DIR, CheckpointError, read_info
 from protoseg.config import Config, ConfigError, load_config
 from protoseg.data.errors import DataError
 from protoseg.data.images import write_text
 from protoseg.data.lists import data_root, find_file, read_entries
+from protoseg.report import read_metrics
 from protoseg.suggest import LIST_NAME, RECORD_NAME
+
+
+def finished(target: Path) -> bool:
+    """Whether a run's checkpoint is of its last step."""
+    try:
+        steps = load_config(target / "config.yaml").train.max_steps
+        return read_info(target / CHECKPOINT_DIR).step == steps
+    except (ConfigError, CheckpointError):
+        return False
+
+
+def run(config: str, folder: Path, name: str, overrides: list[str]) -> Path:
+    """Train ``name`` unless it is finished; returns its run folder.
+
+    Raises:
+        subprocess.CalledProcessError: If the trainer fails.
+    """
+    target = folder / name
+    if not finished(target):
+        command = [sys.executable, "-m", "protoseg.train", "--resume", "--config", config]
+        command += [f"run.dir={folder}", f"run.name={name}", "train.trackers=[]", *overrides]
+        subprocess.run(command, cwd=ROOT, check=True)
+    return target
+
+
+def collect(target: Path) -> dict[str, Any]:
+    """Figures of a finished run, by head."""
+    info = read_info(target / CHECKPOINT_DIR)
+    return {
+        "steps": info.step,
+        "seed": load_config(target / "config.yaml").train.seed,
+        "miou": info.metrics["val"]["miou"],
+        "iou": info.metrics["val"]["per_class"],
+        "miou_by_step": miou_by_step(read_metrics(target / "metrics.jsonl")),
+        "data_hashes": info.data_hashes,
+        "git_revision": info.git_revision,
+    }
 
 
 def read_lines(config: Config, name: str) -> list[str]:
@@ -95,7 +133,7 @@ def suggested(
         extra: Further arguments of ``protoseg.suggest``.
     """
     record = folder / RECORD_NAME
-    digest = read_info(target / "checkpoint").weights_sha256
+    digest = read_info(target / CHECKPOINT_DIR).weights_sha256
     if not record.is_file() or json.loads(record.read_text())["weights_sha256"] != digest:
         root = data_root(config.data)
         labeled, unlabeled = (find_file(root, name, "list") for name in lists)

@@ -247,13 +247,13 @@ def export_accuracy(result: Result) -> str:
             miou = "" if file.get("miou") is None else f"{100 * file['miou']:.2f}"
             drop = file.get("miou_drop_points")
             change = "" if drop is None else signed(-drop)
-            rows.append([name, f"{file['megabytes']:.1f}", miou, change, file["parity"]])
-    first = result["runs"][0]
+            rows.append([run["run"], name, f"{file['megabytes']:.1f}", miou, change, file["parity"]])
+    images = " and ".join(f"{run['images']} ({run['run']})" for run in result["runs"])
     said = (
-        f"The exported files on the {first['images']} validation images of the run: size in MB, mIoU of the "
-        "labels they answer with in %, change against torch in points, and the verdict of the parity gate."
+        f"The exported files on the validation images of their run, {images}: size in MB, mIoU of the labels "
+        "they answer with in %, change against torch in points, and the verdict of the parity gate."
     )
-    return f"{said}\n\n{table(['file', 'MB', 'mIoU', 'change', 'parity'], rows)}"
+    return f"{said}\n\n{table(['run', 'file', 'MB', 'mIoU', 'change', 'parity'], rows)}"
 
 
 def serving_speed(result: Result) -> str:
@@ -386,12 +386,18 @@ TABLES: dict[str, Table] = {
     "camvid_paired": _study("camvid", study_paired),
     "camvid_classes": _study("camvid", study_classes),
     "camvid_plots": _study("camvid", plots("labels", "steps")),
+    "camvid_long": _study("camvid_long", study_main),
+    "quickstart": _study("quickstart", study_main),
+    "quickstart_plots": _study("quickstart", plots("steps")),
     "nuclei": _study("nuclei", study_main),
     "nuclei_plots": _study("nuclei", plots("steps")),
     "ablations": _study("camvid_ablations", study_ablations),
     "ablations_plots": _study("camvid_ablations", plots("differences")),
     "export_latency": Table(
         export_latency, ("export_latency",), "python -m benchmarks.export_latency CHECKPOINT", EXPORT
+    ),
+    "export_latency_vnni": Table(
+        export_latency, ("export_latency_vnni",), "python -m benchmarks.export_latency CHECKPOINT", EXPORT
     ),
     "export_accuracy": Table(
         export_accuracy, ("export_accuracy",), "python -m benchmarks.export_accuracy RUN", EXPORT

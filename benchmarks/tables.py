@@ -29,15 +29,17 @@ LINK = re.compile(r"\]\(((?:docs|benchmarks)/[^)]+)\)")
 # what each result file answers, in the order of the index
 QUESTIONS = {
     "accuracy_camvid": "methods and label counts on CamVid, at equal steps and at equal cost",
+    "accuracy_camvid_long": "the same with 1,300 steps, 46 labels, one seed",
+    "accuracy_quickstart": "methods on the embedded scenes",
     "accuracy_nuclei": "methods on nuclei with 24 labels",
     "accuracy_camvid_ablations": "one change at a time from `protoseg`",
-    "methods_camvid46": "supervised, fixmatch, prototype, protoseg on CamVid with 46 labels, one seed",
     "trust_camvid": "which score finds wrong pixels, and ranks images by their error",
     "suggest_study": "suggested against random labels, CamVid, 23 + 23",
     "prototype_branch_camvid": "what the prototype branch costs, CamVid configuration",
     "prototype_branch_pcr513": "the same for the paper's network at 513x513, B = 2",
     "export_accuracy": "accuracy of the exported files",
     "export_latency": "latency on a CPU: torch, ONNX Runtime fp32 and int8",
+    "export_latency_vnni": "the same on a processor with VNNI, int8-cpu with 8-bit weights as it was then",
     "export_matrix": "which network, precision and runtime passes parity",
     "serving_speed": "served against bare `session.run`, stock BentoML, FastAPI + torch",
     "serving_attacks": "hostile requests before and after",
@@ -46,6 +48,8 @@ QUESTIONS = {
 }
 COMMANDS = {
     "accuracy_camvid": "python -m benchmarks.accuracy benchmarks/studies/camvid.yaml",
+    "accuracy_camvid_long": "python -m benchmarks.accuracy benchmarks/studies/camvid_long.yaml",
+    "accuracy_quickstart": "python -m benchmarks.accuracy benchmarks/studies/quickstart.yaml",
     "accuracy_nuclei": "python -m benchmarks.accuracy benchmarks/studies/nuclei.yaml",
     "accuracy_camvid_ablations": "python -m benchmarks.accuracy benchmarks/studies/camvid_ablations.yaml",
     "suggest_study": "python -m benchmarks.suggest_study",

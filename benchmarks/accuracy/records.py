@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -151,11 +152,7 @@ def collect(study: Study, run: Run, folder: Path, *, command: str, clock: Clock,
 
     info = read_info(folder / CHECKPOINT_DIR)
     lines = read_metrics(folder / "metrics.jsonl")
-    curve: dict[str, dict[int, float]] = {}
-    for line in lines:
-        for key, value in line.items():
-            if key.startswith("val/miou_"):
-                curve.setdefault(key.removeprefix("val/miou_"), {})[line["step"]] = value
+    curve = miou_by_step(lines)
     believed = [line for line in lines if "pseudo_label/rate" in line]
     names = [item.name for item in info.classes]
     val = info.metrics["val"]
@@ -187,6 +184,16 @@ def collect(study: Study, run: Run, folder: Path, *, command: str, clock: Clock,
         miou_by_step=curve,
         pseudo_labels=_pseudo_labels(believed[-1], names) if believed else None,
     )
+
+
+def miou_by_step(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
+    """Head -> step -> mIoU on val, from the lines of a ``metrics.jsonl``."""
+    curve: dict[str, dict[int, float]] = {}
+    for line in lines:
+        for key, value in line.items():
+            if key.startswith("val/miou_"):
+                curve.setdefault(key.removeprefix("val/miou_"), {})[line["step"]] = value
+    return curve
 
 
 def _best(points: dict[int, float]) -> Best:
