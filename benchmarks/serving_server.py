@@ -100,9 +100,15 @@ class Server:
         self.process.send_signal(number)
 
     def close(self) -> None:
-        """End the whole process group."""
+        """End the command and all its workers, which BentoML puts into sessions of their own."""
+        family = []
+        with contextlib.suppress(psutil.Error):
+            family = psutil.Process(self.process.pid).children(recursive=True)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        for process in family:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         self.process.wait()
         self._home.cleanup()
 
