@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from accelerate.utils import reduce as reduce_tensor
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -194,10 +195,13 @@ class Processes:
         Raises:
             ValueError: If the device cannot be used.
         """
-        if device is not None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if device is not None and not several:
             return cls(usable_device(device), 0, 1)
-        # sums of CPU tensors need another backend than CUDA's
-        state = PartialState(cpu=device == "cpu")
+        # sums of CPU tensors need another backend than CUDA's; without a GPU accelerate joins processes only
+        # when it is told that they are for the CPU, and each would measure all images
+        on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+        state = PartialState(cpu=device == "cpu" or (several and on_cpu))
         chosen = state.device if device is None else usable_device(device)
         return cls(chosen, state.process_index, state.num_processes)
 
