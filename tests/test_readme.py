@@ -96,7 +96,7 @@ def test_commands_of_the_readme_work_as_printed(tmp_path):
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     # the run that the README's first command made, where CI has just run it
-    finished = os.environ.get("PROTOSEG_QUICKSTART")
+    finished = os.environ.get("README_QUICKSTART")
     if finished:
         shutil.copytree(finished, tmp_path / "runs" / "quickstart", ignore=shutil.ignore_patterns("bundle"))
     else:
