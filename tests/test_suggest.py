@@ -430,8 +430,10 @@ def test_control_c_of_the_real_process(trained, tmp_path):
         "cpu",
     ]
     process = subprocess.Popen(
-        list(map(str, command)), cwd=PROJECT_ROOT, env=quiet_environment(), text=True, stderr=subprocess.PIPE
-    )
+        list(map(str, command)), cwd=PROJECT_ROOT, env=quiet_environment(), text=True, stderr=subprocess.PIPE,
+        # a job in the background of a shell inherits that Ctrl-C is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     assert process.stderr is not None
     seen = process.stderr.read(6)
     process.send_signal(signal.SIGINT)
