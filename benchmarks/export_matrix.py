@@ -146,6 +146,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     try:
         bundle, manifest = export_bundle(checkpoint, folder / name / "bundle", settings)
     except ExportError as error:
+        print(f"{name}: {error}", flush=True)
         return {**row, "error": str(error)}
     row["static_shape"] = manifest.graph.static_shape
     for item in manifest.files:

@@ -169,7 +169,14 @@ class OrtRunner:
             return self._run_bound(image)
         array = np.ascontiguousarray(image)
         check_input(self.inputs[0], array.shape, array.dtype)
-        values = self._session.run(self._names, {self.inputs[0].name: array})
+        try:
+            values = self._session.run(self._names, {self.inputs[0].name: array})
+        except Exception as error:  # ONNX Runtime's own types, for a kernel that cannot take a shape
+            shape, text = "x".join(map(str, array.shape)), " ".join(str(error).split())[:300]
+            raise RunnerError(
+                f"ONNX Runtime cannot run the network on images of shape {shape}: {text}; "
+                "if the network only takes one size, export it with --static BxHxW"
+            ) from error
         return dict(zip(self._names, values, strict=True))
 
     def _run_bound(self, image: Image) -> dict[str, Array]:

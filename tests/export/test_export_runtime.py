@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from export import runtime
 from export.runner import check_input, device_view
@@ -34,6 +35,20 @@ def test_runner_contract(bundle: Path) -> None:
     with pytest.raises(RunnerError, match="closed"):
         runner(IMAGE)
     runner.close()
+
+
+def test_a_shape_that_the_graph_cannot_take_is_one_line() -> None:
+    """As of a pooling pyramid that was traced at one size: the file loads and fails at another shape."""
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 3, "height", "width"])
+    labels = helper.make_tensor_value_info("labels", TensorProto.UINT8, None)
+    shape = helper.make_tensor("shape", TensorProto.INT64, [4], [1, 3, 8, 8])
+    node = helper.make_node("Reshape", ["image", "shape"], ["labels"])
+    graph = helper.make_graph([node], "fixed", [image], [labels], [shape])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    with OrtRunner(model.SerializeToString()) as runner:
+        assert runner(np.zeros((1, 3, 8, 8), np.uint8))["labels"].shape == (1, 3, 8, 8)
+        with pytest.raises(RunnerError, match=r"images of shape 2x3x40x50.*--static BxHxW"):
+            runner(IMAGE)
 
 
 def test_batches_do_not_mix(bundle: Path) -> None:
