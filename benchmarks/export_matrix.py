@@ -30,7 +30,7 @@ from export.trace import ExportSettings
 from protoseg.checkpoint import CheckpointInfo, load_checkpoint, package_versions, save_checkpoint
 from protoseg.config import Config, load_config
 from protoseg.data.synthetic import SyntheticScenes, synthetic_classes
-from protoseg.manifest import ArtifactFile, InputRule, read_manifest
+from protoseg.manifest import ArtifactFile, InputRule, Precision, read_manifest
 from protoseg.models.prototypes import spherical_kmeans
 from protoseg.models.segmenter import Segmenter, build_segmenter
 
@@ -47,7 +47,7 @@ NETWORKS: dict[str, tuple[str, list[str], int]] = {
     "upernet": ("UPerNet, ResNet-18", ["model.architecture=upernet", "model.encoder=resnet18"], 80),
     "dinov2_dpt": ("DPT, DINOv2 ViT-S/14 (`dinov2_small_dpt`)", ["model.preset=dinov2_small_dpt"], 80),
 }  # fmt: skip
-PRECISIONS = ("fp32", "fp16", "int8", "int8-cpu")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8-cpu")
 RESULT = "export_matrix"
 BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
 CROP = (96, 128)
@@ -131,7 +131,7 @@ def largest(item: ArtifactFile) -> float | None:
     return max(ratios, default=None)
 
 
-def measure(name: str, folder: Path) -> dict[str, Any]:
+def measure(name: str, folder: Path, precisions: tuple[Precision, ...]) -> dict[str, Any]:
     """One row: export, parity of every precision, RTX builds."""
     title, overrides, steps = NETWORKS[name]
     start = time.perf_counter()
@@ -142,7 +142,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         "files": {},
         "rtx": {},
     }
-    settings = ExportSettings(precisions=PRECISIONS, num_calibration=16)
+    settings = ExportSettings(precisions=precisions, num_calibration=16)
     try:
         bundle, manifest = export_bundle(checkpoint, folder / name / "bundle", settings)
     except ExportError as error:
@@ -156,7 +156,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
             "megabytes": round(item.size / 1e6, 1),
             "relative_logit_diff": largest(item), "label_agreement": metrics["labels/agreement"],
         }  # fmt: skip
-    for precision in PRECISIONS[:3]:
+    for precision in [p for p in PRECISIONS[:3] if p in precisions]:
         passed = row["files"][precision]["status"] == "passed"
         row["rtx"][precision] = build_rtx(bundle, precision) if passed else "not built: parity did not pass"
     row["seconds"] = round(time.perf_counter() - start, 1)
@@ -168,7 +168,7 @@ def cell(row: dict[str, Any], precision: str) -> str:
     """Parity of one precision for the table."""
     entry = row["files"].get(precision)
     if entry is None:
-        return "no"
+        return "no" if "error" in row else "not run"
     if entry["status"] != "passed":
         return str(entry["status"])
     if precision in ("fp32", "fp16"):
@@ -184,7 +184,9 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     for row in rows.values():
         static = row.get("static_shape")
         shape = "x".join(map(str, static)) if static else "dynamic"
-        rtx = [row["rtx"].get(p, "no").split(" (")[0] for p in PRECISIONS[:3]]
+        rtx = [
+            row["rtx"].get(p, "no" if "error" in row else "not run").split(" (")[0] for p in PRECISIONS[:3]
+        ]
         cells = [row["network"], shape, *(cell(row, p) for p in PRECISIONS), *rtx, "not run: no GPU"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -219,6 +221,18 @@ def parse_names(text: str) -> list[str]:
     return names
 
 
+def parse_precisions(text: str) -> tuple[Precision, ...]:
+    """A comma-separated list of precisions.
+
+    Raises:
+        argparse.ArgumentTypeError: If one is unknown or fp32, which the others are made from, is missing.
+    """
+    wanted = {item.strip() for item in text.split(",")}
+    if "fp32" not in wanted or not wanted <= set(PRECISIONS):
+        raise argparse.ArgumentTypeError(f"got {text!r}; give fp32 and others out of {', '.join(PRECISIONS)}")
+    return tuple(p for p in PRECISIONS if p in wanted)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure networks and write the result; exit code 1 when one does not pass fp32."""
     parser = argparse.ArgumentParser(
@@ -228,12 +242,16 @@ def main(argv: list[str] | None = None) -> int:
         "--only", type=parse_names, default=list(NETWORKS), metavar="LIST",
         help=f"comma-separated, out of {', '.join(NETWORKS)}; rows of the others stay as they are",
     )  # fmt: skip
+    parser.add_argument(
+        "--precision", type=parse_precisions, default=PRECISIONS, metavar="LIST",
+        help=f"comma-separated, fp32 among them, out of {', '.join(PRECISIONS)}",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     rows = {} if args.only == list(NETWORKS) else earlier_rows()
     with tempfile.TemporaryDirectory() as folder:
         for name in args.only:
-            rows[name] = measure(name, Path(folder))
+            rows[name] = measure(name, Path(folder), args.precision)
             print(name, rows[name], flush=True)
             rows = {known: rows[known] for known in NETWORKS if known in rows}
             write_result(RESULT, {"rows": rows, "gpu": "not run: no GPU"})
