@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.accuracy.summary import drawn
+
 Result = dict[str, Any]
 
 TRAINING = ("torch", "timm", "segmentation-models-pytorch", "accelerate")
@@ -369,6 +371,7 @@ def plots(*names: str) -> Callable[[Result], str]:
         return "\n\n".join(
             f"![{result['title']}: {texts[name]}](docs/assets/accuracy_{result['study']}_{name}.svg)"
             for name in names
+            if name in drawn(result)
         )
 
     return make

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.accuracy.records import write_whole
+from benchmarks.accuracy.summary import drawn
 from benchmarks.table_blocks import against
 
 INK, FAINT, GRID = "#20242a", "#5b626b", "#e3e6ea"
@@ -33,24 +34,16 @@ WIDTH = 9.0
 def draw(summary: dict[str, Any], folder: Path) -> list[Path]:
     """Draw what the summary has figures for.
 
-    ``accuracy_STUDY_labels.svg`` where there are two label counts, ``accuracy_STUDY_steps.svg`` where the
-    methods fit the palette, else ``accuracy_STUDY_differences.svg``.
+    ``accuracy_STUDY_NAME.svg``, see ``benchmarks.accuracy.summary.drawn``.
 
     Returns:
         The files written.
     """
-    pictures = {}
-    few = len(summary["methods"]) <= len(COLORS)
+    makers = {"labels": by_labels, "steps": by_steps, "differences": to_baseline}
     with mpl.rc_context(STYLE):
-        if few and len({cell["labels"] for cell in summary["cells"]}) > 1:
-            pictures["labels"] = by_labels(summary)
-        if few:
-            pictures["steps"] = by_steps(summary)
-        elif summary["differences"] and summary["baseline"]:
-            pictures["differences"] = to_baseline(summary)
         return [
-            _save(figure, folder / f"accuracy_{summary['study']}_{name}.svg")
-            for name, figure in pictures.items()
+            _save(makers[name](summary), folder / f"accuracy_{summary['study']}_{name}.svg")
+            for name in drawn(summary)
         ]
 
 

@@ -173,3 +173,20 @@ def differences(
                     {"budget": budget, "labels": labels, "of": name, "minus": minus, **spread(common)}
                 )
     return found
+
+
+# lines that the palette of the plots can tell apart
+MOST_LINES = 7
+
+
+def drawn(summary: dict[str, Any]) -> list[str]:
+    """Names of the pictures that a summary has figures for.
+
+    ``labels`` where there are two label counts, ``steps`` where the methods fit the palette, else
+    ``differences``.
+    """
+    few = len(summary["methods"]) <= MOST_LINES
+    names = ["labels"] if few and len({cell["labels"] for cell in summary["cells"]}) > 1 else []
+    if few:
+        return [*names, "steps"]
+    return ["differences"] if summary["differences"] and summary["baseline"] else []
