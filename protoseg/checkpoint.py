@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -275,6 +276,17 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
+def _described_tensors(weights: Path, info: CheckpointInfo) -> dict[str, Tensor]:
+    """Tensors of a weight file that is the one its description was written for."""
+    digest = sha256_file(weights)
+    if digest != info.weights_sha256:
+        raise CheckpointError(
+            f"{weights} does not match its description (hash {digest[:12]}, expected "
+            f"{info.weights_sha256[:12]}): the file was changed or cut short"
+        )
+    return _read_tensors(weights)
+
+
 def load_checkpoint(path: str | Path, *, student: bool = False) -> Checkpoint:
     """Build the network of a checkpoint and load its weights, on the CPU in eval mode.
 
@@ -288,13 +300,7 @@ def load_checkpoint(path: str | Path, *, student: bool = False) -> Checkpoint:
     folder = resolve_checkpoint(path)
     info = read_info(folder)
     weights = folder / WEIGHTS_NAME
-    digest = sha256_file(weights)
-    if digest != info.weights_sha256:
-        raise CheckpointError(
-            f"{weights} does not match its description (hash {digest[:12]}, expected "
-            f"{info.weights_sha256[:12]}): the file was changed or cut short"
-        )
-    state = _read_tensors(weights)
+    state = _described_tensors(weights, info)
     model = info.model.model_copy(update={"pretrained": "none", "aux_weight": 0.0})
     segmenter = build_segmenter(
         model, info.prototypes, num_classes=len(info.classes), in_channels=info.input.channels,
@@ -310,3 +316,59 @@ def load_checkpoint(path: str | Path, *, student: bool = False) -> Checkpoint:
         text = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{weights} does not fit the network it describes: {text}") from error
     return Checkpoint(segmenter.eval(), info, folder)
+
+
+# parts that a start from other weights may lack: they depend on the method and learn quickly
+_NEW_PARTS = ("projection.", "aux_head.")
+
+
+def start_from_checkpoint(
+    path: str | Path, network: nn.Module, classes: list[ClassInfo], mean: list[float], std: list[float]
+) -> CheckpointInfo:
+    """Copy a checkpoint's teacher into a new network, but for projection and auxiliary head.
+
+    Args:
+        path: Run folder, checkpoint folder or a file in it.
+        network: Network of a new run; changed in place.
+        classes: Its classes.
+        mean: Its input normalisation, per channel.
+        std: Likewise.
+
+    Returns:
+        The description of the checkpoint.
+
+    Raises:
+        CheckpointError: If it is missing or damaged, or its classes, normalisation or network are others.
+    """
+    folder = resolve_checkpoint(path)
+    info = read_info(folder)
+    theirs, ours = [c.name for c in info.classes], [c.name for c in classes]
+    if theirs != ours:
+        raise CheckpointError(
+            f"train.start_from={path} has the classes {', '.join(theirs)}; this run has {', '.join(ours)}. "
+            "They must be the same, in the same order"
+        )
+    if (info.input.mean, info.input.std) != (mean, std):
+        raise CheckpointError(
+            f"train.start_from={path} was trained with mean {info.input.mean} and std {info.input.std}, this "
+            f"run has {mean} and {std}; set data.mean and data.std to the former"
+        )
+    state = {
+        key: value
+        for key, value in _described_tensors(folder / WEIGHTS_NAME, info).items()
+        if not key.startswith(("prototypes.", *_NEW_PARTS))
+    }
+    own = plain_state(network)
+    odd = sorted(set(state) - set(own))
+    odd += sorted(key for key in set(own) - set(state) if not key.startswith(_NEW_PARTS))
+    odd += sorted(key for key in set(own) & set(state) if own[key].shape != state[key].shape)
+    if odd:
+        raise CheckpointError(
+            f"train.start_from={path} holds another network ({info.model.architecture}, "
+            f"{info.model.encoder}): {len(odd)} tensors differ, the first is {odd[0]}; "
+            "give this run the same model settings"
+        )
+    with torch.no_grad():
+        for key, value in state.items():
+            own[key].copy_(value)
+    return info

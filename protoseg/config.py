@@ -383,8 +383,13 @@ class TrainConfig(Section):
     """Optimiser steps; give this or ``epochs``."""
     epochs: float | None = Field(None, gt=0)
     """Passes over the unlabelled images (labelled ones when there are none)."""
+    start_from: str | None = None
+    """Run or checkpoint folder whose teacher's weights student and teacher start from: the same network and
+    classes, trained before (supervised, say, until validation mIoU is flat). Prototypes and their projection
+    start anew. Null: ``model.pretrained`` alone."""
     warmup_steps: int | None = Field(None, ge=0)
-    """Supervised steps before the teacher is used; null: one epoch, at most a quarter of the run."""
+    """Supervised steps before the teacher is used; null: one epoch, at most a quarter of the run, and none
+    with ``start_from``."""
     batch_size: int = Field(4, ge=1)
     """Labelled images, and as many unlabelled ones, for each process and micro-step."""
     accumulate: int = Field(1, ge=1)

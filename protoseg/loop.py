@@ -18,7 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from protoseg.checkpoint import CheckpointError
+from protoseg.checkpoint import CheckpointError, resolve_checkpoint, start_from_checkpoint
 from protoseg.config import Config, ConfigError
 from protoseg.data.datasets import Sample, make_stream, padding_fill
 from protoseg.models.segmenter import Segmenter, build_segmenter
@@ -84,13 +84,16 @@ def build_context(config: Config, accelerator: Accelerator, data: RunData) -> tu
     prototypes = config.prototypes
     if not config.method.prototypes:
         prototypes = prototypes.model_copy(update={"projection": "none"})
+    model = config.model
+    if config.train.start_from:
+        model = model.model_copy(update={"pretrained": "none"})  # not looked for only to be written over
     segmenter = build_segmenter(
-        config.model,
+        model,
         prototypes,
         num_classes=len(data.classes),
         in_channels=config.data.in_channels,
-        mean=config.data.mean,
-        std=config.data.std,
+        mean=data.mean,
+        std=data.std,
     )
     network, bank = segmenter.network, segmenter.bank
     if config.train.sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
@@ -132,6 +135,13 @@ def build_context(config: Config, accelerator: Accelerator, data: RunData) -> tu
         world=accelerator.num_processes,
     )
     return context, (optimizer, scheduler)
+
+
+def start_from(context: Context, data: RunData, path: str) -> None:
+    """Give student and teacher the weights of an earlier run."""
+    info = start_from_checkpoint(path, context.network, data.classes, data.mean, data.std)
+    update_teacher(context.teacher, context.network, 0.0)
+    logger.info("student and teacher start from %s (%s, step %d)", path, info.name, info.step)
 
 
 def phase_at(config: Config, plan: Plan, step: int) -> Phase:
@@ -357,6 +367,12 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
     plan = data.plan
     folder = config.run.path
     states = state_folders(folder) if resume else []
+    start = config.train.start_from if not states else None
+    if start and resolve_checkpoint(start).resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"train.start_from={start} lies in the folder of this run, where its results go; give the run "
+            "another run.name"
+        )
     accelerator.wait_for_everyone()  # everyone has looked before anyone changes the folder
     if main:
         prepare_run_folder(config, resume=bool(states))
@@ -369,6 +385,8 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
         logger.info("resumed from %s", states[-1])
     elif resume:
         logger.info("no saved state in %s: starting at step 0", folder)
+    if start:
+        start_from(context, data, start)
     if config.train.trackers:
         accelerator.init_trackers("tensorboard")
     logger.info("%s", data.describe(config, accelerator))

@@ -120,7 +120,7 @@ def plan_run(config: Config, num_labeled: int, num_unlabeled: int, world: int) -
     max_steps = train.max_steps or max(1, round((train.epochs or 1) * per_epoch))
     warmup = train.warmup_steps
     if warmup is None:
-        warmup = min(per_epoch, max_steps // 4)
+        warmup = 0 if train.start_from else min(per_epoch, max_steps // 4)
     start = warmup + config.prototypes.start_delay
     if config.method.unlabeled and warmup >= max_steps:
         raise ConfigError(

@@ -13,8 +13,11 @@ from protoseg.checkpoint import (
     read_info,
     resolve_checkpoint,
     save_checkpoint,
+    start_from_checkpoint,
     writing,
 )
+from protoseg.config import PrototypeConfig
+from protoseg.models.segmenter import build_segmenter
 
 
 @pytest.fixture
@@ -97,6 +100,50 @@ def test_weights_of_another_network(saved):
     path.write_text(json.dumps(raw))
     with pytest.raises(CheckpointError, match="does not fit the network it describes"):
         load_checkpoint(saved[0])
+
+
+def names_of(info):
+    return info.classes, info.input.mean, info.input.std
+
+
+def test_a_start_takes_all_but_projection_and_prototypes(saved):
+    run, source = saved
+    info = read_info(run / "checkpoint")
+    network = build_segmenter(
+        info.model.model_copy(update={"aux_weight": 0.4}),
+        PrototypeConfig(projection="mlp", projection_dim=8),
+        num_classes=3,
+    ).network
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    assert start_from_checkpoint(run, network, *names_of(info)).step == info.step
+    theirs, new = source.network.state_dict(), 0
+    for key, value in network.state_dict().items():
+        if key.startswith(("projection.", "aux_head.")):
+            assert torch.equal(value, before[key])
+            new += 1
+        else:
+            assert torch.equal(value, theirs[key]), key
+    assert new > 4
+    assert len(network.state_dict()) - new == sum(not key.startswith("projection.") for key in theirs)
+
+
+def test_a_start_from_something_else_says_what_differs(saved):
+    run, source = saved
+    classes, mean, std = names_of(read_info(run / "checkpoint"))
+    before = {k: v.clone() for k, v in source.network.state_dict().items()}
+    with pytest.raises(CheckpointError, match="has the classes class0, class1, class2; this run has class0"):
+        start_from_checkpoint(run, source.network, classes[:2], mean, std)
+    with pytest.raises(CheckpointError, match=r"trained with mean \[0.5, 0.5, 0.5\]"):
+        start_from_checkpoint(run, source.network, classes, [0.1] * 3, std)
+    wider = tiny_segmenter(decoder_channels=48).network
+    with pytest.raises(CheckpointError, match=r"another network .* tensors differ, the first is backbone"):
+        start_from_checkpoint(run, wider, classes, mean, std)
+    with (run / "checkpoint" / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    with pytest.raises(CheckpointError, match="was changed or cut short"):
+        start_from_checkpoint(run, source.network, classes, mean, std)
+    assert all(torch.equal(v, before[k]) for k, v in source.network.state_dict().items())
 
 
 def test_a_crash_between_the_renames_leaves_the_previous_one(saved):

@@ -146,6 +146,44 @@ def test_an_earlier_run_is_moved_aside(config_file, run_module, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_second_stage_starts_from_an_earlier_run(config_file, run_module, tmp_path):
+    runs = tmp_path / "runs"
+    arguments = ("--config", config_file)
+    first = run_module("protoseg.train", *arguments, "run.name=first", "method.preset=supervised")
+    assert first.returncode == 0, first.stderr
+    second = (*arguments, "run.name=second", f"train.start_from={runs / 'first'}", "train.warmup_steps=null")
+    # so slow that the result is the start
+    still = run_module("protoseg.train", *second, "optim.lr=1e-12", "train.max_steps=1")
+    assert still.returncode == 0, still.stderr
+    assert f"start from {runs / 'first'} (first, step 8)" in still.stdout
+    assert "0 of them supervised" in still.stdout
+    one, two = weights(runs / "first"), weights(runs / "second")
+    kept = [k for k in one["model.safetensors"] if not k.startswith("prototypes.") and "running" not in k
+            and "num_batches" not in k]  # fmt: skip
+    assert len(kept) > 20
+    for key in kept:
+        torch.testing.assert_close(
+            two["model.safetensors"][key], one["model.safetensors"][key], rtol=0, atol=1e-6
+        )
+
+    # a resumed run does not look at the start again
+    process = start(*second, "train.max_steps=6", "train.save_every=2")
+    wait_for(runs / "second" / "state" / "step_00000002", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (runs / "first").rename(runs / "gone")
+    done = run_module("protoseg.train", *second, "train.max_steps=6", "train.save_every=2", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "resumed from" in done.stdout
+    assert "student and teacher start" not in done.stdout
+
+    own = run_module("protoseg.train", *arguments, "run.name=second", f"train.start_from={runs / 'second'}")
+    assert own.returncode == 1
+    assert "in the folder of this run" in own.stderr
+    assert not (runs / "second.2").exists()
+
+
+@pytest.mark.slow
 def test_a_run_that_diverges_stops_with_its_state_saved(config_file, run_module, tmp_path):
     done = run_module(
         "protoseg.train", "--config", config_file, "optim.lr=1e30", "optim.name=sgd",
@@ -217,6 +255,7 @@ def test_a_corrupt_image_in_the_middle(config_file, run_module, image_folder, tm
         (["train.warmup_steps=8"], "leaves no step for unlabelled images"),
         (["model.pretrained=nowhere.safetensors"], "no such file"),
         (["data.kind=files"], "needs data.labeled"),
+        (["train.start_from=nowhere"], "no checkpoint at nowhere"),
     ],
 )
 def test_mistakes_end_with_one_readable_error(config_file, capsys, monkeypatch, tmp_path, arguments, message):
