@@ -31,7 +31,7 @@ from export.runtime import OrtRunner, load_runner
 from protoseg.checkpoint import load_checkpoint
 from protoseg.manifest import Head, Manifest, read_manifest
 from protoseg.models.segmenter import Segmenter
-from protoseg.pseudo_labels import fuse, head_agreement, pseudo_labels
+from protoseg.pseudo_labels import fuse, label_agreement, pseudo_labels
 from serving.upsampling import argmax_planes, upsample
 
 Call = Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]
@@ -53,13 +53,18 @@ class Deployed(nn.Module):
         output = network(image)
         linear, prototype = output.linear_logits, bank.dense_logits(output.features)
         if self.head == "mean":
-            probs = fuse(network.upsample(linear, height, width), network.upsample(prototype, height, width))
-        else:
-            chosen = linear if self.head == "linear" else prototype
-            probs = network.upsample(chosen, height, width).softmax(1)
-        label, confidence = pseudo_labels(probs)
-        agreement = head_agreement(linear, prototype)
-        return label.to(torch.uint8), confidence, network.upsample(agreement[:, None], height, width)[:, 0]
+            linear = network.upsample(linear, height, width)
+            label, confidence = pseudo_labels(fuse(linear, network.upsample(prototype, height, width)))
+            return label.to(torch.uint8), confidence, label_agreement(linear, label)
+        chosen = linear if self.head == "linear" else prototype
+        label, confidence = pseudo_labels(network.upsample(chosen, height, width).softmax(1))
+        if self.head == "linear":
+            return label.to(torch.uint8), confidence, confidence
+        return (
+            label.to(torch.uint8),
+            confidence,
+            label_agreement(network.upsample(linear, height, width), label),
+        )
 
 
 def torch_call(module: nn.Module) -> Call:

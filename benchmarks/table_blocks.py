@@ -110,6 +110,19 @@ def partial(result: Result) -> str:
     return f"\n\n{absent} runs of this study are not finished; the table shows the others." if absent else ""
 
 
+def first_stage(result: Result, labels: str) -> str:
+    """A sentence on the training that all methods of a study start from."""
+    start = result.get("start")
+    if start is None:
+        return ""
+    figure = start["miou"].get(labels)
+    reached = "" if figure is None else f", which reached {percent(figure)}"
+    return (
+        f" All methods start from the same supervised training of {start['steps']:,} steps{reached}; its "
+        "cost is not counted."
+    )
+
+
 def study_main(result: Result) -> str:
     """MIoU of every head at the label count with the most runs, and at equal cost where there is one."""
     labels = main_labels(result)
@@ -136,6 +149,7 @@ def study_main(result: Result) -> str:
         "over runs (another seed and, where there are several, another list of labels). **Bold**: the head "
         "that the study names for the method beforehand. Networks are the moving averages of the last step."
     )
+    said += first_stage(result, labels)
     return f"{said}\n\n{table(head, rows)}{partial(result)}"
 
 

@@ -246,8 +246,7 @@ def sample_reference(bundle: Path, sample: Sample, head: str, multiple: int) -> 
     chosen = sum(probs.values()) / len(probs) if head == "mean" else probs[head]
     result["confidence"] = np.asarray(chosen).max(1)
     if len(probs) == 2:
-        at_stride = np.minimum(*(softmax(low[f"{h}_logits_stride"]) for h in ("linear", "prototype"))).sum(1)
-        result["agreement"] = upsample(at_stride[:, None], ids.shape[0], ids.shape[1], multiple)[:, 0]
+        result["agreement"] = np.take_along_axis(probs["linear"], ids[None, None].astype(np.int64), 1)[:, 0]
     return result
 
 

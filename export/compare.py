@@ -133,8 +133,11 @@ class Comparator:
             self._add_scores(tally, head, name, reference, candidate, on_multiple, natural)
         self._add_labels(name, reference, candidate, natural, mask)
         for key, value in self.output_diff.items():
-            difference = float(np.abs(reference[key] - candidate[key]).max())
-            self.output_diff[key] = max(value, difference)
+            difference = np.abs(reference[key] - candidate[key])
+            if key == "agreement":
+                # it belongs to the label: where that differs, the labels' own gates have their say
+                difference = difference[reference["labels"] == candidate["labels"]]
+            self.output_diff[key] = max(value, float(difference.max(initial=0.0)))
 
     def _add_scores(
         self, tally: _HeadTally, head: str, name: str, reference: Outputs, candidate: Outputs,

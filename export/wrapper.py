@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from protoseg.manifest import Head
 from protoseg.models.prototypes import PrototypeBank, unit
 from protoseg.models.segmenter import Segmenter
-from protoseg.pseudo_labels import fuse, head_agreement, pseudo_labels
+from protoseg.pseudo_labels import fuse, label_agreement, pseudo_labels
 
 Layout = Literal["uint8_nchw", "uint8_nhwc", "float32_nchw"]
 
@@ -50,20 +50,19 @@ def probabilities(logits: Tensor) -> Tensor:
     return shifted * shifted.sum(1, keepdim=True).reciprocal()
 
 
-def agreement_map(linear: Tensor, prototype: Tensor) -> Tensor:
-    """``sum_c min(p_linear, p_prototype)`` in [0, 1], the definition in ``protoseg.pseudo_labels``.
-
-    Taken at the decoder's stride: its caller enlarges the one map that results. Enlarging both heads'
-    scores first costs a fifth of a small network's latency and shows the same places.
+def probability_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Softmax probability of one class at each pixel, the definition of ``label_agreement``.
 
     Args:
-        linear: (B, C, Y, X) scores of the linear head.
-        prototype: (B, C, Y, X) scores of the prototype head.
+        logits: (B, C, H, W).
+        labels: (B, H, W) class ids, int64.
 
     Returns:
-        (B, Y, X): one minus the total variation distance of the two distributions.
+        (B, H, W).
     """
-    return torch.minimum(probabilities(linear), probabilities(prototype)).sum(1)
+    shifted = logits - logits.amax(1, keepdim=True)
+    chosen = shifted.gather(1, labels.unsqueeze(1)).squeeze(1)
+    return chosen.exp() * shifted.exp().sum(1).reciprocal()
 
 
 def enlarge(low: Tensor, size: tuple[int, int]) -> Tensor:
@@ -141,10 +140,10 @@ class ExportModule(nn.Module):
         """Image -> the tensors of ``output_names``.
 
         ``labels`` (B, H, W) class ids; ``confidence`` (B, H, W) the chosen head's largest probability;
-        ``agreement`` (B, H, W) in [0, 1]; ``prototype`` (B, Y, X) the nearest prototype's flat index
-        ``c * K + k``; ``embedding`` (B, D, Y, X) unit length; ``logits`` (B, C, H, W) of the
-        chosen head; then scores of each head at the padded
-        size and at the decoder's stride. ``mean_logits`` is the logarithm of the mean probability.
+        ``agreement`` (B, H, W) the linear head's probability of the label; ``prototype`` (B, Y, X) the
+        nearest prototype's flat index ``c * K + k``; ``embedding`` (B, D, Y, X) unit length; ``logits``
+        (B, C, H, W) of the chosen head; then scores of each head at the padded size and at the decoder's
+        stride. ``mean_logits`` is the logarithm of the mean probability.
         """
         if self.layout == "uint8_nhwc":
             image = image.permute(0, 3, 1, 2)
@@ -156,17 +155,19 @@ class ExportModule(nn.Module):
         # outputs are cropped at the very end: a label map is far smaller than the scores behind it
         size = self.network.padded_size(height, width)
         linear, prototype = enlarge(linear_low, size), enlarge(prototype_low, size)
-        agreement = enlarge(agreement_map(linear_low, prototype_low).unsqueeze(1), size).squeeze(1)
         extra: tuple[Tensor, ...] = ()
         if self.head == "mean":
-            mean = (probabilities(linear) + probabilities(prototype)) / 2
+            of_linear = probabilities(linear)
+            mean = (of_linear + probabilities(prototype)) / 2
             labels, confidence = mean.argmax(1), mean.amax(1)
+            agreement = of_linear.gather(1, labels.unsqueeze(1)).squeeze(1)
             chosen = mean.clamp(min=1e-30).log()
             mean_low = (probabilities(linear_low) + probabilities(prototype_low)) / 2
             extra = (chosen, mean_low.clamp(min=1e-30).log())
         else:
             chosen = linear if self.head == "linear" else prototype
             labels, confidence = chosen.argmax(1), top_probability(chosen)
+            agreement = confidence if self.head == "linear" else probability_of(linear, labels)
         # the cast comes last: TensorRT takes uint8 as an output and nowhere else
         labels = labels[:, :height, :width].to(label_dtype(linear.shape[1]))
         nearest = (scores + self.prototypes.offset).argmax(1).to(label_dtype(scores.shape[1]))
@@ -197,7 +198,7 @@ class TorchRunner:
     def __call__(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """(B, C, H, W) uint8 -> labels, confidence, agreement and the scores of both heads.
 
-        Without prototypes there are no agreement and no prototype scores.
+        Without prototypes there are no agreement (it would be the confidence) and no prototype scores.
         """
         tensor = torch.from_numpy(np.ascontiguousarray(image))
         height, width = tensor.shape[-2:]
@@ -216,9 +217,7 @@ class TorchRunner:
         result = {
             "labels": labels.to(label_dtype(bank.num_classes)),
             "confidence": confidence,
-            "agreement": network.upsample(head_agreement(linear_low, prototype_low)[:, None], height, width)[
-                :, 0
-            ],
+            "agreement": label_agreement(linear, labels),
             "linear_logits": linear,
             "linear_logits_stride": linear_low,
             "prototype_logits": prototype,

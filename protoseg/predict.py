@@ -5,7 +5,8 @@ For each image, upright as its EXIF says and at its own size:
 * ``OUT/masks/STEM.png``: class ids, with the classes' colours as palette;
 * ``OUT/overlays/STEM.jpg``: the mask over the image;
 * ``OUT/confidence/STEM.png``: probability of the predicted class, 0 to 255;
-* ``OUT/disagreement/STEM.png``: how much the two heads differ, 0 to 255 (needs prototypes).
+* ``OUT/disagreement/STEM.png``: how little the linear head believes the mask, whichever head made it, 0 to
+  255: bright where the mask may be wrong.
 
 Shape legend: ``C`` classes, ``H W`` image.
 """
@@ -43,7 +44,7 @@ from protoseg.inference import (
 from protoseg.manifest import InputRule
 from protoseg.models.segmenter import Segmenter
 from protoseg.pictures import as_rgb, palette_picture
-from protoseg.pseudo_labels import head_agreement
+from protoseg.pseudo_labels import label_agreement
 
 DEFAULT_HEAD: HeadName = "linear"
 PARTS = ("masks", "overlays", "confidence", "disagreement")
@@ -58,8 +59,8 @@ class Prediction:
     """(H, W) class ids."""
     confidence: NDArray[np.float32]
     """(H, W) probability of the label in [0, 1]."""
-    agreement: NDArray[np.float32] | None
-    """(H, W) agreement of the heads in [0, 1]; None while there are no prototypes."""
+    agreement: NDArray[np.float32]
+    """(H, W) probability that the linear head gives to the label, in [0, 1]: low where it may be wrong."""
 
 
 def predict_image(
@@ -97,10 +98,10 @@ def predict_image(
         low = image_logits(segmenter, batch, config or EvalConfig(), rule.crop)
         logits = upsample(low, height, width)
         label, confidence = score(logits, head)
-        agreement = None
-        if logits.prototype is not None:
-            agreement = head_agreement(logits.linear, logits.prototype)[0].cpu().numpy()
-    return Prediction(label[0].cpu().numpy().astype(np.uint8), confidence[0].cpu().numpy(), agreement)
+        agreement = label_agreement(logits.linear, label)
+    return Prediction(
+        label[0].cpu().numpy().astype(np.uint8), confidence[0].cpu().numpy(), agreement[0].cpu().numpy()
+    )
 
 
 def overlay_picture(
@@ -194,7 +195,7 @@ def write_prediction(
         save_whole(out / "overlays" / f"{name}.jpg", picture)
     if "confidence" in parts:
         save_image(out / "confidence" / f"{name}.png", to_grey(prediction.confidence))
-    if "disagreement" in parts and prediction.agreement is not None:
+    if "disagreement" in parts:
         save_image(out / "disagreement" / f"{name}.png", to_grey(1 - prediction.agreement))
 
 
@@ -269,15 +270,12 @@ def run(arguments: argparse.Namespace) -> int:
     """
     checkpoint = load_checkpoint(arguments.checkpoint, student=arguments.student)
     info, segmenter = checkpoint.info, checkpoint.segmenter
-    has_prototypes = bool(segmenter.bank.active.any())
     head: HeadName = info.best_head() if arguments.head == "auto" else arguments.head
-    if head != "linear" and not has_prototypes:
+    if head != "linear" and not bool(segmenter.bank.active.any()):
         raise ValueError(f"--head {head} needs prototypes, this checkpoint has none; use --head linear")
     out: Path = arguments.output
     paths = find_images(arguments.inputs, out)
     parts = [part for part in PARTS if not getattr(arguments, f"no_{part.removesuffix('s')}", False)]
-    if not has_prototypes:
-        parts = [part for part in parts if part != "disagreement"]
     device = usable_device(arguments.device) if arguments.device else PartialState().device
     segmenter.to(device)
     for part in parts:

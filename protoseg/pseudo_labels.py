@@ -32,6 +32,22 @@ def head_agreement(linear_logits: Tensor, prototype_logits: Tensor) -> Tensor:
     return torch.minimum(linear, prototype).sum(1)
 
 
+def label_agreement(linear_logits: Tensor, label: Tensor) -> Tensor:
+    """How much the linear head agrees with a label, whichever head chose it: its probability, in [0, 1].
+
+    Of the scores that ``python -m benchmarks.trust`` compares it finds wrong pixels best; that the two heads
+    agree with each other says little. Where the linear head itself labels, it is the confidence.
+
+    Args:
+        linear_logits: (B, C, H, W).
+        label: (B, H, W) class ids, int64.
+
+    Returns:
+        (B, H, W) float32.
+    """
+    return linear_logits.float().softmax(1).gather(1, label[:, None])[:, 0]
+
+
 class ClassThresholds(nn.Module):
     """Confidence thresholds that are lower for classes the teacher is less sure of.
 

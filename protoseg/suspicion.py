@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from protoseg.inference import HeadLogits, HeadName, score
-from protoseg.pseudo_labels import fuse, head_agreement
+from protoseg.pseudo_labels import fuse, head_agreement, label_agreement
 
 ScoreName = Literal["linear", "confidence", "entropy", "margin", "disagreement", "distance"]
 SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
@@ -38,7 +38,8 @@ def head_probabilities(logits: HeadLogits, head: HeadName) -> Tensor:
 def suspicion(logits: HeadLogits, name: ScoreName, head: HeadName, temperature: float) -> Tensor:
     """Doubt about each pixel's label under ``head``.
 
-    * ``linear``: one minus the probability that the linear head gives to the label, whichever head chose it;
+    * ``linear``: one minus ``label_agreement``, the probability that the linear head gives to the label,
+      whichever head chose it;
     * ``confidence``: one minus the head's own highest probability;
     * ``entropy``: entropy of the head's probabilities over ``log C``;
     * ``margin``: one minus the difference of the head's two highest probabilities;
@@ -61,7 +62,7 @@ def suspicion(logits: HeadLogits, name: ScoreName, head: HeadName, temperature: 
     if name in NEED_PROTOTYPES and logits.prototype is None:
         raise ValueError(f"score {name!r} needs prototypes, this network has none; use score 'linear'")
     if name == "linear":
-        return 1 - _at(logits.linear.softmax(1), score(logits, head).label)
+        return 1 - label_agreement(logits.linear, score(logits, head).label)
     if name == "disagreement":
         assert logits.prototype is not None
         return 1 - head_agreement(logits.linear, logits.prototype)

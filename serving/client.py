@@ -136,7 +136,7 @@ class Client:
         return self._send("POST", "/v1/segment", content=data, params=parameters, headers=headers).content
 
     def describe(self, image: bytes | Path, **parameters: str) -> dict[str, Any]:
-        """Numbers of an image: classes with pixels, fraction, confidence and head agreement."""
+        """Numbers of an image: classes with pixels, fraction, confidence and agreement."""
         value: dict[str, Any] = json.loads(self.segment(image, "json", **parameters))
         return value
 

@@ -181,7 +181,7 @@ def _records(engine: Engine, result: Prediction, options: Options, request: Requ
         "model": model_record(engine),
         "classes": records,
         "mean_confidence": None if result.confidence is None else round(float(result.confidence.mean()), 4),
-        "head_agreement": None if result.agreement is None else round(float(result.agreement.mean()), 4),
+        "mean_agreement": None if result.agreement is None else round(float(result.agreement.mean()), 4),
         "tiles": result.tiles,
         "upsampling": engine.upsampling,
         "timing_ms": {name: round(1000 * seconds, 2) for name, seconds in request.stages.items()},

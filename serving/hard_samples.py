@@ -1,4 +1,4 @@
-"""Keeps images on which the two heads disagree: the way from serving back to labelling."""
+"""Keeps images whose labels the linear head doubts: the way from serving back to labelling."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Metrics:
             "protoseg_confidence_pixels", "Pixels by bin of confidence (lower edge)", ["bin"]
         )
         self.agreement = Histogram(
-            "protoseg_agreement", "Mean head agreement of an image",
+            "protoseg_agreement", "Mean probability that the linear head gives to the labels of an image",
             buckets=tuple(round(i / _BINS, 1) for i in range(1, _BINS + 1)),
         )  # fmt: skip
         self.baseline_class = Gauge(

@@ -92,13 +92,13 @@ def class_records(
     manifest: Manifest,
     classes: frozenset[int] | None,
 ) -> list[dict[str, Any]]:
-    """Id, name, colour, pixels, fraction, mean confidence and head agreement of the classes present."""
+    """Id, name, colour, pixels, fraction, mean confidence and mean agreement of the classes present."""
     count = len(manifest.classes)
     pixels = class_pixels(labels, count)
     flat = labels.ravel()
     sums = {
         name: np.bincount(flat, weights=scores.ravel(), minlength=count)
-        for name, scores in (("mean_confidence", confidence), ("head_agreement", agreement))
+        for name, scores in (("mean_confidence", confidence), ("mean_agreement", agreement))
         if scores is not None
     }
     records = []

@@ -109,9 +109,9 @@ class Settings(BaseModel):
     confidence_every: int = Field(32, ge=0)
     """Measure confidence for drift on every n-th mask request; 0 only when a client asks for it."""
     keep_hard: str | None = None
-    """Folder that keeps images on which the heads disagree, for labelling; null keeps none."""
+    """Folder that keeps images whose labels the linear head doubts, for labelling; null keeps none."""
     keep_hard_below: float = Field(0.8, ge=0, le=1)
-    """Mean head agreement below which an image is kept."""
+    """Mean agreement below which an image is kept."""
     keep_hard_bytes: int = Field(2**30, ge=1)
     """Bytes of the folder; nothing more is kept when it is full."""
 

@@ -21,7 +21,7 @@ from protoseg.predict import (
     predict_image,
     to_grey,
 )
-from protoseg.pseudo_labels import fuse, head_agreement
+from protoseg.pseudo_labels import fuse
 
 COLORS = [item.color for item in tiny_info(3).classes]
 EXIF_ORIENTATION = 0x0112
@@ -61,15 +61,14 @@ def test_labels_are_the_argmax_of_upsampled_logits(segmenter, size, resize):
     small = resize_image(image, resize)
     with torch.no_grad():
         output = segmenter(torch.from_numpy(small).permute(2, 0, 1)[None])
-    linear, prototype = output
+    linear = output.linear_logits
     if small.shape[:2] != size:
-        linear, prototype = (
-            F.interpolate(part, size=size, mode="bilinear", align_corners=False) for part in output
-        )
+        linear = F.interpolate(linear, size=size, mode="bilinear", align_corners=False)
     assert np.array_equal(found.labels, linear.argmax(1)[0].numpy())
     assert found.labels.dtype == np.uint8
     np.testing.assert_allclose(found.confidence, linear.softmax(1).amax(1)[0], atol=1e-6)
-    np.testing.assert_allclose(found.agreement, head_agreement(linear, prototype)[0], atol=1e-6)
+    believed = np.take_along_axis(linear.softmax(1)[0].numpy(), found.labels[None].astype(np.int64), 0)[0]
+    np.testing.assert_allclose(found.agreement, believed, atol=1e-6)
 
 
 def test_heads(segmenter):
@@ -101,7 +100,8 @@ def test_predict_without_prototypes():
     bare = tiny_segmenter(num_classes=3)
     bare.bank.active.fill_(False)
     rule = rule_with(ResizeConfig())
-    assert predict_image(bare, photo(8, 8), rule).agreement is None
+    found = predict_image(bare, photo(8, 8), rule)
+    np.testing.assert_allclose(found.agreement, found.confidence, atol=1e-6)
     with pytest.raises(ValueError, match="head 'fused' needs prototypes"):
         predict_image(bare, photo(8, 8), rule, head="fused")
 
@@ -228,7 +228,11 @@ def test_a_checkpoint_without_prototypes(tmp_path, capsys):
     Image.fromarray(photo(16, 16)).save(tmp_path / "a.png")
     arguments = [str(tmp_path), str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--device", "cpu"]
     assert main(arguments) == 0
-    assert not (tmp_path / "out" / "disagreement").exists()
+    confidence, disagreement = (
+        np.array(Image.open(tmp_path / "out" / part / "a.png")).astype(int)
+        for part in ("confidence", "disagreement")
+    )
+    assert np.abs(confidence + disagreement - 255).max() <= 1
     assert main([*arguments, "--head", "prototype"]) == 1
     assert "use --head linear" in capsys.readouterr().err
 

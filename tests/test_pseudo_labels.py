@@ -1,6 +1,6 @@
 import torch
 
-from protoseg.pseudo_labels import ClassThresholds, fuse, head_agreement, pseudo_labels
+from protoseg.pseudo_labels import ClassThresholds, fuse, head_agreement, label_agreement, pseudo_labels
 
 
 def test_labels_and_confidence():
@@ -15,6 +15,9 @@ def test_agreement_by_hand():
     prototype = torch.tensor([0.1, 0.6, 0.3]).log().view(1, 3, 1, 1)
     torch.testing.assert_close(head_agreement(linear, prototype), torch.full((1, 1, 1), 0.1 + 0.2 + 0.1))
     torch.testing.assert_close(head_agreement(linear, linear), torch.ones(1, 1, 1))
+    for label, expected in ((0, 0.7), (2, 0.1)):
+        found = label_agreement(linear, torch.full((1, 1, 1), label))
+        torch.testing.assert_close(found, torch.full((1, 1, 1), expected))
     torch.testing.assert_close(fuse(linear, prototype).flatten(), torch.tensor([0.4, 0.4, 0.2]))
 
 

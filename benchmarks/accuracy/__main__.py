@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.accuracy.records import Places
 from benchmarks.accuracy.runner import Runner, short
-from benchmarks.accuracy.study import Run, Study, StudyError, load_study, plan, unique_runs
+from benchmarks.accuracy.study import Run, Study, StudyError, load_study, plan, unique_runs, with_starts
 from benchmarks.accuracy.summary import Found, find_records, summarize
 from benchmarks.common import RESULTS, ROOT, write_result
 
@@ -106,6 +106,7 @@ def main(argv: list[str] | None = None) -> int:
             if not runs:
                 names = ", ".join(run.name for run in unique_runs(cells)[:5])
                 raise StudyError(f"--only {' '.join(arguments.only)} matches no run; there are {names}, ...")
+            runs = with_starts(runs)
         runner = Runner(study, places, jobs=arguments.jobs, redo=arguments.redo)
         wanted = runner.wanted(runs)
         if arguments.dry_run:

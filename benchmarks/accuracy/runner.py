@@ -25,7 +25,7 @@ from benchmarks.accuracy.records import (
     read_record,
     write_whole,
 )
-from benchmarks.accuracy.study import Run, Study, changed_settings
+from benchmarks.accuracy.study import START, Run, Study, changed_settings, with_starts
 from benchmarks.common import ROOT
 
 LOOK_EVERY = 0.5
@@ -84,7 +84,14 @@ class Runner:
                     wanted.append(run)
                 else:
                     say(f"{run.name}: kept as it is; --redo trains it again")
-        return wanted
+        # the weights of a first stage are needed even where its record came from another machine
+        needed = {run.start.name for run in wanted if run.start is not None and not self._ready(run.start)}
+        kept = {run.name for run in wanted}
+        return [run for run in with_starts(runs) if run.name in kept | needed]
+
+    def _ready(self, run: Run) -> bool:
+        """Whether the folder of a first stage can be started from."""
+        return finished(run, self.places.runs / run.name)
 
     def train(self, runs: list[Run]) -> int:
         """Train ``runs``; returns the exit code.
@@ -123,11 +130,15 @@ class Runner:
     def _start_next(self, pending: list[Run]) -> Run | None:
         """Start the first run that nobody holds, or write its record if its folder is complete."""
         for run in pending:
+            if run.start is not None and not self._ready(run.start):
+                continue
             lock = claim(self.places.runs / f"{run.name}.lock")
             if lock is None:
                 continue
             record = read_record(self.places.record(run.name))
-            if record is not None and record.config_hash == run.hash:  # another runner was faster
+            known = record is not None and record.config_hash == run.hash
+            if record is not None and known and (run.method.name != START or self._ready(run)):
+                # another runner was faster
                 lock.close()
                 self.done += 1
                 self._learn(record)
@@ -224,6 +235,10 @@ class Runner:
         if self.stops:
             say(f"stopped; {len(pending)} not started. The same command goes on")
             return 130
+        stuck = [run for run in pending if run.start is not None and run.start.name in self.failed]
+        for run in stuck:
+            say(f"{run.name}: not trained, its first stage {run.start.name if run.start else ''} failed")
+        pending = [run for run in pending if run not in stuck]
         if pending:
             say(f"{len(pending)} are being trained by another runner: {', '.join(r.name for r in pending)}")
         return 1 if self.failed else 0
@@ -251,6 +266,8 @@ def trainer_command(study: Study, run: Run, runs: Path, *, resume: bool) -> list
     flag = ["--resume"] if resume else []
     own = [f"run.dir={short(runs)}", f"run.name={run.name}", "train.trackers=[]", "train.keep_states=1",
            f"train.save_every={max(1, run.steps // 12)}"]  # fmt: skip
+    if run.start is not None:
+        own.append(f"train.start_from={short(runs / run.start.name)}")
     return ["python", "-m", "protoseg.train", *flag, "--config", study.config, *own, *run.overrides]
 
 

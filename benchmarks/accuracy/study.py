@@ -29,9 +29,10 @@ NO_EFFECT = frozenset(
 OWN = frozenset(
     {
         "run.name", "run.dir", "train.seed", "train.max_steps", "train.warmup_steps", "train.eval_every",
-        "data.cache", "train.trackers", "train.save_every", "train.keep_states",
+        "data.cache", "train.trackers", "train.save_every", "train.keep_states", "train.start_from",
     }
 )  # fmt: skip
+START = "start"
 
 
 class StudyError(ValueError):
@@ -102,6 +103,15 @@ class Method(Part):
     """Seeds it is trained with; null: those of the label count."""
 
 
+class Start(Part):
+    """A training that all runs of a label count and seed start from."""
+
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    overrides: dict[str, Any] = {}
+    """Settings ``key.sub: value`` over the base configuration, the study's and the labels' settings."""
+
+
 class Study(Part):
     """The whole file."""
 
@@ -113,6 +123,8 @@ class Study(Part):
     """Base configuration, relative to the project."""
     overrides: dict[str, Any] = {}
     """Settings of every run over the base configuration."""
+    start: Start | None = None
+    """A first stage, trained once for each label count and seed, whose cost is not counted; null: none."""
     warmup_share: float = Field(0.25, ge=0, lt=1)
     """Share of the steps that is supervised, in every run."""
     evaluations: int = Field(3, ge=1)
@@ -144,6 +156,8 @@ class Study(Part):
             unknown = sorted(set(part.labels or ()) - known)
             if unknown:
                 raise ValueError(f"{part.name}: unknown labels {unknown}; the study has {sorted(known)}")
+        if self.start is not None and any(method.name == START for method in self.methods):
+            raise ValueError(f"{START!r} is the name of the first stage; give the method another")
         if self.baseline is not None and self.baseline not in {item.name for item in self.methods}:
             raise ValueError(f"baseline {self.baseline!r} is no method of the study")
         return self
@@ -176,6 +190,8 @@ class Run:
     overrides: tuple[str, ...]
     """What the trainer's command line says over the base configuration."""
     cost: Cost
+    start: Run | None = None
+    """The run whose weights this one starts from."""
 
     @property
     def steps(self) -> int:
@@ -245,8 +261,18 @@ def plan(study: Study) -> list[Cell]:
 
 
 def unique_runs(cells: list[Cell]) -> list[Run]:
-    """The trainings behind the cells, each once, in order."""
-    return list({cell.run.name: cell.run for cell in cells}.values())
+    """The trainings behind the cells, each once, in order; a first stage comes before what needs it."""
+    return with_starts([cell.run for cell in cells])
+
+
+def with_starts(runs: list[Run]) -> list[Run]:
+    """``runs`` with the first stages they need, each once."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        for item in (run.start, run):
+            if item is not None:
+                found.setdefault(item.name, item)
+    return list(found.values())
 
 
 def make_run(study: Study, budget: Budget, labels: Labels, method: Method, seed: int) -> Run:
@@ -255,11 +281,8 @@ def make_run(study: Study, budget: Budget, labels: Labels, method: Method, seed:
     Raises:
         StudyError: If they are wrong, or the budget is too small.
     """
-    texts = [
-        f"{key}={override_text(value, seed)}"
-        for part in (study.overrides, labels.overrides, method.overrides)
-        for key, value in part.items()
-    ]
+    start = make_start(study, labels, seed)
+    texts = override_texts(seed, study.overrides, labels.overrides, method.overrides)
     place = f"{study.name}: {method.name}, {labels.name} labels, seed {seed}, budget {budget.name}"
     try:
         draft = load_config(study.config, [*texts, "train.max_steps=1", "train.warmup_steps=0"])
@@ -267,18 +290,58 @@ def make_run(study: Study, budget: Budget, labels: Labels, method: Method, seed:
         warmup = warmup_steps(steps, study.warmup_share)
         if draft.method.unlabeled and warmup >= steps:
             raise StudyError(f"{place}: {steps} step(s) leave none for unlabelled images; raise the budget")
-        name = f"{method.name}_{labels.name}_seed{seed}_{steps}"
-        texts += [
-            f"train.seed={seed}",
-            f"train.max_steps={steps}",
-            f"train.warmup_steps={warmup}",
-            f"train.eval_every={-(-steps // study.evaluations)}",
-            "data.cache=true",
-        ]
-        config = load_config(study.config, [*texts, f"run.name={name}"])
+        texts += length_texts(seed, steps, warmup, study.evaluations)
+        return _run(study, method, labels, seed, texts, start)
     except ConfigError as error:
         raise StudyError(f"{place}: {error}") from error
-    return Run(name, method, labels, seed, config, tuple(texts), cost_of(config, steps, warmup))
+
+
+def make_start(study: Study, labels: Labels, seed: int) -> Run | None:
+    """The first stage of a label count and seed, or None in a study without one.
+
+    Raises:
+        StudyError: If its settings are wrong.
+    """
+    if study.start is None:
+        return None
+    steps = study.start.steps
+    texts = override_texts(seed, study.overrides, labels.overrides, study.start.overrides)
+    texts += length_texts(seed, steps, 0, study.evaluations)
+    method = Method(name=START, label=START, head="linear", overrides=study.start.overrides)
+    try:
+        return _run(study, method, labels, seed, texts, None)
+    except ConfigError as error:
+        raise StudyError(f"{study.name}: {START}, {labels.name} labels, seed {seed}: {error}") from error
+
+
+def _run(study: Study, method: Method, labels: Labels, seed: int, texts: list[str], start: Run | None) -> Run:
+    own = [] if start is None else [f"train.start_from={start.name}"]
+    config = load_config(study.config, [*texts, *own])
+    steps, warmup = config.train.max_steps, config.train.warmup_steps
+    assert steps is not None
+    assert warmup is not None
+    name = f"{method.name}_{labels.name}_seed{seed}_{steps}"
+    if method.name == START:
+        # what starts from it carries this name in its settings, and so is known to start from these weights
+        name += f"_{config_hash(config)[:6]}"
+    config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+    return Run(name, method, labels, seed, config, tuple(texts), cost_of(config, steps, warmup), start)
+
+
+def override_texts(seed: int, *parts: dict[str, Any]) -> list[str]:
+    """Settings as ``key.sub=value``, later parts over earlier ones."""
+    return [f"{key}={override_text(value, seed)}" for part in parts for key, value in part.items()]
+
+
+def length_texts(seed: int, steps: int, warmup: int, evaluations: int) -> list[str]:
+    """What the study itself sets."""
+    return [
+        f"train.seed={seed}",
+        f"train.max_steps={steps}",
+        f"train.warmup_steps={warmup}",
+        f"train.eval_every={-(-steps // evaluations)}",
+        "data.cache=true",
+    ]
 
 
 def override_text(value: Any, seed: int) -> str:
@@ -353,7 +416,7 @@ def config_hash(config: Config) -> str:
     """Hash of the settings that differ from the defaults and can change a figure.
 
     A setting that a later version adds leaves it as it is, so that records stay valid; and what configures a
-    part that is off changes nothing.
+    part that is off changes nothing. Of the run that the weights come from only the name counts.
     """
     off = [] if config.method.prototypes else ["prototypes."]
     off += [] if config.method.unlabeled else ["pseudo_labels.", "data.unlabeled"]
@@ -362,4 +425,6 @@ def config_hash(config: Config) -> str:
         for key, value in changed_settings(config).items()
         if key not in NO_EFFECT and not key.startswith(tuple(off))
     }
+    if "train.start_from" in settings:
+        settings["train.start_from"] = Path(settings["train.start_from"]).name
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -85,6 +85,7 @@ def summarize(study: Study, cells: list[Cell], found: Found) -> dict[str, Any]:
         "title": study.title,
         "config": study.config,
         "baseline": study.baseline,
+        "start": first_stages(study, cells, found.records),
         "budgets": [budget.model_dump(exclude={"labels"}) for budget in study.budgets],
         "labels": [{"name": item.name, "count": item.count} for item in study.labels],
         "methods": [{"name": m.name, "label": m.label, "head": m.head} for m in study.methods],
@@ -94,6 +95,21 @@ def summarize(study: Study, cells: list[Cell], found: Found) -> dict[str, Any]:
         "differences": differences(study, groups, found.records),
         "missing": found.missing,
         "other_settings": found.other_settings,
+    }
+
+
+def first_stages(study: Study, cells: Sequence[Cell], records: Mapping[str, Record]) -> dict[str, Any] | None:
+    """Steps of the shared first stage and the linear head's mIoU after it by label count, if there is one."""
+    if study.start is None:
+        return None
+    by_labels: dict[str, dict[int, float]] = {}
+    for run in unique_runs(list(cells)):
+        if run.start is not None and run.start.name in records:
+            figure = records[run.start.name].miou["linear"]
+            by_labels.setdefault(run.labels.name, {})[run.seed] = figure
+    return {
+        "steps": study.start.steps,
+        "miou": {labels: spread(by_seed) for labels, by_seed in by_labels.items()},
     }
 
 
@@ -124,7 +140,10 @@ def summarize_cell(group: Sequence[Cell], records: Mapping[str, Record]) -> dict
         "miou": {head: spread({s: r.miou[head] for s, r in by_seed.items()}) for head in first.miou},
         "best": {head: spread({s: r.best[head].miou for s, r in by_seed.items()}) for head in first.best},
         "iou": {head: class_spread([r.iou[head] for r in by_seed.values()]) for head in first.iou},
-        "curve": {head: curve(cell, list(by_seed.values()), head) for head in first.miou_by_step},
+        "curve": {
+            head: curve(cell, list(by_seed.values()), head, start_values(group, records))
+            for head in first.miou_by_step
+        },
         "pseudo_label_rate": spread(rates) if rates else None,
         "pseudo_label_class_share": class_spread(
             [r.pseudo_labels.class_share for r in by_seed.values() if r.pseudo_labels is not None]
@@ -142,9 +161,21 @@ def class_spread(by_run: Sequence[Mapping[str, float | None]]) -> dict[str, Any]
     return table
 
 
-def curve(cell: Cell, records: Sequence[Record], head: str) -> list[dict[str, Any]]:
-    """MIoU of a head at each evaluation, with the encoder images until then."""
+def start_values(group: Sequence[Cell], records: Mapping[str, Record]) -> list[float]:
+    """The linear head's mIoU after the first stages that the group's runs start from."""
+    names = [item.run.start.name for item in group if item.run.start is not None]
+    return [records[name].miou["linear"] for name in names if name in records]
+
+
+def curve(cell: Cell, records: Sequence[Record], head: str, before: Sequence[float]) -> list[dict[str, Any]]:
+    """MIoU of a head at each evaluation, with the encoder images until then.
+
+    Step 0 is the linear head of the first stage, where there is one (``before``).
+    """
     points = []
+    if before:
+        full = spread(dict(enumerate(before)))
+        points.append({"step": 0, "encoder_images": 0} | {k: full[k] for k in ("mean", "sd", "n")})
     for step in records[0].miou_by_step[head]:
         values = [r.miou_by_step[head][step] for r in records if step in r.miou_by_step[head]]
         full = spread(dict(enumerate(values)))

@@ -125,7 +125,7 @@ function draw() {
 
 function explainLayer(chosen) {
   const missing = ["agreement", "confidence"].filter((name) => state.shown.missing.has(name));
-  const words = { agreement: ["heads agree", "they do not"], confidence: ["sure", "unsure"] }[chosen];
+  const words = { agreement: ["linear head agrees", "it does not"], confidence: ["sure", "unsure"] }[chosen];
   if (words) {
     const scale = document.createElement("span");
     scale.className = "scale";
@@ -206,7 +206,7 @@ function drawFacts(milliseconds) {
   const { result } = state.shown;
   const rows = [["Image", `${result.width} × ${result.height}`], ["Time", `${milliseconds.toFixed(0)} ms`]];
   if (result.mean_confidence !== null) rows.push(["Mean confidence", result.mean_confidence.toFixed(2)]);
-  if (result.head_agreement !== null) rows.push(["Heads agree", result.head_agreement.toFixed(2)]);
+  if (result.mean_agreement !== null) rows.push(["Mean agreement", result.mean_agreement.toFixed(2)]);
   if (result.tiles > 1) rows.push(["Tiles", result.tiles]);
   $("facts").replaceChildren(...rows.map(([name, value]) => {
     const row = document.createElement("div");

@@ -3,10 +3,13 @@
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,7 +18,7 @@ from tiny import PROJECT_ROOT, quiet_environment, tiny_config
 
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.records import Clock, Places, read_record
-from benchmarks.accuracy.runner import claim
+from benchmarks.accuracy.runner import claim, trainer_command
 from benchmarks.accuracy.study import (
     STUDIES,
     Budget,
@@ -28,6 +31,7 @@ from benchmarks.accuracy.study import (
     unique_runs,
 )
 from benchmarks.accuracy.summary import find_records, spread, summarize
+from benchmarks.table_blocks import study_main
 from protoseg.config import parse_config
 
 
@@ -182,6 +186,95 @@ def test_summary_by_hand(tmp_path):
     assert difference["mean"] == pytest.approx(0.02)
     assert difference["sd"] == pytest.approx(0.04 / math.sqrt(2))
     assert len(summary["machines"]) == 1  # the load differs, the machine does not
+
+
+STAGES = {"start": {"steps": 6, "overrides": {"method.preset": "supervised", "optim.lr": 0.001}}}
+
+
+def test_a_first_stage_is_trained_once_for_each_seed_and_known_by_its_settings(tmp_path):
+    study = load_study(write_study(tmp_path, seeds=[0, 1], warmup_share=0.0, **STAGES))
+    runs = unique_runs(plan(study))
+    first = runs[0].name
+    assert re.fullmatch(r"start_4_seed0_6_[0-9a-f]{6}", first)
+    assert [run.name.split("_seed")[0] for run in runs] == ["start_4", "supervised_4", "protoseg_4"] * 2
+    for run in runs[1:3]:
+        assert run.start == runs[0]
+        assert Path(run.config.train.start_from) == Path(first)
+    assert runs[4].start == runs[3]
+    assert runs[0].config.optim.lr == 0.001
+    assert runs[1].config.optim.lr != 0.001
+    assert runs[0].cost.total == 12  # two images a step
+    command = trainer_command(study, runs[1], tmp_path / "runs", resume=False)
+    assert f"train.start_from={tmp_path / 'runs' / first}" in command
+    # the folder of the runs does not matter, the settings of the first stage do
+    moved = runs[1].config.model_copy(
+        update={"train": runs[1].config.train.model_copy(update={"start_from": f"/elsewhere/{first}"})}
+    )
+    assert config_hash(moved) == runs[1].hash
+    changed = {"steps": 6, "overrides": {"method.preset": "supervised", "optim.lr": 0.002}}
+    other = unique_runs(plan(load_study(write_study(tmp_path, warmup_share=0.0, start=changed))))
+    assert other[1].name == runs[1].name
+    assert other[1].hash != runs[1].hash
+
+
+def test_summary_of_a_study_with_a_first_stage(tmp_path):
+    study = load_study(write_study(tmp_path, seeds=[0, 1], warmup_share=0.0, **STAGES))
+    cells = plan(study)
+    places = Places(tmp_path / "runs", tmp_path / "results" / "accuracy" / "small")
+    values = {"start": (0.30, 0.34), "supervised": (0.36, 0.37), "protoseg": (0.40, 0.41)}
+    for run in unique_runs(cells):
+        write_record(study, run, places, values[run.method.name][run.seed])
+    summary = summarize(study, cells, find_records(cells, places))
+    assert [cell["method"] for cell in summary["cells"]] == ["supervised", "protoseg"]
+    assert summary["start"]["steps"] == 6
+    assert summary["start"]["miou"]["4"]["mean"] == pytest.approx(0.32)
+    before = summary["cells"][1]["curve"]["fused"][0]
+    assert (before["step"], before["encoder_images"], before["n"]) == (0, 0, 2)
+    assert before["mean"] == pytest.approx(0.32)
+    text = study_main(summary)
+    assert "start from the same supervised training of 6 steps, which reached 32.0 ± 2.8" in text
+
+
+@pytest.mark.slow
+def test_a_study_with_a_first_stage_trains_it_first(tmp_path):
+    path = write_study(tmp_path, warmup_share=0.0, **STAGES)
+    places = Places(tmp_path / "runs" / "small", tmp_path / "results" / "accuracy" / "small")
+    command = [
+        sys.executable, "-m", "benchmarks.accuracy", str(path), "--runs", str(tmp_path / "runs"),
+        "--results", str(tmp_path / "results"), "--only", "protoseg_*", "--jobs", "2",
+    ]  # fmt: skip
+
+    def run():
+        return subprocess.run(
+            command, cwd=PROJECT_ROOT, env=quiet_environment(), text=True, capture_output=True, timeout=600
+        )
+
+    done = run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    (start,) = places.records.glob("start_*.json")
+    log = places.log("protoseg_4_seed0_4").read_text()
+    assert f"start from {places.runs / start.stem} ({start.stem}, step 6)" in log
+    assert not list(places.records.glob("supervised_*"))
+    # records that came without folders: the first stage is needed again, what has its record is not
+    shutil.rmtree(places.runs)
+    assert "all 2 runs are finished" in run().stdout
+    (places.records / "protoseg_4_seed0_4.json").unlink()
+    done = run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{start.stem}: started" in done.stdout
+    # a first stage that fails is told, and what needs it is not trained
+    (places.records / "protoseg_4_seed0_4.json").unlink()
+    shutil.rmtree(places.runs)
+    base = yaml.safe_load((tmp_path / "base.yaml").read_text())
+    base["optim"] = {"max_grad_norm": 1e-30, "lr": 1e30, "decoder_lr_factor": 1e9}
+    base["train"]["max_bad_steps"] = 1
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    study = yaml.safe_load(path.read_text())
+    study["start"]["overrides"]["optim.lr"] = 1e30
+    path.write_text(yaml.safe_dump(study))
+    done = run()
+    assert done.returncode == 1
+    assert "protoseg_4_seed0_4: not trained, its first stage" in done.stdout
 
 
 def test_report_writes_summary_and_plots_and_names_what_is_missing(tmp_path, capsys):

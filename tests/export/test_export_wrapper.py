@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
+from tiny import tiny_segmenter
 from torch import nn
 
 from export.prepare import StaticSameConv, prepare_network
@@ -16,14 +17,15 @@ from export.wrapper import (
     ExportModule,
     FoldedPrototypes,
     TorchRunner,
-    agreement_map,
     label_dtype,
     probabilities,
+    probability_of,
     top_probability,
 )
 from protoseg.checkpoint import Checkpoint
+from protoseg.manifest import Head
 from protoseg.models.prototypes import PrototypeBank
-from protoseg.pseudo_labels import head_agreement
+from protoseg.pseudo_labels import label_agreement
 
 
 def make_bank(pooling: Any = "max", active: int = 3) -> PrototypeBank:
@@ -64,11 +66,29 @@ def test_probabilities_are_softmax() -> None:
 
 
 def test_agreement_follows_the_training_definition() -> None:
-    first, second = torch.randn(2, 1, 4, 3, 3).unbind()
-    torch.testing.assert_close(agreement_map(first, second), head_agreement(first, second))
-    # by hand: p = (.75, .25) and q = (.25, .75) share .25 + .25
+    logits = 30 * torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(4))
+    labels = torch.randint(0, 4, (2, 3, 5), generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(probability_of(logits, labels), label_agreement(logits, labels))
+    # by hand: p = (.75, .25)
     one = torch.tensor([3.0, 1.0]).log().view(1, 2, 1, 1)
-    assert agreement_map(one, one.flip(1)).item() == pytest.approx(0.5)
+    for label, expected in ((0, 0.75), (1, 0.25)):
+        assert probability_of(one, torch.full((1, 1, 1), label)).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("head", ["linear", "prototype", "mean"])
+def test_agreement_is_the_linear_heads_probability_of_the_label(head: Head) -> None:
+    segmenter = tiny_segmenter(num_classes=4)
+    image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    module = ExportModule(segmenter, head).eval()
+    with torch.no_grad():
+        found = dict(zip(module.output_names, module(image), strict=True))
+        linear = segmenter(image).linear_logits.softmax(1)
+    expected = linear.gather(1, found["labels"].long()[:, None])[:, 0]
+    torch.testing.assert_close(found["agreement"], expected, rtol=0, atol=1e-5)
+    if head == "linear":
+        torch.testing.assert_close(found["agreement"], found["confidence"])
+    else:
+        assert (found["agreement"] - found["confidence"]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("count", "dtype"), [(2, torch.uint8), (256, torch.uint8), (257, torch.int32)])

@@ -79,7 +79,7 @@ def test_json_adds_up(client: Any, png: bytes, mask: Pixels) -> None:
         assert item["pixels"] == counts[item["id"]]
         assert item["name"] == NAMES[item["id"]]
         assert 0.2 < item["mean_confidence"] <= 1
-        assert 0 <= item["head_agreement"] <= 1
+        assert 0 <= item["mean_agreement"] <= 1
     assert len(value["model"]["sha256"]) == 64
     assert set(value["timing_ms"]) >= {"queue", "decode", "infer"}
 

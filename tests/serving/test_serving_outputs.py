@@ -81,9 +81,9 @@ def test_records_by_hand(manifest: Manifest) -> None:
     records = outputs.class_records(labels, confidence, agreement, manifest, None)
     assert records == [
         {"id": 1, "name": "red", "color": [220, 40, 40], "pixels": 3, "fraction": 0.75,
-         "mean_confidence": 0.7, "head_agreement": 0.8},
+         "mean_confidence": 0.7, "mean_agreement": 0.8},
         {"id": 3, "name": "blue", "color": [50, 80, 230], "pixels": 1, "fraction": 0.25,
-         "mean_confidence": 0.25, "head_agreement": 0.0},
+         "mean_confidence": 0.25, "mean_agreement": 0.0},
     ]  # fmt: skip
     only = outputs.class_records(labels, None, None, manifest, frozenset({3, 4}))
     assert [record["name"] for record in only] == ["blue"]
