@@ -403,7 +403,7 @@ TABLES: dict[str, Table] = {
     "camvid_paired": _study("camvid", study_paired),
     "camvid_classes": _study("camvid", study_classes),
     "camvid_plots": _study("camvid", plots("labels", "steps")),
-    "camvid_long": _study("camvid_long", study_main),
+    "camvid_long": _study("camvid_long", study_labels),
     "quickstart": _study("quickstart", study_main),
     "quickstart_plots": _study("quickstart", plots("steps")),
     "nuclei": _study("nuclei", study_main),

@@ -29,7 +29,7 @@ LINK = re.compile(r"\]\(((?:docs|benchmarks)/[^)]+)\)")
 # what each result file answers, in the order of the index
 QUESTIONS = {
     "accuracy_camvid": "methods and label counts on CamVid, at equal steps and at equal cost",
-    "accuracy_camvid_long": "the same with 1,300 steps, 46 labels, one seed",
+    "accuracy_camvid_long": "how far labels alone go: supervised, 1,300 steps, 46 and all 367 labels",
     "accuracy_quickstart": "methods on the embedded scenes",
     "accuracy_nuclei": "methods on nuclei with 24 labels",
     "accuracy_camvid_ablations": "one change at a time from `protoseg`",

@@ -419,7 +419,10 @@ def config_hash(config: Config) -> str:
     part that is off changes nothing. Of the run that the weights come from only the name counts.
     """
     off = [] if config.method.prototypes else ["prototypes."]
-    off += [] if config.method.unlabeled else ["pseudo_labels.", "data.unlabeled"]
+    if not config.method.unlabeled:
+        off += ["pseudo_labels.", "data.unlabeled", "views.mixing", "views.strong_views"]
+        # the colour operations of the strong view
+        off += [] if config.views.labeled_jitter else ["views.jitter", "views.gray", "views.blur"]
     settings = {
         key: value
         for key, value in changed_settings(config).items()

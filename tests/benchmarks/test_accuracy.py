@@ -82,7 +82,11 @@ def test_hash_follows_what_can_change_a_figure():
     # what configures a part that is off changes nothing
     plain = config_hash(tiny_config(method={"preset": "supervised"}))
     off = {"prototypes": {"temperature": 0.2}, "pseudo_labels": {"threshold": 0.95}}
+    off["views"] = {"crop": [32, 32], "blur": 0.0, "jitter_strength": [0, 0, 0, 0], "mixing_probability": 1}
     assert config_hash(tiny_config(method={"preset": "supervised"}, **off)) == plain
+    off["views"]["labeled_jitter"] = True
+    assert config_hash(tiny_config(method={"preset": "supervised"}, **off)) != plain
+    del off["views"]
     linear_only = config_hash(tiny_config(method={"preset": "fixmatch"}))
     assert (
         config_hash(tiny_config(method={"preset": "fixmatch"}, prototypes=off["prototypes"])) == linear_only
@@ -103,14 +107,14 @@ def test_studies_of_the_project_are_valid():
 def test_seeds_reach_list_and_training_and_budgets_share_runs():
     cells = plan(load_study("camvid"))
     by_name = {cell.run.name: cell.run.config for cell in cells}
-    config = by_name["protoseg_46_seed2_400"]
+    config = by_name["protoseg_46_seed2_200"]
     assert config.train.seed == 2
     assert config.data.labeled == "splits/46/seed2/labeled.txt"
     assert config.data.unlabeled == "splits/46/seed2/unlabeled.txt"
-    assert (config.train.warmup_steps, config.train.eval_every) == (100, 134)
-    shared = [cell.budget.name for cell in cells if cell.run.name == "protoseg_46_seed2_400"]
+    assert (config.train.warmup_steps, config.train.eval_every) == (0, 100)
+    shared = [cell.budget.name for cell in cells if cell.run.name == "protoseg_46_seed2_200"]
     assert shared == ["steps", "cost"]
-    assert by_name["supervised_46_seed0_1000"].train.eval_every == 334
+    assert by_name["supervised_46_seed0_600"].train.eval_every == 300
 
 
 @pytest.mark.parametrize(
