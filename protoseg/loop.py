@@ -137,11 +137,17 @@ def build_context(config: Config, accelerator: Accelerator, data: RunData) -> tu
     return context, (optimizer, scheduler)
 
 
-def start_from(context: Context, data: RunData, path: str) -> None:
-    """Give student and teacher the weights of an earlier run."""
+def start_from(context: Context, data: RunData, path: str) -> float:
+    """Give student and teacher the weights of an earlier run.
+
+    Returns:
+        The linear head's mIoU that they had on the same validation images; 0 if unknown.
+    """
     info = start_from_checkpoint(path, context.network, data.classes, data.mean, data.std)
     update_teacher(context.teacher, context.network, 0.0)
     logger.info("student and teacher start from %s (%s, step %d)", path, info.name, info.step)
+    same = info.data_hashes.get("val") == data.hashes["val"]
+    return ((info.metrics.get("val") or {}).get("miou") or {}).get("linear") or 0.0 if same else 0.0
 
 
 def phase_at(config: Config, plan: Plan, step: int) -> Phase:
@@ -385,8 +391,7 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
         logger.info("resumed from %s", states[-1])
     elif resume:
         logger.info("no saved state in %s: starting at step 0", folder)
-    if start:
-        start_from(context, data, start)
+    before = start_from(context, data, start) if start else 0.0
     if config.train.trackers:
         accelerator.init_trackers("tensorboard")
     logger.info("%s", data.describe(config, accelerator))
@@ -397,7 +402,7 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
     log = MetricsLog(folder / "metrics.jsonl") if main else None
     if log is not None:
         log.truncate_after(progress.step)
-    monitor = Monitor([c.name for c in data.classes], data.labeled_shares)
+    monitor = Monitor([c.name for c in data.classes], data.labeled_shares, best=(before, 0))
     interrupt = Interrupt()
     guard = Guard(context.network, context.bank)
     config_text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -497,6 +502,8 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
             progress.finished = done == plan.max_steps
             if main and log is not None:
                 log.append({"step": done, **{f"val/miou_{head}": v for head, v in result.miou.items()}})
+                for warning in monitor.update(MonitorStats(step=done, miou=miou, unlabeled=phase.unlabeled)):
+                    bar.write(f"warning: step {done}: {warning}")
                 bar.write(
                     f"step {done}: val mIoU " + ", ".join(f"{h} {v:.2%}" for h, v in result.miou.items())
                 )

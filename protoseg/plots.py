@@ -71,7 +71,7 @@ def curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     Args:
         records: Lines of ``metrics.jsonl``. Used keys: ``loss/*``, ``val/miou_HEAD``,
-            ``val/student_miou_HEAD``, ``pseudo_label/rate``, ``teacher_student/disagreement``.
+            ``pseudo_label/rate``, ``teacher_student/disagreement``.
         path: PNG file; its folder is made.
 
     Raises:
@@ -90,9 +90,6 @@ def curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         for head, color in _HEAD_COLORS.items():
             if series := _series(records, f"val/miou_{head}"):
                 _draw(val, series, f"{head}  {series[-1][1]:.1%}", color, marker=True)
-            if series := _series(records, f"val/student_miou_{head}"):
-                label = f"student {head}  {series[-1][1]:.1%}"
-                _draw(val, series, label, color, marker=True, dashed=True)
         for key, label, color in (
             ("pseudo_label/rate", "believed", _CYCLE[0]),
             ("teacher_student/disagreement", "contradicted by the student", _CYCLE[3]),
