@@ -99,12 +99,13 @@ def summarize(study: Study, cells: list[Cell], found: Found) -> dict[str, Any]:
 
 
 def first_stages(study: Study, cells: Sequence[Cell], records: Mapping[str, Record]) -> dict[str, Any] | None:
-    """Steps of the shared first stage and the linear head's mIoU after it by label count, if there is one."""
+    """Steps of the shared first stage, if there is one, and the linear head's mIoU after it by label count."""
     if study.start is None:
         return None
     by_labels: dict[str, dict[int, float]] = {}
     for run in unique_runs(list(cells)):
-        if run.start is not None and run.start.name in records:
+        # a seed of which only the first stage is there has no figure to compare with
+        if run.start is not None and run.start.name in records and run.name in records:
             figure = records[run.start.name].miou["linear"]
             by_labels.setdefault(run.labels.name, {})[run.seed] = figure
     return {
