@@ -99,7 +99,7 @@ def summarize(study: Study, cells: list[Cell], found: Found) -> dict[str, Any]:
 
 
 def first_stages(study: Study, cells: Sequence[Cell], records: Mapping[str, Record]) -> dict[str, Any] | None:
-    """Steps of the shared first stage, if there is one, and the linear head's mIoU after it by label count."""
+    """Steps of the shared first stage, if any, and the linear head's mIoU after it by label count."""
     if study.start is None:
         return None
     by_labels: dict[str, dict[int, float]] = {}
