@@ -54,8 +54,13 @@ def set_axes(value: onnx.ValueInfoProto, axes: Sequence[str | int | None]) -> No
             dim.dim_value = axis
 
 
-def prune(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
+def prune(model: onnx.ModelProto, outputs: Sequence[str], inside: Sequence[str] = ()) -> onnx.ModelProto:
     """A copy with the given outputs only, without nodes and weights that none of them needs.
+
+    Args:
+        model: Graph that has all outputs.
+        outputs: Outputs to keep, in this order.
+        inside: Values that stay in the graph without being outputs; runtimes do not compute them.
 
     Raises:
         GraphError: If an output does not exist.
@@ -67,7 +72,7 @@ def prune(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
     missing = [name for name in outputs if name not in known]
     if missing:
         raise GraphError(f"the graph has no output {missing[0]}; it has {', '.join(known)}")
-    needed = set(outputs)
+    needed = {*outputs, *inside}
     kept = []
     for node in reversed(graph.node):
         if needed.intersection(node.output):

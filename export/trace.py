@@ -16,7 +16,7 @@ import torch
 from export.errors import ExportError
 from export.graph import add_alias, check_graph, prune, set_axes, strip
 from export.prepare import prepare_network
-from export.wrapper import DEFAULT_OUTPUTS, ExportModule, Layout
+from export.wrapper import DEFAULT_OUTPUTS, HEAD_LOGITS, STRIDE_SUFFIX, ExportModule, Layout
 from protoseg.checkpoint import Checkpoint
 from protoseg.manifest import BUNDLE_SCHEMA, Head, Precision
 
@@ -101,7 +101,9 @@ def build_graph(checkpoint: Checkpoint, settings: ExportSettings) -> onnx.ModelP
     module = ExportModule(prepared, settings.head, settings.layout).eval()
     model = trace(module, settings, info.input.channels, info.input.stride_multiple)
     add_alias(model, f"{settings.head}_logits_stride", "logits_stride")
-    model = prune(model, settings.outputs)
+    # no output needs the prototype head when the linear one labels, but both are to be proven in this file
+    both = "agreement" in settings.outputs
+    model = prune(model, settings.outputs, [head + STRIDE_SUFFIX for head in HEAD_LOGITS] if both else [])
     batch, height, width = settings.static or ("batch", "height", "width")
     for value in model.graph.output:
         rank = len(value.type.tensor_type.shape.dim)
