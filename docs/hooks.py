@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # the classes of this checkout, not of another one that happens to be installed
 sys.path.insert(0, str(ROOT))
 
-from protoseg.config import METHOD_PRESETS, MODEL_PRESETS, Config, Section  # noqa: E402
+from protoseg.config import METHOD_PRESETS, MODEL_PRESETS, Config, Section, preset_values  # noqa: E402
 from serving.settings import PREFIX, Settings  # noqa: E402
 
 if TYPE_CHECKING:  # the reference is tested where mkdocs is not installed, too
@@ -84,7 +84,10 @@ def rewrite_links(text: str, folder: PurePosixPath) -> str:
 
 def training_reference() -> str:
     """Every setting of a training, section by section."""
-    presets = preset_values()
+    presets = {
+        name: [f"{value_text(value)} with `{preset}`." for preset, value in found]
+        for name, found in preset_values().items()
+    }
     parts = []
     for name, field in Config.model_fields.items():
         section = field.annotation
@@ -145,21 +148,6 @@ def mapping_table(kind: type[Section], settings: list[str]) -> str:
 def anchor_of(heading: str) -> str:
     """Anchor that mkdocs gives to a heading of a dotted name."""
     return heading.replace(".", "")
-
-
-def preset_values() -> dict[str, list[str]]:
-    """Dotted name of a setting -> sentences on what presets set it to."""
-    found: dict[str, list[str]] = {}
-    for preset, sections in METHOD_PRESETS.items():
-        for section, values in sections.items():
-            for key, value in values.items():
-                text = f"{value_text(value)} with `method.preset={preset}`."
-                found.setdefault(f"{section}.{key}", []).append(text)
-    for preset, values in MODEL_PRESETS.items():
-        for key, value in values.items():
-            text = f"{value_text(value)} with `model.preset={preset}`."
-            found.setdefault(f"model.{key}", []).append(text)
-    return found
 
 
 def preset_reference() -> str:

@@ -21,7 +21,8 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m protoseg.check",
         description="Check a run's images, masks, lists and settings, and draw a contact sheet. "
         "Exit code 1 when something is wrong.",
-        epilog="example: python -m protoseg.check --config configs/nuclei_24.yaml data.root=~/nuclei",
+        epilog="example: python -m protoseg.check --config configs/nuclei_24_efficientnet_lite0.yaml "
+        "data.root=~/nuclei",
     )
     parser.add_argument(
         "--config", default="configs/quickstart.yaml", help="YAML file of the run (%(default)s)"

@@ -636,17 +636,41 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
     return parse_config(raw, str(path) if path is not None else "config")
 
 
+def preset_values() -> dict[str, list[tuple[str, Any]]]:
+    """Dotted name of a setting -> (preset as ``method.preset=NAME``, value that it sets) of each preset."""
+    found: dict[str, list[tuple[str, Any]]] = {}
+    for preset, sections in METHOD_PRESETS.items():
+        for section, values in sections.items():
+            for key, value in values.items():
+                found.setdefault(f"{section}.{key}", []).append((f"method.preset={preset}", value))
+    for preset, values in MODEL_PRESETS.items():
+        for key, value in values.items():
+            found.setdefault(f"model.{key}", []).append((f"model.preset={preset}", value))
+    return found
+
+
 def describe_settings() -> str:
-    """Every setting with its default and meaning, as text."""
-    lines = []
+    """Every setting with its default, what presets set instead, and its meaning, as text."""
+    presets = preset_values()
+    lines = [f"method.preset is {MethodConfig().preset} unless set; what it sets is marked below with *\n"]
+
+    def describe(model: type[Section], prefix: str) -> None:
+        for key, item in model.model_fields.items():
+            name = f"{prefix}.{key}"
+            default = item.get_default(call_default_factory=True)
+            if isinstance(default, Section):
+                describe(type(default), name)
+                continue
+            lines.append(f"  {name}={json.dumps(default, default=str)}")
+            for preset, value in presets.get(name, []):
+                mark = "*" if preset == f"method.preset={MethodConfig().preset}" else " "
+                lines.append(f"    {mark} {json.dumps(value)} with {preset}")
+            lines.append("      " + " ".join((item.description or "").split()))
+
     for section, field in Config.model_fields.items():
         lines.append(f"{section}: {field.description}")
         annotation = field.annotation
         assert isinstance(annotation, type)
         assert issubclass(annotation, Section)
-        for key, item in annotation.model_fields.items():
-            default = item.get_default(call_default_factory=True)
-            shown = "{...}" if isinstance(default, Section) else json.dumps(default, default=str)
-            text = " ".join((item.description or "").split())
-            lines.append(f"  {section}.{key}={shown}\n      {text}")
+        describe(annotation, section)
     return "\n".join(lines) + "\n"

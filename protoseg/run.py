@@ -82,7 +82,7 @@ class RunData:
     labeled_shares: list[float]
     """Share of each class among labelled pixels."""
     class_weights: Tensor | None
-    """(C,) weights of the supervised loss, or None."""
+    """(C,) weights of the cross entropy with labels and pseudo-labels, or None."""
     hashes: dict[str, str]
     """Hash of each list."""
     resume_command: str

@@ -92,12 +92,20 @@ def test_missing_file_lists_the_shipped_ones():
         load_config("nowhere.yaml")
 
 
+def test_settings_say_what_presets_change_and_show_nested_ones():
+    lines = describe_settings().splitlines()
+    place = lines.index("  prototypes.weight=1.0")
+    assert lines[place + 1] == "    * 0.5 with method.preset=protoseg"
+    assert '  data.resize.mode="none"' in lines
+    assert not any("{...}" in line for line in lines)
+
+
 def test_every_setting_is_described():
     text = describe_settings()
     for section, field in Config.model_fields.items():
         assert f"{section}: " in text
         for key, item in field.annotation.model_fields.items():
-            assert f"  {section}.{key}=" in text
+            assert f"  {section}.{key}" in text
             assert item.description, f"{section}.{key} has no docstring"
 
 

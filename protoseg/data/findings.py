@@ -21,6 +21,8 @@ TITLES = {
     "overlap": "images that are in two splits",
     "duplicate": "images that are twice in one split",
     "crop": "images smaller than the training crop",
+    "small-crop": "images much larger than the training crop",
+    "random-weights": "training would start from random weights",
 }
 
 

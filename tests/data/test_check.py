@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from protoseg.check import main
-from protoseg.config import Config, parse_config
+from protoseg.config import Config, ModelConfig, parse_config
 from protoseg.data.check import inspect
 from protoseg.data.findings import Report
 from protoseg.data.images import save_image, save_mask
@@ -25,7 +25,7 @@ SCENES = {"num_labeled": 4, "num_unlabeled": 5, "num_val": 2, "height": 32, "wid
 def raw_config(root: Path, **data: object) -> dict[str, object]:
     return {
         "run": {"dir": str(root / "runs"), "name": "t"},
-        "model": TINY,
+        "model": {**TINY, "pretrained": "package"},  # never loaded: the doctor builds no network with weights
         "views": {"crop": [16, 16]},
         "data": {
             "kind": "files", "root": str(root), "labeled": "labeled.txt",
@@ -221,6 +221,23 @@ def test_crop_larger_than_the_working_size(good: Path) -> None:
     assert "working size of 48x40, the crop is 48x41" in only(report, "crop")
 
 
+def test_a_small_crop_of_large_images(good: Path) -> None:
+    raw = raw_config(good, resize={"mode": "fixed", "height": 120, "width": 160})
+    assert counts(inspect(parse_config({**raw, "views": {"crop": [48, 50]}}), quick=True)) == {}
+    report = inspect(parse_config({**raw, "views": {"crop": [48, 49]}}), quick=True)
+    assert report.ok
+    assert "the crop is 49x48, the working size of most images 160x120" in only(report, "small-crop")
+
+
+def test_random_weights(good: Path) -> None:
+    raw = raw_config(good)
+    report = inspect(parse_config({**raw, "model": TINY}), quick=True)
+    assert report.ok
+    assert "model.pretrained=none" in only(report, "random-weights")
+    later = {**raw, "model": TINY, "train": {"start_from": "runs/labels", "max_steps": 10}}
+    assert counts(inspect(parse_config(later), quick=True)) == {}
+
+
 @pytest.mark.parametrize(
     ("data", "kind", "message"),
     [
@@ -253,15 +270,20 @@ def test_camvid_and_nuclei_lists() -> None:
         "labeled": "splits/46/seed0/labeled.txt", "unlabeled": "splits/46/seed0/unlabeled.txt",
         "val": "splits/val.txt",
     }  # fmt: skip
-    report = inspect(parse_config({"data": camvid}), quick=True)
+    usual = {"views": {"crop": [160, 224]}, "model": {"pretrained": "package"}}
+    report = inspect(parse_config({"data": camvid, **usual}), quick=True)
     assert counts(report) == {}
+    # as the defaults are, which are made for the embedded scenes
+    assert set(counts(inspect(parse_config({"data": camvid}), quick=True))) == {
+        "small-crop", "random-weights"
+    }  # fmt: skip
     images = {name: item["images"] for name, item in report.facts["splits"].items()}
     assert images == {"labeled": 46, "unlabeled": 321, "val": 101}
     nuclei = {
         "kind": "files", "root": str(root / "nuclei"), "classes": ["background", "nucleus"],
         "labeled": "splits/labeled.txt", "unlabeled": "splits/unlabeled.txt", "val": "splits/val.txt",
     }  # fmt: skip
-    assert set(counts(inspect(parse_config({"data": nuclei}), quick=True))) == {"two-value"}
+    assert set(counts(inspect(parse_config({"data": nuclei, **usual}), quick=True))) >= {"two-value"}
     mapped = {**nuclei, "label_map": {"0": 0, "255": 1}}
     assert inspect(parse_config({"data": mapped}), quick=True).ok
 
@@ -284,7 +306,7 @@ def test_memory_is_counted_from_the_network(good: Path) -> None:
 
     found = config(good)
     memory = inspect(found, quick=False).facts["memory"]
-    network = build_segmenter(found.model, found.prototypes, num_classes=3).network
+    network = build_segmenter(ModelConfig(**TINY), found.prototypes, num_classes=3).network
     million = sum(p.numel() for p in network.parameters()) / 1e6
     assert memory["parameters"] == f"{million:.2f} M ({million:.2f} M trained)"
     half = parse_config({**raw_config(good), "train": {"max_steps": 1, "mixed_precision": "bf16"}})
