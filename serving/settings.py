@@ -15,7 +15,9 @@ PREFIX = "PROTOSEG_"
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 FORMATS = ("jpeg", "png", "webp", "bmp", "tiff", "gif")
 # of the trainer, the export and the client; Kubernetes adds the last kind for a Service called protoseg
-_FOREIGN = re.compile(r"(CONFIG|DATA|CACHE|API_KEY|(.*_)?SERVICE_(HOST|PORT.*)|(.*_)?PORT(_\d+_(TCP|UDP).*)?)$")
+_FOREIGN = re.compile(
+    r"(CONFIG|DATA|CACHE|API_KEY|(.*_)?SERVICE_(HOST|PORT.*)|(.*_)?PORT(_\d+_(TCP|UDP).*)?)$"
+)
 _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -305,8 +305,10 @@ def _settings(
 def _remarks(parts: Parts, coverage: dict[str, dict[str, int]]) -> list[str]:
     remarks = []
     if not parts.unlabeled:
-        remarks.append("no image is left without a label: name others in data.unlabeled, or train with "
-            "method.preset=supervised")
+        remarks.append(
+            "no image is left without a label: name others in data.unlabeled, or train with "
+            "method.preset=supervised"
+        )
     if not parts.val:
         remarks.append("no validation list was made; a training needs one (--val)")
     absent = [name for name, counts in coverage.items() if parts.val and not counts["val"]]
