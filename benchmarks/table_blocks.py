@@ -404,7 +404,6 @@ TABLES: dict[str, Table] = {
     "camvid_classes": _study("camvid", study_classes),
     "camvid_plots": _study("camvid", plots("labels", "steps")),
     "camvid_long": _study("camvid_long", study_labels),
-    "camvid_early": _study("camvid_early", study_main),
     "quickstart": _study("quickstart", study_main),
     "quickstart_plots": _study("quickstart", plots("steps")),
     "nuclei": _study("nuclei", study_main),

@@ -30,7 +30,6 @@ LINK = re.compile(r"\]\(((?:docs|benchmarks)/[^)]+)\)")
 QUESTIONS = {
     "accuracy_camvid": "methods and label counts on CamVid, at equal steps and at equal cost",
     "accuracy_camvid_long": "how far labels alone go: supervised, 1,300 steps, 46 and all 367 labels",
-    "accuracy_camvid_early": "methods after too short a first stage: 600 steps, 46 labels",
     "accuracy_quickstart": "methods on the embedded scenes",
     "accuracy_nuclei": "methods on nuclei with 24 labels",
     "accuracy_camvid_ablations": "one change at a time from `protoseg`",
@@ -52,7 +51,6 @@ QUESTIONS = {
 COMMANDS = {
     "accuracy_camvid": "python -m benchmarks.accuracy benchmarks/studies/camvid.yaml",
     "accuracy_camvid_long": "python -m benchmarks.accuracy benchmarks/studies/camvid_long.yaml",
-    "accuracy_camvid_early": "python -m benchmarks.accuracy benchmarks/studies/camvid_early.yaml",
     "accuracy_quickstart": "python -m benchmarks.accuracy benchmarks/studies/quickstart.yaml",
     "accuracy_nuclei": "python -m benchmarks.accuracy benchmarks/studies/nuclei.yaml",
     "accuracy_camvid_ablations": "python -m benchmarks.accuracy benchmarks/studies/camvid_ablations.yaml",

@@ -319,7 +319,7 @@ def load_checkpoint(path: str | Path, *, student: bool = False) -> Checkpoint:
 
 
 # parts that a start from other weights may lack: they depend on the method and learn quickly
-_NEW_PARTS = ("projection.", "aux_head.")
+NEW_PARTS = ("projection.", "aux_head.")
 
 
 def start_from_checkpoint(
@@ -356,11 +356,11 @@ def start_from_checkpoint(
     state = {
         key: value
         for key, value in _described_tensors(folder / WEIGHTS_NAME, info).items()
-        if not key.startswith(("prototypes.", *_NEW_PARTS))
+        if not key.startswith(("prototypes.", *NEW_PARTS))
     }
     own = plain_state(network)
     odd = sorted(set(state) - set(own))
-    odd += sorted(key for key in set(own) - set(state) if not key.startswith(_NEW_PARTS))
+    odd += sorted(key for key in set(own) - set(state) if not key.startswith(NEW_PARTS))
     odd += sorted(key for key in set(own) & set(state) if own[key].shape != state[key].shape)
     if odd:
         raise CheckpointError(

@@ -284,7 +284,8 @@ class PrototypeConfig(Section):
     momentum: float = Field(0.99, ge=0, lt=1)
     """Share of the old prototype that an update keeps."""
     momentum_ramp: bool = False
-    """Use min(momentum, 1 - 1/(n+1)) for the n-th update of a prototype, so that early ones count."""
+    """Use min(momentum, 1 - 1/(n+1)) as momentum of a prototype with n updates behind it, so that early ones
+    count; its start counts for 10."""
     normalize: bool = True
     """Average unit vectors (true) or raw features (false) in an update."""
     update_from: Literal["labeled", "both"] = "both"

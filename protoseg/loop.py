@@ -18,7 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from protoseg.checkpoint import CheckpointError, resolve_checkpoint, start_from_checkpoint
+from protoseg.checkpoint import NEW_PARTS, CheckpointError, resolve_checkpoint, start_from_checkpoint
 from protoseg.config import Config, ConfigError
 from protoseg.data.datasets import Sample, make_stream, padding_fill
 from protoseg.models.segmenter import Segmenter, build_segmenter
@@ -38,7 +38,7 @@ from protoseg.run import (
 )
 from protoseg.start import labeled_features, starting_prototypes
 from protoseg.step import Context, Phase, Points, compute_step, prototype_weight, step_generator
-from protoseg.teacher import ema_decay, make_teacher, update_teacher
+from protoseg.teacher import ema_decay, make_teacher, update_teacher, updates_behind
 
 logger = logging.getLogger("protoseg")
 
@@ -176,6 +176,18 @@ def start_prototypes(context: Context, data: RunData, step: int) -> None:
     if context.world > 1:
         for buffer in context.bank.buffers():
             buffer.copy_(broadcast(buffer.clone()))
+
+
+def move_teacher(context: Context, progress: Progress) -> None:
+    """One update of the moving average; what ``train.start_from`` did not bring starts like a new teacher."""
+    largest = context.config.train.ema_decay
+    update_teacher(
+        context.teacher,
+        context.network,
+        ema_decay(progress.teacher_updates + progress.teacher_head_start, largest),
+        new=NEW_PARTS,
+        new_decay=ema_decay(progress.teacher_updates, largest),
+    )
 
 
 def average_buffers(context: Context) -> None:
@@ -392,6 +404,9 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
     elif resume:
         logger.info("no saved state in %s: starting at step 0", folder)
     before = start_from(context, data, start) if start else 0.0
+    if start and plan.warmup_steps == 0:
+        # the first update would otherwise throw the earlier run's average away
+        progress.teacher_head_start = updates_behind(config.train.ema_decay)
     if config.train.trackers:
         accelerator.init_trackers("tensorboard")
     logger.info("%s", data.describe(config, accelerator))
@@ -429,9 +444,10 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
                dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 15)  # fmt: skip
     for step in range(progress.step, plan.max_steps):
         phase = phase_at(config, plan, step)
+        if step == plan.warmup_steps > 0:
+            # the teacher's first labels are those of the warmed-up student
+            update_teacher(context.teacher, context.network, 0.0)
         if config.method.prototypes and step in plan.start_steps:
-            if step <= plan.warmup_steps:
-                update_teacher(context.teacher, context.network, 0.0)
             start_prototypes(context, data, step)
             logger.info("step %d: prototypes start (%s)", step, config.prototypes.start)
         guard.remember()
@@ -457,8 +473,7 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
             guard.restore(bad)
         if step >= plan.warmup_steps and not skip:
             average_buffers(context)
-            decay = ema_decay(progress.teacher_updates, config.train.ema_decay)
-            update_teacher(context.teacher, context.network, decay)
+            move_teacher(context, progress)
             progress.teacher_updates += 1
         done = step + 1
         bar.update()

@@ -34,6 +34,8 @@ class Progress:
     """Optimiser steps done."""
     teacher_updates: int = 0
     """Teacher updates done, for the decay ramp."""
+    teacher_head_start: int = 0
+    """Updates that the weights of ``train.start_from`` count for, in the same ramp."""
     best_miou: float = -1.0
     """Highest validation mIoU of the linear head so far, in [0, 1]."""
     bad_steps: int = 0

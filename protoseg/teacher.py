@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import TypeVar
 
 import torch
@@ -19,6 +20,11 @@ def ema_decay(updates: int, largest: float) -> float:
     return min(1 - 1 / (updates + 1), largest)
 
 
+def updates_behind(largest: float) -> int:
+    """Number of updates from which on ``ema_decay`` is ``largest``: what a teacher that is worth keeping has."""
+    return math.ceil(1 / (1 - largest))
+
+
 def make_teacher(student: M) -> M:
     """A copy of ``student`` in eval mode without gradients."""
     teacher = copy.deepcopy(student)
@@ -28,7 +34,9 @@ def make_teacher(student: M) -> M:
 
 
 @torch.no_grad()
-def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+def update_teacher(
+    teacher: nn.Module, student: nn.Module, decay: float, *, new: tuple[str, ...] = (), new_decay: float = 0.0
+) -> None:
     """``teacher <- decay * teacher + (1 - decay) * student``.
 
     Floating-point parameters and buffers are averaged; integer buffers (batch norm's counter) are
@@ -38,17 +46,20 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None
         teacher: Module with the same state as the student.
         student: Unwrapped student.
         decay: In [0, 1); 0 copies.
+        new: Beginnings of the names of parts that have another decay, because they started later.
+        new_decay: The decay of those.
     """
-    ours: list[Tensor] = []
-    theirs: list[Tensor] = []
-    new = {**dict(student.named_parameters()), **dict(student.named_buffers())}
+    groups: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
+    source = {**dict(student.named_parameters()), **dict(student.named_buffers())}
     for name, value in [*teacher.named_parameters(), *teacher.named_buffers()]:
         if value.dtype.is_floating_point:
+            ours, theirs = groups.setdefault(new_decay if name.startswith(new) else decay, ([], []))
             ours.append(value)
-            theirs.append(new[name])
+            theirs.append(source[name])
         else:
-            value.copy_(new[name])
-    if decay == 0:
-        torch._foreach_copy_(ours, theirs)
-    else:
-        torch._foreach_lerp_(ours, theirs, 1 - decay)
+            value.copy_(source[name])
+    for keep, (ours, theirs) in groups.items():
+        if keep == 0:
+            torch._foreach_copy_(ours, theirs)
+        else:
+            torch._foreach_lerp_(ours, theirs, 1 - keep)

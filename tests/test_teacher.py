@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from protoseg.teacher import ema_decay, make_teacher, update_teacher
+from protoseg.teacher import ema_decay, make_teacher, update_teacher, updates_behind
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,19 @@ def test_update_averages_floats_and_copies_integers():
     assert teacher[1].running_mean.item() == pytest.approx(0.25)
     assert teacher[1].num_batches_tracked.item() == 41
     assert teacher[1].num_batches_tracked.dtype == torch.int64
+
+
+def test_new_parts_have_their_own_decay():
+    student, teacher = net(1.0), make_teacher(net(0.0))
+    update_teacher(teacher, student, 0.75, new=("1.",), new_decay=0.0)
+    assert teacher[0].weight.item() == pytest.approx(0.25)
+    assert teacher[1].weight.item() == 1.0
+    assert teacher[1].running_mean.item() == 1.0
+
+
+@pytest.mark.parametrize("largest", [0.0, 0.9, 0.99, 0.999])
+def test_a_head_start_reaches_the_largest_decay_at_once(largest):
+    assert ema_decay(updates_behind(largest), largest) == largest
 
 
 def test_decay_zero_copies_exactly():

@@ -166,6 +166,15 @@ def test_a_second_stage_starts_from_an_earlier_run(config_file, run_module, tmp_
             two["model.safetensors"][key], one["model.safetensors"][key], rtol=0, atol=1e-6
         )
 
+    # the earlier run's average goes on instead of being replaced by the student's first step
+    moved = run_module("protoseg.train", *second, "run.name=moved", "train.max_steps=1")
+    assert moved.returncode == 0, moved.stderr
+    teacher, student = weights(runs / "moved").values()
+    assert max((student[key] - one["model.safetensors"][key]).abs().max() for key in kept) > 1e-4
+    for key in kept:
+        expected = 0.99 * one["model.safetensors"][key] + 0.01 * student[key]
+        torch.testing.assert_close(teacher[key], expected, rtol=1e-5, atol=1e-6)
+
     # a resumed run does not look at the start again
     process = start(*second, "train.max_steps=6", "train.save_every=2")
     wait_for(runs / "second" / "state" / "step_00000002", process)

@@ -20,6 +20,9 @@ Reduce = Callable[[Tensor], Tensor]
 # A class without prototypes sits this far below the lowest possible logit, so that its probability is
 # below 1e-13 while logits stay in a range that half precision and parity checks can handle.
 INACTIVE_MARGIN = 30.0
+# Updates that a starting centre counts for in the momentum's ramp: it is the mean of thousands of pixels
+# and is not to be thrown away for the first few that it wins.
+START_UPDATES = 10
 
 
 def identity(value: Tensor) -> Tensor:
@@ -245,10 +248,11 @@ class PrototypeBank(nn.Module):
         """Install starting prototypes: class id -> (K, D). Classes not named stay inactive."""
         self.prototypes.zero_()
         self.active.zero_()
+        self.updates.zero_()
         for class_id, values in centres.items():
             self.prototypes[class_id] = unit(values.to(self.prototypes.device))
             self.active[class_id] = True
-        self.updates.zero_()
+            self.updates[class_id] = START_UPDATES
         self.idle.zero_()
         self.usage.zero_()
 

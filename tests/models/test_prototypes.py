@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protoseg.models.prototypes import INACTIVE_MARGIN, PrototypeBank, spherical_kmeans, unit
+from protoseg.models.prototypes import INACTIVE_MARGIN, START_UPDATES, PrototypeBank, spherical_kmeans, unit
 
 
 def bank_of(rows, temperature=0.1, pooling="max"):
@@ -82,12 +82,20 @@ def test_update_by_hand():
     torch.testing.assert_close(bank.prototypes[0, 1], torch.tensor([0.0, 1.0]))
     # class 1: (0, 1) has cosine 0 with (-1, 0) and -1 with (0, -1): k 0 moves halfway to (0, 1)
     torch.testing.assert_close(bank.prototypes[1, 0], unit(torch.tensor([-0.5, 0.5])))
-    assert bank.updates.tolist() == [[1, 0], [1, 0]]
+    assert (bank.updates - START_UPDATES).tolist() == [[1, 0], [1, 0]]
     assert bank.idle.tolist() == [[0, 1], [0, 1]]
 
 
-def test_update_ramp_takes_the_first_mean_whole():
+def test_update_ramp_keeps_most_of_a_starting_centre():
     bank = bank_of(TWO)
+    bank.update(torch.tensor([[0.8, 0.6]]), torch.tensor([0]), momentum=0.99, ramp=True)
+    # the 11th update: 10 / 11 of (1, 0) and 1 / 11 of (0.8, 0.6)
+    torch.testing.assert_close(bank.prototypes[0, 0], unit(torch.tensor([10.8, 0.6])))
+
+
+def test_update_ramp_takes_the_first_mean_of_a_reseeded_prototype_whole():
+    bank = bank_of(TWO)
+    bank.updates.zero_()
     z = torch.tensor([[0.8, 0.6]])
     bank.update(z, torch.tensor([0]), momentum=0.99, ramp=True)
     torch.testing.assert_close(bank.prototypes[0, 0], z[0])
