@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy.records import miou_by_step
+from benchmarks.accuracy.study import config_hash
 from benchmarks.common import ROOT, write_result
 from protoseg.checkpoint import CHECKPOINT_DIR, CheckpointError, read_info
 from protoseg.config import Config, ConfigError, load_config
@@ -32,13 +33,17 @@ from protoseg.report import read_metrics
 from protoseg.suggest import LIST_NAME, RECORD_NAME
 
 
-def finished(target: Path) -> bool:
-    """Whether a run's checkpoint is of its last step."""
+def finished(target: Path, wanted: Config) -> bool:
+    """Whether a run folder holds the training that is wanted, done to its last step, on the same lists."""
     try:
-        steps = load_config(target / "config.yaml").train.max_steps
-        return read_info(target / CHECKPOINT_DIR).step == steps
+        there = load_config(target / "config.yaml")
+        info = read_info(target / CHECKPOINT_DIR)
     except (ConfigError, CheckpointError):
         return False
+    if config_hash(there) != config_hash(wanted) or info.step != wanted.train.max_steps:
+        return False
+    hashes = [read_entries(wanted.data, split).sha256 for split in ("labeled", "unlabeled", "val")]
+    return hashes == [info.data_hashes.get(split) for split in ("labeled", "unlabeled", "val")]
 
 
 def run(config: str, folder: Path, name: str, overrides: list[str]) -> Path:
@@ -48,7 +53,7 @@ def run(config: str, folder: Path, name: str, overrides: list[str]) -> Path:
         subprocess.CalledProcessError: If the trainer fails.
     """
     target = folder / name
-    if not finished(target):
+    if not finished(target, load_config(config, overrides)):
         command = [sys.executable, "-m", "protoseg.train", "--resume", "--config", config]
         command += [f"run.dir={folder}", f"run.name={name}", "train.trackers=[]", *overrides]
         subprocess.run(command, cwd=ROOT, check=True)

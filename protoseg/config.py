@@ -158,6 +158,10 @@ class DataConfig(Section):
             if missing:
                 names = ", ".join(f"data.{k}" for k in missing)
                 raise ValueError(f"data.kind=files needs {names}")
+        if self.mean is not None and not all(0 <= part <= 1 for part in self.mean):
+            raise ValueError(f"data.mean is of pixels in [0, 1], got {self.mean}; divide it by 255")
+        if self.std is not None and not all(0 < part <= 1 for part in self.std):
+            raise ValueError(f"data.std is of pixels in [0, 1] and above 0, got {self.std}; divide it by 255")
         for name in ("mean", "std"):
             value = getattr(self, name)
             if value is not None and len(value) != self.in_channels:
@@ -215,6 +219,17 @@ class ViewConfig(Section):
             raise ValueError(f"views.crop must be at least 8x8 pixels, got {list(self.crop)}")
         if not 0 < self.mixing_area[0] <= self.mixing_area[1] <= 1:
             raise ValueError("views.mixing_area must be 0 < low <= high <= 1")
+        if (
+            min(self.jitter_strength) < 0
+            or max(self.jitter_strength[:3]) > 1
+            or self.jitter_strength[3] > 0.5
+        ):
+            raise ValueError(
+                "views.jitter_strength must be brightness, contrast, saturation in [0, 1] and hue in "
+                f"[0, 0.5], got {list(self.jitter_strength)}"
+            )
+        if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
+            raise ValueError(f"views.blur_sigma must be 0 < low <= high, got {list(self.blur_sigma)}")
         return self
 
 

@@ -137,8 +137,9 @@ def _batches(
     for index in range(shard[0], len(samples), shard[1]):
         image, mask = samples[index]
         if image.shape[:2] != mask.shape:
-            raise ValueError(
-                f"validation image {index} is {image.shape[0]}x{image.shape[1]}, its mask {mask.shape[0]}x"
+            name = getattr(samples, "name", lambda number: f"number {number}")(index)
+            raise DataError(
+                f"validation image {name} is {image.shape[0]}x{image.shape[1]}, its mask {mask.shape[0]}x"
                 f"{mask.shape[1]} (height x width); they must be equal"
             )
         image = resize_image(image, resize)

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +22,12 @@ from tqdm import tqdm
 from protoseg.checkpoint import NEW_PARTS, CheckpointError, resolve_checkpoint, start_from_checkpoint
 from protoseg.config import Config, ConfigError
 from protoseg.data.datasets import Sample, make_stream, padding_fill
+from protoseg.data.errors import DataError
 from protoseg.models.segmenter import Segmenter, build_segmenter
 from protoseg.optim import make_optimizer, make_scheduler
 from protoseg.pseudo_labels import ClassThresholds
 from protoseg.report import MetricsLog, Monitor, MonitorStats, curves
-from protoseg.resume import Guard, Progress, load_state, save_state, state_folders
+from protoseg.resume import Guard, Progress, changed_since, load_state, save_state, state_folders, step_of
 from protoseg.run import (
     Interrupt,
     Plan,
@@ -44,7 +46,7 @@ logger = logging.getLogger("protoseg")
 
 
 class TrainingStoppedError(RuntimeError):
-    """The run cannot go on; its state is saved where the text says."""
+    """The run cannot go on; the text says why and what to change."""
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -148,6 +150,24 @@ def start_from(context: Context, data: RunData, path: str) -> float:
     logger.info("student and teacher start from %s (%s, step %d)", path, info.name, info.step)
     same = info.data_hashes.get("val") == data.hashes["val"]
     return ((info.metrics.get("val") or {}).get("miou") or {}).get("linear") or 0.0 if same else 0.0
+
+
+def check_resumable(state: Path, config: Config) -> None:
+    """Compare this run's settings with those of the state that it goes on from.
+
+    Raises:
+        ConfigError: If an optimiser setting differs, which would have no effect.
+    """
+    changed = changed_since(state, config)
+    texts = [f"{key} was {was}, is now {now}" for key, (was, now) in changed.items()]
+    if any(key.startswith("optim.") for key in changed):
+        raise ConfigError(
+            f"--resume goes on with the optimiser of {state}, and cannot take other settings for it: "
+            f"{'; '.join(text for text in texts if text.startswith('optim.'))}. Leave them as they were, or "
+            "start a new run from these weights with train.start_from"
+        )
+    for text in texts:
+        logger.warning("warning: resumed with another setting: %s", text)
 
 
 def phase_at(config: Config, plan: Plan, step: int) -> Phase:
@@ -309,6 +329,7 @@ def run_step(
     config = context.config
     points: list[Points] = []
     replaced = 0
+    worst = torch.zeros((), device=accelerator.device)
     for micro in range(config.train.accumulate):
         began = time.perf_counter()
         labeled = next(streams[0])
@@ -334,32 +355,35 @@ def run_step(
             )
             accelerator.backward(result.loss / config.train.accumulate)
         interval.add(result.parts, result.stats)
+        worst = worst + result.loss.detach().float()
         if result.points is not None:
             points.append(result.points)
     limit = config.optim.max_grad_norm or math.inf
     norm = accelerator.clip_grad_norm_(context.network.parameters(), limit)
     norm = torch.as_tensor(norm, device=accelerator.device)
     if accelerator.scaler is not None:
-        # infinite gradients are how the fp16 scaler finds its range: only the loss tells a fault
-        norm = result.loss.detach()
+        # infinite gradients are how the fp16 scaler finds its range: only the losses tell a fault, of any
+        # micro-step and process, since all must agree on the step
+        norm = context.reduce(worst)
     return norm, points, replaced
 
 
 def update_prototypes(context: Context, points: list[Points], step: int) -> None:
-    """Move prototypes by the step's points, and re-seed idle ones now and then."""
+    """Move prototypes once by all points of the step, and re-seed idle ones now and then."""
+    if not points:
+        return
     settings = context.config.prototypes
-    for number, (features, classes, similarity) in enumerate(points):
-        context.bank.update(
-            features,
-            classes,
-            momentum=settings.momentum,
-            ramp=settings.momentum_ramp,
-            normalize=settings.normalize,
-            # the first update moves the prototypes that later points were compared with
-            similarity=similarity if number == 0 else None,
-            reduce=context.reduce,
-        )
-    if settings.reseed_after and (step + 1) % 10 == 0 and points:
+    known = [part.similarity for part in points if part.similarity is not None]
+    context.bank.update(
+        torch.cat([part.features for part in points]),
+        torch.cat([part.classes for part in points]),
+        momentum=settings.momentum,
+        ramp=settings.momentum_ramp,
+        normalize=settings.normalize,
+        similarity=torch.cat(known) if len(known) == len(points) else None,
+        reduce=context.reduce,
+    )
+    if settings.reseed_after and (step + 1) % 10 == 0:
         last = points[-1]
         context.bank.reseed(last.features, last.classes, after=settings.reseed_after, gather=context.gather)
 
@@ -385,6 +409,11 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
     plan = data.plan
     folder = config.run.path
     states = state_folders(folder) if resume else []
+    if states:
+        check_resumable(states[-1], config)
+        if (done := step_of(states[-1])) >= plan.max_steps:
+            logger.info("this run is already finished (step %d of %d); nothing to do", done, plan.max_steps)
+            return 0
     start = config.train.start_from if not states else None
     if start and resolve_checkpoint(start).resolve().is_relative_to(folder.resolve()):
         raise ConfigError(
@@ -400,9 +429,15 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
     accelerator.register_for_checkpointing(context.teacher, context.bank, context.thresholds, progress)
     if states:
         load_state(accelerator, states[-1])
+        if progress.world not in (0, accelerator.num_processes):
+            raise CheckpointError(
+                f"the state {states[-1]} was made by {progress.world} process(es); this run has "
+                f"{accelerator.num_processes}. Go on with as many, or start anew with train.start_from"
+            )
         logger.info("resumed from %s", states[-1])
     elif resume:
         logger.info("no saved state in %s: starting at step 0", folder)
+    progress.world = accelerator.num_processes
     before = start_from(context, data, start) if start else 0.0
     if start and plan.warmup_steps == 0:
         # the first update would otherwise throw the earlier run's average away
@@ -410,14 +445,12 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
     if config.train.trackers:
         accelerator.init_trackers("tensorboard")
     logger.info("%s", data.describe(config, accelerator))
-    if progress.finished:
-        logger.info("this run is already finished (step %d); nothing to do", progress.step)
-        return 0
 
     log = MetricsLog(folder / "metrics.jsonl") if main else None
     if log is not None:
         log.truncate_after(progress.step)
-    monitor = Monitor([c.name for c in data.classes], data.labeled_shares, best=(before, 0))
+    highest = (progress.best_miou, progress.step) if progress.best_miou > before else (before, 0)
+    monitor = Monitor([c.name for c in data.classes], data.labeled_shares, best=highest)
     interrupt = Interrupt()
     guard = Guard(context.network, context.bank)
     config_text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -500,18 +533,25 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
             interval = Interval()
         may_look = looks or done % config.train.log_every == 0
         if may_look and int(faults.longest) >= config.train.max_bad_steps:
-            save(done)
+            # what has diverged is not worth a state, which would push out an earlier one
             raise TrainingStoppedError(
                 f"the loss was not finite in {int(faults.longest)} steps in a row, the last one step "
-                f"{int(faults.last)}; the state is saved in {folder}. Lower optim.lr, set "
-                "optim.max_grad_norm=1, or train in mixed_precision=bf16 instead of fp16"
+                f"{int(faults.last)}. Start anew with a lower optim.lr, with optim.max_grad_norm=1, or with "
+                "train.mixed_precision=bf16 instead of fp16"
             )
 
         if done % plan.eval_every == 0 or done == plan.max_steps:
             if done <= plan.warmup_steps:
                 update_teacher(context.teacher, context.network, 0.0)
             began = time.perf_counter()
-            result = validate(context, accelerator, data, done)
+            try:
+                result = validate(context, accelerator, data, done)
+            except (DataError, RuntimeError):
+                # alone; others may be in the middle of their images and would not meet here
+                if accelerator.num_processes == 1:
+                    save(done)
+                    bar.write(f"the state of step {done} is saved in {folder}")
+                raise
             interval.began += time.perf_counter() - began
             miou = result.miou["linear"]
             progress.finished = done == plan.max_steps

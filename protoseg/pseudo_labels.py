@@ -82,5 +82,8 @@ class ClassThresholds(nn.Module):
 
     def per_pixel(self, label_BHW: Tensor) -> Tensor:
         """(B, H, W) threshold of each pixel's class."""
-        scaled: Tensor = self.threshold * self.mean / self.mean.max()
+        # classes that were never predicted keep their 1, which is no measurement
+        seen = torch.where(self.mean < 1, self.mean, 0.0).max()
+        highest = torch.where(seen > 0, seen, 1.0)
+        scaled: Tensor = self.threshold * (self.mean / highest).clamp(max=1.0)
         return scaled[label_BHW]

@@ -14,16 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from protoseg.checkpoint import CheckpointError, writing
+from protoseg.config import Config
 
 logger = logging.getLogger(__name__)
 
 STATE_DIR = "state"
 PREFIX = "step_"
 CONFIG_NAME = "config.yaml"
+# settings that may change between a state and the run that goes on from it
+FREE_ON_RESUME = frozenset({
+    "data.cache", "data.num_workers", "train.epochs", "train.eval_every", "train.keep_states",
+    "train.log_every", "train.max_bad_steps", "train.max_steps", "train.save_every", "train.start_from",
+    "train.trackers",
+})  # fmt: skip
 
 
 @dataclass
@@ -44,6 +52,8 @@ class Progress:
     """Unreadable images passed over."""
     finished: bool = False
     """The last step is done."""
+    world: int = 0
+    """Processes of the run; 0 in states that do not tell."""
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
@@ -59,7 +69,12 @@ def state_folders(run: Path) -> list[Path]:
     """Complete states of a run, oldest first."""
     folder = run / STATE_DIR
     found = [p for p in folder.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix(PREFIX)))
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """Optimiser steps done in a state, by its folder's name."""
+    return int(folder.name.removeprefix(PREFIX))
 
 
 def save_state(accelerator: Accelerator, run: Path, step: int, config_text: str, keep: int) -> None:
@@ -137,6 +152,25 @@ def load_state(accelerator: Accelerator, folder: Path) -> None:
             f"the state {folder} does not fit this run ({text}); continue with the configuration and the "
             "number of processes it was made with, or start afresh without --resume"
         ) from error
+
+
+def changed_since(folder: Path, config: Config) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ from those of a saved state: ``section.key`` -> (there, now).
+
+    What only names, logs or saves is left out.
+    """
+    try:
+        there = yaml.safe_load((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    now = config.model_dump(mode="json")
+    return {
+        f"{section}.{key}": (there[section].get(key), value)
+        for section, values in now.items()
+        if section not in ("run", "eval") and isinstance(there.get(section), dict)
+        for key, value in values.items()
+        if f"{section}.{key}" not in FREE_ON_RESUME and there[section].get(key, value) != value
+    }
 
 
 class Guard:

@@ -7,6 +7,7 @@ import ctypes
 import logging
 import math
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -238,7 +239,7 @@ def resume_command() -> str:
     """The command line of this run with ``--resume``."""
     own = [item for item in sys.argv[1:] if item != "--resume"]
     launcher = "accelerate launch -m" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python -m"
-    return " ".join([launcher, "protoseg.train", "--resume", *own])
+    return f"{launcher} protoseg.train --resume {shlex.join(own)}".rstrip()
 
 
 def prepare_run_folder(config: Config, *, resume: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
@@ -10,9 +11,12 @@ from torch import Tensor
 
 from protoseg.config import Config
 from protoseg.data.datasets import CachedSource, to_tensor
+from protoseg.data.errors import DataError
 from protoseg.models.prototypes import spherical_kmeans
 from protoseg.models.segmenter import SegmentationNetwork
 from protoseg.points import features_at
+
+logger = logging.getLogger("protoseg")
 
 
 @torch.no_grad()
@@ -32,6 +36,9 @@ def labeled_features(
 
     Returns:
         Class id -> (n, D) float32 on the CPU; classes without a labelled pixel are left out.
+
+    Raises:
+        DataError: If an image or mask cannot be used and ``data.on_error`` is ``raise``.
     """
     settings = config.prototypes
     chosen = rng.permutation(len(source))[: settings.start_images]
@@ -39,17 +46,28 @@ def labeled_features(
     network.eval()
     found: dict[int, list[Tensor]] = {}
     for number in sorted(int(i) for i in chosen):
-        image = to_tensor(source.image(number))[None].to(device)
-        mask = source.mask(number)
+        try:
+            pixels, mask = source.image(number), source.mask(number)
+            if pixels.shape[:2] != mask.shape:
+                raise DataError(
+                    f"{source.source.name(number)}: the image is {pixels.shape[0]}x{pixels.shape[1]}, its "
+                    f"mask {mask.shape[0]}x{mask.shape[1]} (height x width); they must be equal"
+                )
+        except DataError as error:
+            if config.data.on_error == "raise":
+                raise
+            logger.warning("skipped: %s", error)
+            continue
+        image = to_tensor(pixels)[None].to(device)
         height, width = mask.shape
         features = network(image).features
         flat = mask.reshape(-1)
         for class_id in np.unique(flat):
             if class_id == config.data.ignore_index or class_id >= num_classes:
                 continue
-            pixels = np.flatnonzero(flat == class_id)
+            places = np.flatnonzero(flat == class_id)
             # small classes give all they have; what they lack is not made up for by others
-            picked = rng.choice(pixels, size=min(quota, len(pixels)), replace=False)
+            picked = rng.choice(places, size=min(quota, len(places)), replace=False)
             index = torch.from_numpy(np.sort(picked))[None].to(device)
             z = features_at(features, index, width, network.padded_size(height, width))
             found.setdefault(int(class_id), []).append(z[0].float().cpu())

@@ -166,6 +166,8 @@ def label_with_teacher(context: Context, weak: Tensor, phase: Phase) -> TeacherL
 def believe(context: Context, label: Tensor, confidence: Tensor, valid: Tensor) -> Tensor:
     """(B, H, W) bool: pixels whose pseudo-label takes part."""
     settings = context.config.pseudo_labels
+    # a pixel that the agreement gate refuses has confidence 0, and does not pass a threshold of 0 either
+    valid = valid & (confidence > 0)
     if settings.per_class:
         return valid & (confidence >= context.thresholds.per_pixel(label))
     return valid & (confidence >= settings.threshold)
@@ -297,7 +299,7 @@ def _supervised(context: Context, logits: Tensor, target: Tensor) -> tuple[Tenso
         logits,
         target,
         threshold=settings.ohem_threshold,
-        min_kept=max(1, settings.ohem_min_kept // context.world),
+        min_kept=max(1, settings.ohem_min_kept // (context.world * context.config.train.accumulate)),
         ignore_index=ignore,
         class_weights=context.class_weights,
     )

@@ -21,7 +21,7 @@ def ema_decay(updates: int, largest: float) -> float:
 
 
 def updates_behind(largest: float) -> int:
-    """Number of updates from which on ``ema_decay`` is ``largest``: what a teacher that is worth keeping has."""
+    """Updates after which ``ema_decay`` is ``largest``: what a teacher worth keeping has behind it."""
     return math.ceil(1 / (1 - largest))
 
 

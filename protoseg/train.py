@@ -69,14 +69,25 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         return train(config, resume=arguments.resume, stopped_code=arguments.stopped_code)
-    except (ConfigError, DataError, ModelError, WeightsError, CheckpointError, TrainingStoppedError) as error:
+    except DataError as error:
+        return fail(error, everywhere=True)
+    except (ConfigError, ModelError, WeightsError, CheckpointError, TrainingStoppedError) as error:
         return fail(error)
 
 
-def fail(error: Exception) -> int:
-    """Print an error once, on the first process, and return the exit code."""
-    if int(os.environ.get("RANK", "0")) == 0:
+def fail(error: Exception, *, everywhere: bool = False) -> int:
+    """Print an error and return the exit code.
+
+    Args:
+        error: Its text is for the user.
+        everywhere: Whether processes other than the first print it, too, because they may be the only ones
+            that met it (each reads its own images).
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0:
         sys.stderr.write(f"error: {error}\n")
+    elif everywhere:
+        sys.stderr.write(f"error (process {rank}): {error}\n")
     return 1
 
 

@@ -62,6 +62,21 @@ def test_overrides_are_parsed_by_type_and_win_over_the_file(tmp_path):
     assert config.views.crop == (64, 96)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.mean=[123.7,116.3,103.5]", "divide it by 255"),
+        ("data.std=[0,1,1]", "above 0"),
+        ("views.jitter_strength=[0.5,0.5,0.5,0.9]", r"hue in \[0, 0.5\]"),
+        ("views.jitter_strength=[-0.1,0.5,0.5,0.1]", "must be brightness"),
+        ("views.blur_sigma=[2.0,0.1]", "low <= high"),
+    ],
+)
+def test_views_and_normalisation_out_of_range(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [override])
+
+
 def test_presets_are_below_given_values():
     config = load_config(None, ["model.preset=pcr_resnet101", "model.linear_head_channels=128"])
     assert config.model.encoder == "resnet101c.gluon_in1k"

@@ -208,7 +208,7 @@ def test_no_image_and_unequal_sizes_are_errors():
     with pytest.raises(ValueError, match="no image to evaluate"):
         evaluate(Oracle(), [])
     image, mask = half_sample()
-    with pytest.raises(ValueError, match=r"image 0 is 8x10, its mask 4x10"):
+    with pytest.raises(ValueError, match=r"image number 0 is 8x10, its mask 4x10"):
         evaluate(Oracle(), [(image, mask[:4])])
 
 

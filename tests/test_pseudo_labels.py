@@ -29,6 +29,8 @@ def test_class_thresholds_by_hand():
     thresholds.update(label, confidence, valid)
     # class 0: mean 0.8 -> 0.5 * 1 + 0.5 * 0.8; class 1: 0.4 (padding left out); class 2 not seen
     torch.testing.assert_close(thresholds.mean, torch.tensor([0.9, 0.7, 1.0]))
+    # class 0 has the highest mean that was measured and gets the whole threshold; so does class 2, of which
+    # nothing is known
     torch.testing.assert_close(
-        thresholds.per_pixel(torch.tensor([[[0, 1, 2]]])), 0.8 * torch.tensor([[[0.9, 0.7, 1.0]]])
+        thresholds.per_pixel(torch.tensor([[[0, 1, 2]]])), 0.8 * torch.tensor([[[1.0, 0.7 / 0.9, 1.0]]])
     )

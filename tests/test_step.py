@@ -2,14 +2,27 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_config
 
+from protoseg.data.errors import DataError
+from protoseg.loop import update_prototypes
 from protoseg.models.segmenter import build_segmenter
 from protoseg.pseudo_labels import ClassThresholds
-from protoseg.step import Context, Phase, believe, compute_step, label_with_teacher, prototype_weight
+from protoseg.start import labeled_features
+from protoseg.step import (
+    Context,
+    Phase,
+    Points,
+    believe,
+    compute_step,
+    label_with_teacher,
+    prototype_weight,
+)
 from protoseg.teacher import make_teacher
 
 ON = Phase(unlabeled=True, prototypes=True, prototype_weight=1.0)
@@ -176,6 +189,24 @@ def test_teacher_gates():
     refused = some.confidence == 0
     assert refused.any()
     assert torch.equal(some.confidence[~refused], everywhere[~refused])
+    # a threshold of 0 does not let through what the gate refuses
+    believed = believe(gated, some.pseudo_label, some.confidence, unlabeled["valid"])
+    assert torch.equal(believed, unlabeled["valid"] & ~refused)
+
+
+def test_micro_steps_move_prototypes_once():
+    """Points of two micro-steps do what the same points do in one."""
+    one, two = context_of(), context_of()
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(40, one.bank.dim, generator=generator)
+    classes = torch.arange(40) % 5
+    similarity = one.bank.similarity(features)
+    update_prototypes(one, [Points(features, classes, similarity)], 0)
+    halves = [Points(features[part], classes[part], similarity[part]) for part in (slice(15), slice(15, 40))]
+    update_prototypes(two, halves, 0)
+    torch.testing.assert_close(two.bank.prototypes, one.bank.prototypes)
+    assert torch.equal(two.bank.updates, one.bank.updates)
+    assert torch.equal(two.bank.idle, one.bank.idle)
 
 
 @pytest.mark.parametrize(("since", "expected"), [(-1, 0.0), (0, 0.0), (50, 0.4), (100, 0.8), (1000, 0.8)])
@@ -206,3 +237,30 @@ def test_class_weights_reach_the_unlabelled_loss():
         losses.append(compute_step(context, labeled, unlabeled, phase, (0,)).parts["loss/uns_linear"])
     assert losses[0] > 0
     torch.testing.assert_close(losses[1], 3 * losses[0])
+
+
+def test_k_means_passes_over_what_cannot_be_used_where_training_does():
+    """Image 1 does not open, and the mask of image 2 is smaller than the image."""
+    config = tiny_config(data={"on_error": "skip"})
+    network = build_segmenter(config.model, config.prototypes, num_classes=5).network
+
+    class Source:
+        source = SimpleNamespace(name=lambda index: f"image{index}.png")
+
+        def __len__(self):
+            return 3
+
+        def image(self, index):
+            if index == 1:
+                raise DataError("image1.png cannot be decoded")
+            return np.full((40, 48, 3), 100, np.uint8)
+
+        def mask(self, index):
+            return np.full((40 if index == 0 else 30, 48), index, np.uint8)
+
+    given = {"num_classes": 5, "device": torch.device("cpu")}
+    found = labeled_features(network, Source(), config, **given, rng=np.random.default_rng(0))
+    assert set(found) == {0}
+    strict = tiny_config(data={"on_error": "raise"})
+    with pytest.raises(DataError, match="image1"):
+        labeled_features(network, Source(), strict, **given, rng=np.random.default_rng(0))

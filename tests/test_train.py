@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -193,7 +194,7 @@ def test_a_second_stage_starts_from_an_earlier_run(config_file, run_module, tmp_
 
 
 @pytest.mark.slow
-def test_a_run_that_diverges_stops_with_its_state_saved(config_file, run_module, tmp_path):
+def test_a_run_that_diverges_stops_and_keeps_its_last_states(config_file, run_module, tmp_path):
     done = run_module(
         "protoseg.train", "--config", config_file, "optim.lr=1e30", "optim.name=sgd",
         "train.max_steps=40", "train.max_bad_steps=3",
@@ -201,6 +202,45 @@ def test_a_run_that_diverges_stops_with_its_state_saved(config_file, run_module,
     assert done.returncode == 1
     assert "the loss was not finite in 3 steps in a row" in done.stderr
     assert "is not finite; the step is skipped" in done.stdout
+    assert list((tmp_path / "runs" / "tiny" / "state").glob("step_*"))
+
+
+@pytest.mark.slow
+def test_resume_with_other_settings(config_file, run_module, tmp_path):
+    run = ("protoseg.train", "--config", config_file, "--resume")
+    assert run_module(*run, "train.max_steps=4").returncode == 0
+    before = (tmp_path / "runs" / "tiny" / "config.yaml").read_text()
+
+    refused = run_module(*run, "train.max_steps=6", "optim.lr=1e-7")
+    assert refused.returncode == 1
+    assert "optim.lr was 0.0002, is now 1e-07" in refused.stderr
+    assert "train.start_from" in refused.stderr
+    shorter = run_module(*run, "train.max_steps=3")
+    assert shorter.returncode == 0, shorter.stderr
+    assert "already finished (step 4 of 3)" in shorter.stdout
+    assert (tmp_path / "runs" / "tiny" / "config.yaml").read_text() == before
+
+    longer = run_module(*run, "train.max_steps=6", "pseudo_labels.threshold=0.5")
+    assert longer.returncode == 0, longer.stderr
+    assert "another setting: pseudo_labels.threshold was 0.3, is now 0.5" in longer.stdout
+    assert [line["step"] for line in read_metrics(tmp_path / "runs/tiny/metrics.jsonl")][-1] == 6
+
+
+@pytest.mark.slow
+def test_a_validation_pair_that_does_not_fit_names_itself_and_loses_nothing(run_module, tmp_path):
+    folder = tmp_path / "scenes"
+    write_dataset(SyntheticConfig(num_labeled=4, num_unlabeled=6, num_val=9, height=40, width=48), folder)
+    entry = (folder / "val.txt").read_text().splitlines()[5].split()
+    with Image.open(folder / entry[1]) as mask:
+        mask.crop((0, 0, 48, 30)).save(folder / entry[1])
+    raw = {**TINY, "data": {"kind": "files", "root": str(folder), **lists_of(folder)}}
+    raw["run"] = {"name": "tiny", "dir": str(tmp_path / "runs")}
+    path = tmp_path / "files.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    done = run_module("protoseg.train", "--config", path)
+    assert done.returncode == 1
+    assert f"validation image {Path(entry[0]).stem} is 40x48, its mask 30x48" in done.stderr
+    assert "Traceback" not in done.stderr
     assert list((tmp_path / "runs" / "tiny" / "state").glob("step_*"))
 
 

@@ -64,6 +64,7 @@ class Runner:
     planned: list[Run] = field(default_factory=list)
     active: list[Active] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    interrupted: list[str] = field(default_factory=list)
     stops: int = 0
     done: int = 0
     images_done: int = 0
@@ -182,6 +183,7 @@ class Runner:
             self.failed.append(run.name)
             say(f"{run.name}: failed with exit code {code}, see {short(log)}; its last lines:\n{tail(log)}")
         elif code != 0 or not finished(run, self.places.runs / run.name):
+            self.interrupted.append(run.name)
             say(f"{run.name}: stopped; the same command goes on from its last saved state")
         else:
             self._write_record(item)
@@ -241,7 +243,7 @@ class Runner:
         pending = [run for run in pending if run not in stuck]
         if pending:
             say(f"{len(pending)} are being trained by another runner: {', '.join(r.name for r in pending)}")
-        return 1 if self.failed else 0
+        return 1 if self.failed or self.interrupted else 0
 
 
 def say(text: str) -> None:

@@ -201,6 +201,8 @@ def _dpt_backbone(config: ModelConfig, in_channels: int, pretrained: bool) -> Ba
     encoder = TimmViTEncoder(
         config.encoder, pretrained=pretrained, in_channels=in_channels, dynamic_img_size=True
     )
+    # DPT reads intermediate layers, so the last norm gets no gradient, which DistributedDataParallel refuses
+    encoder.model.norm.requires_grad_(False)
     patch = int(encoder.output_stride)
     fusion = config.decoder_channels or 256
     # DPT's four scales are 4, 2, 1 and 1/2 of the patch grid; declaring stride 16 gives just that for

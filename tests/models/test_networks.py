@@ -58,6 +58,21 @@ def test_presets_build_and_run(preset):
     assert output.prototype_logits.shape == (1, 4, 60, 75)
 
 
+@pytest.mark.parametrize("preset", ["dinov2_small_dpt", "pcr_resnet101"])
+@pytest.mark.slow
+def test_every_trained_parameter_of_a_preset_gets_a_gradient(preset):
+    """DistributedDataParallel waits for all of them."""
+    config = load_config(None, [f"model.preset={preset}"])
+    segmenter = build_segmenter(config.model, config.prototypes, num_classes=4).train()
+    segmenter.bank.start(
+        {c: torch.randn(config.prototypes.num_prototypes, segmenter.bank.dim) for c in range(4)}
+    )
+    output = segmenter(torch.zeros(2, 3, 70, 70, dtype=torch.uint8))
+    (output.linear_logits.sum() + output.prototype_logits.square().sum()).backward()
+    named = segmenter.network.named_parameters()
+    assert [n for n, p in named if p.requires_grad and p.grad is None] == []
+
+
 @pytest.mark.slow
 def test_the_papers_network_has_its_dilations_and_width():
     config = load_config(None, ["model.preset=pcr_resnet101", "method.preset=prototype"])
