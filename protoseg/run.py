@@ -133,6 +133,12 @@ def plan_run(config: Config, num_labeled: int, num_unlabeled: int, world: int) -
             f"the prototypes would start at step {start} of {max_steps}; lower prototypes.start_delay or "
             "train.warmup_steps"
         )
+    pooled = config.model.architecture in ("deeplabv3", "deeplabv3plus", "pcr")
+    if train.batch_size == 1 and world == 1 and pooled and not config.model.freeze_bn:
+        raise ConfigError(
+            f"train.batch_size=1 is too small for {config.model.architecture}: batch norm after its global "
+            "pooling needs two images; raise it, or set model.freeze_bn=true"
+        )
     restart = config.prototypes.restart_step
     if restart is not None and not start < restart < max_steps:
         raise ConfigError(

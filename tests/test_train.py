@@ -305,6 +305,7 @@ def test_a_corrupt_image_in_the_middle(config_file, run_module, image_folder, tm
         (["model.pretrained=nowhere.safetensors"], "no such file"),
         (["data.kind=files"], "needs data.labeled"),
         (["train.start_from=nowhere"], "no checkpoint at nowhere"),
+        (["train.batch_size=1"], "batch norm after its global pooling needs two images"),
     ],
 )
 def test_mistakes_end_with_one_readable_error(config_file, capsys, monkeypatch, tmp_path, arguments, message):

@@ -357,7 +357,15 @@ def make_stream(
         # a generator of its own: making the iterator must not draw from the global one
         generator=torch.Generator().manual_seed(config.train.seed),
     )
-    return iter(loader)
+    return _with_plain_errors(loader)
+
+
+def _with_plain_errors(loader: DataLoader[Sample]) -> Iterator[Sample]:
+    """The batches; a loader process's error without the traceback that torch puts around its text."""
+    try:
+        yield from loader
+    except DataError as error:
+        raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
 
 
 class EvalSamples:
