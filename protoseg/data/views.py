@@ -88,8 +88,14 @@ def apply_geometry(
     g = geometry
     window = image[:, g.top : g.top + g.height, g.left : g.left + g.width]
     mode = InterpolationMode.NEAREST_EXACT if nearest else InterpolationMode.BILINEAR
-    if window.shape[1:] != (g.out_height, g.out_width):
-        window = T.resize(window, [g.out_height, g.out_width], interpolation=mode, antialias=not nearest)
+    size = [g.out_height, g.out_width]
+    if list(window.shape[1:]) != size:
+        # torch's antialiased resize of bytes fails an internal assertion on images one pixel wide
+        thin = not nearest and 1 in (*window.shape[1:], *size)
+        resized = T.resize(
+            window.float() if thin else window, size, interpolation=mode, antialias=not nearest
+        )
+        window = resized.round().to(torch.uint8) if thin else resized
     if g.flip:
         window = window.flip(-1)
     if window.shape[1:] == crop:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from protoseg.config import ViewConfig
@@ -17,6 +17,7 @@ from protoseg.data.views import (
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 2**31))
+@example(height=2, width=1, seed=2)  # one pixel wide
 def test_image_mask_and_validity_share_one_geometry(height, width, seed):
     config = ViewConfig(crop=(32, 40))
     geometry = draw_geometry(config, height, width, np.random.default_rng(seed))
