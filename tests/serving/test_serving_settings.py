@@ -68,7 +68,7 @@ def test_variables_of_others_are_left_alone() -> None:
         "PROTOSEG_PORT_80_TCP_ADDR": "10.0.0.1",
         "PROTOSEG_DATA": "../data",
         # of the export and of the client
-        "PROTOSEG_CACHE": "/tmp/cache",
+        "PROTOSEG_CACHE": "cache",
         "PROTOSEG_API_KEY": "secret",
         "PROTOSEG_MODEL": "",
     }
