@@ -314,10 +314,14 @@ class PrototypeConfig(Section):
     """Cells along a side; grid * grid pixels of an image are used (1,024 in the paper)."""
     balance: float = Field(1.0, ge=0, le=1)
     """0 is uniform over pixels, 1 uniform over the classes present."""
+    reweight: bool = False
+    """Weigh the loss of a point by the pixels that it stands for and by its class (``loss.class_weights``),
+    so that both heads learn from the same class shares, however points are drawn."""
     per_image_positions: bool = True
     """Draw positions for each image instead of once for the batch."""
     reseed_after: int = Field(200, ge=0)
-    """Steps without a pixel after which a prototype is re-seeded; 0 never."""
+    """Steps with pixels of its class but without one of its own, after which a prototype moves beside the
+    most used one of its class; 0 never."""
     weight: float = Field(1.0, ge=0)
     """w_p: weight of both prototype losses."""
     weight_ramp: int = Field(0, ge=0)

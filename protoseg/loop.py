@@ -132,7 +132,6 @@ def build_context(config: Config, accelerator: Accelerator, data: RunData) -> tu
         class_weights=None if weights is None else weights.to(accelerator.device),
         autocast=accelerator.autocast,
         reduce=reduce,
-        gather=accelerator.gather if accelerator.num_processes > 1 else None,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
@@ -384,8 +383,7 @@ def update_prototypes(context: Context, points: list[Points], step: int) -> None
         reduce=context.reduce,
     )
     if settings.reseed_after and (step + 1) % 10 == 0:
-        last = points[-1]
-        context.bank.reseed(last.features, last.classes, after=settings.reseed_after, gather=context.gather)
+        context.bank.reseed(after=settings.reseed_after)
 
 
 def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int:

@@ -24,6 +24,7 @@ def cross_entropy(
     *,
     ignore_index: int = 255,
     class_weights: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Partial:
     """Cross entropy over pixels that are not ignored.
 
@@ -32,18 +33,26 @@ def cross_entropy(
         target: (B, H, W) or (N,) class ids or ``ignore_index``, int64.
         ignore_index: Target value that takes no part.
         class_weights: (C,) positive weights; the count is then the sum of weights.
+        weights: Weight of each pixel besides, shaped as ``target``.
 
     Returns:
         Sum in nats (0 and attached to the graph when nothing is valid) and count.
     """
-    total = F.cross_entropy(
-        logits.float(), target, weight=class_weights, ignore_index=ignore_index, reduction="sum"
-    )
     valid = target != ignore_index
+    if weights is None:
+        total = F.cross_entropy(
+            logits.float(), target, weight=class_weights, ignore_index=ignore_index, reduction="sum"
+        )
+        each = valid.float()
+    else:
+        values = F.cross_entropy(
+            logits.float(), target, weight=class_weights, ignore_index=ignore_index, reduction="none"
+        )
+        each = weights * valid
+        total = (each * values).sum()
     if class_weights is None:
-        return total, valid.sum().float()
-    weights = class_weights[torch.where(valid, target, 0)]
-    return total, (weights * valid).sum()
+        return total, each.sum()
+    return total, (each * class_weights[torch.where(valid, target, 0)]).sum()
 
 
 def ohem_cross_entropy(

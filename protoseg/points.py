@@ -60,6 +60,32 @@ def balanced_points(uniform_BN: Tensor, target_BHW: Tensor, num_classes: int, ba
     return picked.clamp(max=flat.shape[1] - 1)
 
 
+def pixels_per_point(classes_BN: Tensor, target_BHW: Tensor, num_classes: int, balance: float) -> Tensor:
+    """How many pixels of its image each point of ``balanced_points`` stands for.
+
+    This is ``1 / (N q)`` with ``q`` the probability that a draw picks the pixel (importance weights): the
+    weighted mean of a loss over points estimates its mean over all pixels, for every ``balance``.
+
+    Args:
+        classes_BN: Classes of the points drawn; a value outside [0, num_classes) stands for 0 pixels.
+        target_BHW: What they were drawn from.
+        num_classes: C.
+        balance: What they were drawn with.
+
+    Returns:
+        (B, N) float32; a row's sum has the number of its image's pixels with a class as its mean.
+    """
+    flat = target_BHW.flatten(1)
+    valid = (flat >= 0) & (flat < num_classes)
+    counts = torch.zeros(len(flat), num_classes + 1, device=flat.device)
+    counts.scatter_add_(1, torch.where(valid, flat, num_classes), valid.float())
+    counts = counts[:, :num_classes]
+    mass = (counts * counts.clamp(min=1).pow(-balance)).sum(1, keepdim=True)
+    known = (classes_BN >= 0) & (classes_BN < num_classes)
+    own = counts.gather(1, torch.where(known, classes_BN, 0)).clamp(min=1)
+    return own.pow(balance) * mass / classes_BN.shape[1] * known
+
+
 def features_at(features_BDYX: Tensor, index_BN: Tensor, width: int, padded_size: tuple[int, int]) -> Tensor:
     """Features at image pixels, as if the map were upsampled bilinearly to the image first.
 

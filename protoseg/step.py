@@ -27,7 +27,7 @@ from protoseg.losses import (
 )
 from protoseg.models.prototypes import PrototypeBank
 from protoseg.models.segmenter import SegmentationNetwork
-from protoseg.points import balanced_points, features_at, grid_points
+from protoseg.points import balanced_points, features_at, grid_points, pixels_per_point
 from protoseg.pseudo_labels import ClassThresholds, fuse, pseudo_labels
 
 
@@ -51,13 +51,11 @@ class Context:
     fill: Tensor
     """(C_in,) uint8 padding colour."""
     class_weights: Tensor | None
-    """(C,) weights of both linear losses, or None."""
+    """(C,) weights of both linear losses (and of the prototype losses that are reweighted), or None."""
     autocast: Callable[[], AbstractContextManager[object]]
     """Mixed precision region."""
     reduce: Callable[[Tensor], Tensor]
     """Sum over processes; the identity on one."""
-    gather: Callable[[Tensor], Tensor] | None
-    """(n, ...) -> (processes * n, ...) in rank order; None on one process."""
     rank: int
     """This process."""
     world: int
@@ -271,11 +269,23 @@ def _prototype_losses(
     # a class whose prototypes do not exist yet cannot be a target
     known = bank.active[classes.clamp(min=0)] & (classes >= 0)
     wanted = torch.where(known, classes, -1)
+    weights, class_weights = None, None
+    if settings.reweight:
+        class_weights = context.class_weights
+        if settings.sampling == "balanced":
+            weights = pixels_per_point(classes, targets, context.num_classes, settings.balance)
     losses = []
     for part in (slice(0, labeled), slice(labeled, None)):
         if len(logits[part]):
-            pair = cross_entropy(logits[part].flatten(0, 1), wanted[part].flatten(), ignore_index=-1)
-            losses.append(pair)
+            losses.append(
+                cross_entropy(
+                    logits[part].flatten(0, 1),
+                    wanted[part].flatten(),
+                    ignore_index=-1,
+                    class_weights=class_weights,
+                    weights=None if weights is None else weights[part].flatten(),
+                )
+            )
 
     moving = z.detach()
     if settings.update_from == "both" and teacher_part is None:

@@ -23,6 +23,17 @@ def test_cross_entropy_by_hand():
     assert count == 2
 
 
+def test_cross_entropy_with_a_weight_for_each_pixel():
+    weights = torch.tensor([[[2.0, 4.0, 8.0]]])
+    logits, target = logits_for([0.5, 0.25, 0.9]), torch.tensor([[[1, 0, 255]]])
+    total, count = cross_entropy(logits, target, weights=weights)
+    assert float(total) == pytest.approx(-2 * math.log(0.5) - 4 * math.log(0.75))
+    assert float(count) == 6
+    total, count = cross_entropy(logits, target, weights=weights, class_weights=torch.tensor([0.5, 3.0]))
+    assert float(total) == pytest.approx(-6 * math.log(0.5) - 2 * math.log(0.75))
+    assert float(count) == 8
+
+
 def test_cross_entropy_of_nothing_is_zero_and_attached():
     logits = torch.randn(1, 3, 2, 2, requires_grad=True)
     total, count = cross_entropy(logits, torch.full((1, 2, 2), 255))

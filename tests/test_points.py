@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from protoseg.points import balanced_points, features_at, grid_points
+from protoseg.points import balanced_points, features_at, grid_points, pixels_per_point
 
 
 def test_grid_has_one_pixel_in_each_cell():
@@ -54,3 +54,28 @@ def test_balanced_points_of_an_unlabelled_image():
     target = torch.full((1, 4, 4), -1)
     index = balanced_points(torch.rand(1, 10), target, 3, 1.0)
     assert ((index >= 0) & (index < 16)).all()
+
+
+def test_pixels_per_point_by_hand():
+    target = torch.tensor([[[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1], [1, 255, 255, 255]]])  # 9 and 4 pixels
+    classes = torch.tensor([[0, 1, -1, 255]])
+    # q(pixel) = count ** -0.5 / (9 / 3 + 4 / 2): 1 / 15 and 1 / 10; a point of four stands for 1 / (4 q)
+    weights = pixels_per_point(classes, target, 2, 0.5)
+    torch.testing.assert_close(weights, torch.tensor([[15 / 4, 10 / 4, 0, 0]]))
+    assert pixels_per_point(classes, torch.full((1, 4, 4), -1), 2, 0.5)[0, 2:].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_weighted_points_estimate_the_mean_over_pixels(balance):
+    generator = torch.Generator().manual_seed(0)
+    target = (torch.rand(2, 30, 40, generator=generator) > 0.9).long() * 2
+    target[0, :15] = 255
+    loss = torch.rand(2, 30, 40, generator=generator) + target
+    uniform = torch.from_numpy(np.random.default_rng(0).random((2, 40_000)))
+    index = balanced_points(uniform, target, 3, balance)
+    classes = target.flatten(1).gather(1, index)
+    weights = pixels_per_point(classes, target, 3, balance)
+    valid = target != 255
+    torch.testing.assert_close(weights.sum(1), valid.flatten(1).sum(1).float(), rtol=0.02, atol=0)
+    estimate = (weights * loss.flatten(1).gather(1, index)).sum() / weights.sum()
+    torch.testing.assert_close(estimate, loss[valid].mean(), rtol=0.02, atol=0)

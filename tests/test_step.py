@@ -14,6 +14,7 @@ from protoseg.data.datasets import make_stream
 from protoseg.data.errors import DataError
 from protoseg.loop import update_prototypes
 from protoseg.models.segmenter import build_segmenter
+from protoseg.points import features_at
 from protoseg.pseudo_labels import ClassThresholds
 from protoseg.start import labeled_features
 from protoseg.step import (
@@ -42,7 +43,7 @@ def context_of(**sections):
         config=config, network=network, student=network, teacher=make_teacher(network), bank=bank,
         thresholds=ClassThresholds(5, config.pseudo_labels.threshold), num_classes=5,
         fill=torch.tensor([128, 128, 128], dtype=torch.uint8), class_weights=None, autocast=nullcontext,
-        reduce=lambda value: value, gather=None, rank=0, world=1,
+        reduce=lambda value: value, rank=0, world=1,
     )  # fmt: skip
 
 
@@ -79,6 +80,8 @@ def batches(views=1, seed=0):
         {"prototypes": {"projection": "none", "per_image_positions": False, "sampling": "grid"}},
         {"prototypes": {"update_from": "labeled", "detach": True}},
         {"prototypes": {"update_features": "teacher"}},
+        {"prototypes": {"reweight": True}},
+        {"prototypes": {"reweight": True, "sampling": "grid"}},
         {"loss": {"ohem": True, "ohem_min_kept": 50}},
         {"model": {"aux_weight": 0.4, "linear_head": "conv3x3", "linear_head_channels": 16}},
     ],
@@ -239,6 +242,28 @@ def test_class_weights_reach_the_unlabelled_loss():
         losses.append(compute_step(context, labeled, unlabeled, phase, (0,)).parts["loss/uns_linear"])
     assert losses[0] > 0
     torch.testing.assert_close(losses[1], 3 * losses[0])
+
+
+@pytest.mark.parametrize("reweight", [True, False])
+def test_reweighted_points_give_the_loss_of_all_pixels(reweight):
+    """The prototype loss of drawn points is that of the dense prototype logits, with the class weights."""
+    sections = {"sampling": "balanced", "grid": 128, "reweight": reweight}
+    context = replace(context_of(prototypes=sections), class_weights=torch.tensor([0.2, 2.0, 1.0, 1.0, 3.0]))
+    context.network.eval()
+    labeled, _ = batches()
+    target = labeled["target"]
+    target[target == 3] = 0  # shares that differ
+    target[1, 16:] = 4
+    drawn = compute_step(context, labeled, None, Phase(False, True, 1.0), (0,)).parts["loss/sup_prototype"]
+    with torch.no_grad():
+        features = context.network(labeled["image"]).features
+        index = torch.arange(32 * 32).expand(2, -1)
+        z = features_at(features, index, 32, context.network.padded_size(32, 32)).flatten(0, 1)
+        logits = context.bank.point_logits(z)
+        dense = torch.nn.functional.cross_entropy(
+            logits, target.flatten(), weight=context.class_weights, ignore_index=255
+        )
+    assert torch.isclose(drawn, dense, rtol=0.03) == reweight
 
 
 def test_k_means_passes_over_what_cannot_be_used_where_training_does():

@@ -1,7 +1,7 @@
 """The prototype bank: logits, start, update and care of prototypes (arXiv 2210.04388, section 3).
 
 Shape legend: ``N`` points, ``C`` classes, ``K`` prototypes for each class, ``D`` feature channels,
-``B Y X`` batch and feature map, ``R`` processes.
+``B Y X`` batch and feature map.
 """
 
 from __future__ import annotations
@@ -188,59 +188,37 @@ class PrototypeBank(nn.Module):
         self.prototypes.copy_(moved)
         self.active |= arrived
         self.updates += won
-        self.idle.copy_(torch.where(won, 0, self.idle + 1))
+        present = (counts.sum(-1) > 0).unsqueeze(-1)
+        self.idle.copy_(torch.where(won, 0, self.idle + present))
         self.usage.mul_(0.99).add_(counts, alpha=0.01)
 
     @torch.no_grad()
-    def reseed(
-        self,
-        features_ND: Tensor,
-        target_N: Tensor,
-        *,
-        after: int,
-        gather: Reduce | None = None,
-    ) -> Tensor:
-        """Replace prototypes that won nothing for ``after`` updates by poorly explained pixels.
+    def reseed(self, *, after: int) -> Tensor:
+        """Move prototypes that won nothing in ``after`` updates with their class beside its most used one.
 
-        For each class at most one prototype a call: it moves to the point of its class that is least
-        similar to all of the class's prototypes, over all processes.
+        Both then share its pixels, and part. To take the class's least explained pixel instead is tempting
+        and wrong: that is most often a wrong label or a border, and the prototype at once wins pixels of
+        other classes, which no other loss than its own corrects. For each class at most one prototype a
+        call. Needs no pixels: all processes hold the same numbers and do the same.
 
         Args:
-            features_ND: Points of this process.
-            target_N: Their classes; a value outside [0, C) takes no part.
-            after: Idle updates from which a prototype is replaced, at least 1.
-            gather: (C, D + 1) -> (R * C, D + 1), the tensors of all processes in rank order.
+            after: Idle updates from which a prototype is moved, at least 1.
 
         Returns:
-            (C,) bool: classes that got a new prototype.
+            (C,) bool: classes in which a prototype was moved.
         """
-        features = unit(features_ND)
-        similarity = self.similarity(features)
-        valid = (target_N >= 0) & (target_N < self.num_classes)
-        own = torch.where(valid, target_N, 0)
-        explained = similarity.amax(-1).gather(1, own[:, None]).squeeze(1)
-        explained = torch.where(valid, explained, torch.full_like(explained, math.inf))
-        lowest = explained.new_full((self.num_classes,), math.inf)
-        lowest = lowest.scatter_reduce(0, own, explained, "amin", include_self=True)
-        # the lowest-numbered point among equals, so that the choice does not depend on thread order
-        position = torch.arange(len(own), device=own.device)
-        is_lowest = valid & (explained == lowest[own])
-        pick = torch.full_like(lowest, len(own), dtype=torch.int64).scatter_reduce(
-            0, own, torch.where(is_lowest, position, len(own)), "amin", include_self=True
-        )
-        chosen = F.pad(features, (0, 0, 0, 1))[pick]  # the padding row is for classes without a point
-        candidate = torch.cat([chosen, lowest[:, None]], 1)
-        if gather is not None:
-            all_ranks = gather(candidate).view(-1, self.num_classes, self.dim + 1)
-            best = all_ranks[..., -1].argmin(0)
-            candidate = all_ranks[best, torch.arange(self.num_classes, device=best.device)]
-
-        stalest, which = self.idle.max(-1)
-        replace = (stalest >= after) & candidate[:, -1].isfinite() & self.active
-        slot = F.one_hot(which, self.num_prototypes).bool() & replace[:, None]
-        self.prototypes.copy_(torch.where(slot.unsqueeze(-1), unit(candidate[:, None, :-1]), self.prototypes))
-        self.idle.masked_fill_(slot, 0)
-        self.updates.masked_fill_(slot, 0)
+        stalest, idlest = self.idle.max(-1)
+        most, busiest = self.usage.max(-1)
+        replace = (stalest >= after) & (most > 0) & (idlest != busiest) & self.active
+        classes = torch.arange(self.num_classes, device=self.usage.device)
+        beside = self.prototypes[classes, busiest] + spread(1, self.dim, self.usage.device)
+        moved = F.one_hot(idlest, self.num_prototypes).bool() & replace[:, None]
+        self.prototypes.copy_(torch.where(moved.unsqueeze(-1), unit(beside)[:, None], self.prototypes))
+        self.idle.masked_fill_(moved, 0)
+        self.updates.masked_fill_(moved, START_UPDATES)
+        # halves of the usage, so that the next idle prototype goes to the next most used one
+        pair = (moved | F.one_hot(busiest, self.num_prototypes).bool()) & replace[:, None]
+        self.usage.copy_(torch.where(pair, most[:, None] / 2, self.usage))
         return replace
 
     @torch.no_grad()

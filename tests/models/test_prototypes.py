@@ -93,7 +93,7 @@ def test_update_ramp_keeps_most_of_a_starting_centre():
     torch.testing.assert_close(bank.prototypes[0, 0], unit(torch.tensor([10.8, 0.6])))
 
 
-def test_update_ramp_takes_the_first_mean_of_a_reseeded_prototype_whole():
+def test_update_ramp_takes_the_first_mean_of_a_prototype_without_updates_whole():
     bank = bank_of(TWO)
     bank.updates.zero_()
     z = torch.tensor([[0.8, 0.6]])
@@ -108,7 +108,7 @@ def test_update_without_points_changes_nothing():
     before = bank.prototypes.clone()
     bank.update(torch.randn(5, 2), torch.full((5,), 255))
     torch.testing.assert_close(bank.prototypes, before, rtol=0, atol=0)
-    assert (bank.idle == 1).all()
+    assert (bank.idle == 0).all()
 
 
 def test_first_pixels_of_an_absent_class_start_it():
@@ -141,23 +141,39 @@ def test_reduced_update_of_two_parts_equals_the_whole():
     torch.testing.assert_close(parts[0].prototypes, whole.prototypes)
 
 
-def test_reseed_moves_the_idle_prototype_to_the_worst_explained_pixel():
-    bank = bank_of([[[1.0, 0.0], [0.99, 0.14]], [[-1.0, 0.0], [0.0, -1.0]]])
-    bank.idle[0, 1] = 7
-    z = torch.tensor([[1.0, 0.0], [0.0, 5.0], [0.6, 0.8], [-1.0, 0.0]])
-    replaced = bank.reseed(z, torch.tensor([0, 0, 0, 1]), after=5)
-    assert replaced.tolist() == [True, False]
-    torch.testing.assert_close(bank.prototypes[0, 1], torch.tensor([0.0, 1.0]))
-    assert bank.idle[0, 1] == 0
+def test_reseed_moves_the_idle_prototype_beside_the_most_used():
+    bank = bank_of([[[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], [[-1.0, 0.0], [0.0, -1.0], [0.6, 0.8]]])
+    bank.idle[0, 0] = 7
+    bank.usage.copy_(torch.tensor([[0.0, 2.0, 6.0], [1.0, 1.0, 1.0]]))
+    before = bank.prototypes.clone()
+    assert bank.reseed(after=8).tolist() == [False, False]
+    torch.testing.assert_close(bank.prototypes, before, rtol=0, atol=0)
+    assert bank.reseed(after=7).tolist() == [True, False]
+    cosine = float(bank.prototypes[0, 0] @ bank.prototypes[0, 2])
+    assert 0.95 < cosine < 0.99999  # near, so that no other class's pixel is won, and not the same
+    torch.testing.assert_close(bank.prototypes[0, 1:], before[0, 1:], rtol=0, atol=0)
+    torch.testing.assert_close(bank.prototypes[1], before[1], rtol=0, atol=0)
+    assert bank.idle[0, 0] == 0
+    assert bank.updates[0, 0] == START_UPDATES
+    assert bank.usage.tolist() == [[3.0, 2.0, 3.0], [1.0, 1.0, 1.0]]
 
 
-def test_reseed_takes_the_worst_of_all_processes():
+def test_reseeded_prototypes_part():
+    """Two kinds of pixels, both nearest to one prototype: the idle one takes one kind over."""
+    bank = bank_of([[[1.0, 0.0], [-1.0, 0.0]]])
+    z = unit(torch.tensor([[1.0, 0.5], [1.0, -0.5]])).repeat(50, 1)
+    for _ in range(60):
+        bank.update(z, torch.zeros(100, dtype=torch.int64), momentum=0.9)
+        bank.reseed(after=20)
+    assert (z @ bank.prototypes[0].t()).amax(1).min() > 0.999
+    assert (bank.usage[0] > 0).all()
+
+
+def test_prototypes_of_an_absent_class_are_not_idle():
     bank = bank_of(TWO)
-    bank.idle[0, 1] = 7
-    other = torch.tensor([[0.6, -0.8, -0.9], [0.0, 1.0, math.inf]])
-    z = torch.tensor([[1.0, 0.0]])
-    bank.reseed(z, torch.tensor([0]), after=5, gather=lambda own: torch.cat([own, other]))
-    torch.testing.assert_close(bank.prototypes[0, 1], torch.tensor([0.6, -0.8]))
+    bank.update(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+    assert bank.idle[0].tolist() == [0, 1]
+    assert bank.idle[1].tolist() == [0, 0]
 
 
 def test_usage_entropy_and_closest_pair():
@@ -209,5 +225,5 @@ def test_prototypes_keep_unit_length(classes, k, points, seed):
     z = torch.randn(points, 4, generator=generator)
     target = torch.randint(-1, classes + 1, (points,), generator=generator)
     bank.update(z, target, momentum=0.3)
-    bank.reseed(z, target, after=1)
+    bank.reseed(after=1)
     torch.testing.assert_close(bank.prototypes.norm(dim=-1), torch.ones(classes, k))
