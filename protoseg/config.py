@@ -544,7 +544,7 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
         "method": {"unlabeled": True, "prototypes": True},
         "prototypes": {
             "sampling": "balanced", "projection": "mlp", "weight": 0.5, "weight_ramp": 150,
-            "momentum_ramp": True,
+            "momentum_ramp": True, "reweight": True,
         },
     },
 }  # fmt: skip
