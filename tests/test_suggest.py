@@ -289,7 +289,7 @@ def test_command(trained, pool, tmp_path, run_module):
     with Image.open(out / "sheet.png") as sheet:
         assert sheet.width > 1000
     before = {p.name: p.read_bytes() for p in out.iterdir()}
-    assert run_module(*arguments).returncode == 0
+    assert main([str(argument) for argument in arguments[1:]]) == 0
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before, "the same input gives the same bytes"
 
 

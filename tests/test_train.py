@@ -263,6 +263,7 @@ def lists_of(folder):
     return {**found, "classes": str(classes.relative_to(folder))}
 
 
+@pytest.mark.slow
 def test_own_images_from_lists(config_file, run_module, image_folder, tmp_path):
     done = run_module(
         "protoseg.train", "--config", config_file, "train.max_steps=3", *files_config(image_folder)

@@ -180,12 +180,12 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_command(trained, tmp_path, run_module):
-    finished = run_module(
-        "benchmarks.trust", trained / "run", trained / "bare", "--name", "trust_tiny", "--pixels", 200,
+def test_command(trained, tmp_path):
+    arguments = [
+        trained / "run", trained / "bare", "--name", "trust_tiny", "--pixels", 200,
         "--resamples", 20, "--results", tmp_path, "--figures", tmp_path / "assets",
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr
+    ]  # fmt: skip
+    assert trust.main([str(argument) for argument in arguments]) == 0
     record = json.loads((tmp_path / "trust_tiny.json").read_text())
     with_prototypes, bare = record["runs"]
     assert list(with_prototypes["heads"]) == ["fused", "linear"]
