@@ -257,6 +257,7 @@ class Interval:
         self.counts: dict[str, int] = {}
         self.stats: dict[str, Tensor] = {}
         self.images = 0
+        self.replaced = 0
         self.waited = 0.0
         self.began = time.perf_counter()
 
@@ -267,6 +268,12 @@ class Interval:
             self.counts[key] = self.counts.get(key, 0) + 1
         for key, value in stats.items():
             self.stats[key] = self.stats.get(key, torch.zeros_like(value)) + value
+
+    def take_replaced(self, context: Context) -> int:
+        """Unreadable images that were passed over on all processes since this was last asked."""
+        own = torch.tensor(float(self.replaced), device=context.fill.device)
+        self.replaced = 0
+        return int(context.reduce(own))
 
     def summary(self, context: Context, accelerator: Accelerator) -> dict[str, Any]:
         """Means and shares over the interval and all processes; waits for the device."""
@@ -467,6 +474,7 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
 
     def save(step: int) -> None:
         progress.step = step
+        progress.skipped_images += interval.take_replaced(context)
         save_state(accelerator, folder, step, config_text, config.train.keep_states)
 
     faults = Faults(progress.bad_steps, accelerator.device)
@@ -485,7 +493,7 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
         norm, points, replaced = run_step(
             context, accelerator, optimizer, (labeled, unlabeled), phase, step, interval
         )
-        progress.skipped_images += replaced
+        interval.replaced += replaced
         bad = ~norm.isfinite()
         faults.add(bad, step + 1)
         looks = accelerator.device.type == "cpu"
@@ -513,6 +521,7 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
             record = {"step": done, "lr": lr_now(optimizer), **interval.summary(context, accelerator)}
             record["grad_norm"] = float(norm)
             progress.bad_steps = record["bad_steps"] = int(faults.total)
+            progress.skipped_images += interval.take_replaced(context)
             record["skipped_images"] = progress.skipped_images
             if phase.prototypes:
                 record.update(prototype_record(context))

@@ -1,6 +1,7 @@
 """The trainer as a user meets it: real processes, killed, resumed, interrupted, misused."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -31,11 +32,11 @@ def config_file(tmp_path):
     return path
 
 
-def start(*arguments, launcher=(sys.executable, "-m")):
+def start(*arguments, launcher=(sys.executable, "-m"), **options):
     return subprocess.Popen(
         [*launcher, "protoseg.train", *map(str, arguments)],
         cwd=PROJECT_ROOT, env=quiet_environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
     )  # fmt: skip
 
 
@@ -113,13 +114,15 @@ def test_killed_at_any_moment_and_resumed_equals_the_straight_run(config_file, r
 def test_signals_save_the_state_and_print_the_resume_command(config_file, run_module, tmp_path, number):
     run = tmp_path / "runs" / "tiny"
     process = start(
-        "--config", config_file, "train.max_steps=500", "train.save_every=400", "train.eval_every=400"
-    )
+        "--config", config_file, "train.max_steps=500", "train.save_every=400", "train.eval_every=400",
+        "data.num_workers=1", start_new_session=True,
+    )  # fmt: skip
     wait_for(run / "metrics.jsonl", process)
     time.sleep(1)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal does; loader processes get it, too
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
+    assert err.count("stopping after this step") == 1
     assert f"python -m protoseg.train --resume --config {config_file}" in out
     assert len(list((run / "state").glob("step_*"))) == 1
 

@@ -8,6 +8,9 @@ next image, whatever the number of loader processes, and several processes share
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -354,10 +357,32 @@ def make_stream(
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        worker_init_fn=_work_until_the_trainer_ends,
         # a generator of its own: making the iterator must not draw from the global one
         generator=torch.Generator().manual_seed(config.train.seed),
     )
     return _with_plain_errors(loader)
+
+
+def _work_until_the_trainer_ends(number: int) -> None:
+    """Make a loader process deaf to signals that are meant for the trainer.
+
+    Terminals and job managers signal every process. Without its loader processes the trainer could not
+    finish the step and save its state. SIGTERM from the trainer itself still ends them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    # torch's handler ends the process whoever sent the signal; blocked, it waits for the thread below
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    trainer = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _with_plain_errors(loader: DataLoader[Sample]) -> Iterator[Sample]:
