@@ -335,8 +335,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(arguments)
     except (CheckpointError, ConfigError, DataError, ValueError) as error:
-        if int(os.environ.get("RANK", "0")) == 0:
+        rank = int(os.environ.get("RANK", "0"))
+        if rank == 0:
             sys.stderr.write(f"error: {error}\n")
+        elif isinstance(error, DataError):  # it may be about an image that no other process reads
+            sys.stderr.write(f"error (process {rank}): {error}\n")
         return 1
     return 0
 

@@ -443,7 +443,8 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
     elif resume:
         logger.info("no saved state in %s: starting at step 0", folder)
     progress.world = accelerator.num_processes
-    before = start_from(context, data, start) if start else 0.0
+    if start:
+        progress.start_miou = start_from(context, data, start)
     if start and plan.warmup_steps == 0:
         # the first update would otherwise throw the earlier run's average away
         progress.teacher_head_start = updates_behind(config.train.ema_decay)
@@ -454,7 +455,7 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
     log = MetricsLog(folder / "metrics.jsonl") if main else None
     if log is not None:
         log.truncate_after(progress.step)
-    highest = (progress.best_miou, progress.step) if progress.best_miou > before else (before, 0)
+    highest = max((progress.start_miou, 0), (progress.best_miou, progress.step))
     monitor = Monitor([c.name for c in data.classes], data.labeled_shares, best=highest)
     interrupt = Interrupt()
     guard = Guard(context.network, context.bank)

@@ -44,6 +44,8 @@ class Progress:
     """Teacher updates done, for the decay ramp."""
     teacher_head_start: int = 0
     """Updates that the weights of ``train.start_from`` count for, in the same ramp."""
+    start_miou: float = 0.0
+    """Validation mIoU of the linear head of ``train.start_from``, in [0, 1]; 0 if unknown."""
     best_miou: float = -1.0
     """Highest validation mIoU of the linear head so far, in [0, 1]."""
     bad_steps: int = 0
