@@ -373,6 +373,26 @@ def prototype_cost(*results: Result) -> str:
     return f"{said}\n\n{table(head, rows)}"
 
 
+def suggest_study(result: Result) -> str:
+    """MIoU with suggested and with random images added, by seed."""
+    rows = []
+    for seed, arms in result["seeds"].items():
+        heads = list(arms["first"]["miou"])
+        for head in heads:
+            before, suggested, random = (
+                100 * arms[a]["miou"][head] for a in ("first", "suggested", "random")
+            )
+            difference = signed(suggested - random)
+            rows.append([seed, head, f"{before:.1f}", f"{suggested:.1f}", f"{random:.1f}", difference])
+    steps = next(iter(result["seeds"].values()))["first"]["steps"]
+    text = (
+        f"mIoU on val in % at the last of {steps:,} steps of supervised training, before and after "
+        f"{result['count']} more images got labels; one training each.\n\n"
+    )
+    head = ["seed", "head", "before", "suggested added", "random added", "difference"]
+    return text + table(head, rows)
+
+
 def plots(*names: str) -> Callable[[Result], str]:
     """Pictures that the report of a study has drawn, with a text for those who see none."""
     texts = {
@@ -431,6 +451,12 @@ TABLES: dict[str, Table] = {
         serving_attacks, ("serving_attacks",), "python -m benchmarks.serving_attacks", SERVING
     ),
     "serving_soak": Table(serving_soak, ("serving_soak",), "python -m benchmarks.serving_soak", SERVING),
+    "suggest_study": Table(
+        suggest_study,
+        ("suggest_study",),
+        "python -m benchmarks.suggest_study --set method.preset=supervised --steps 400",
+        TRAINING,
+    ),
     "prototype_cost": Table(
         prototype_cost,
         ("prototype_branch_camvid", "prototype_branch_pcr513"),

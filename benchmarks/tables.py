@@ -54,7 +54,7 @@ COMMANDS = {
     "accuracy_quickstart": "python -m benchmarks.accuracy benchmarks/studies/quickstart.yaml",
     "accuracy_nuclei": "python -m benchmarks.accuracy benchmarks/studies/nuclei.yaml",
     "accuracy_camvid_ablations": "python -m benchmarks.accuracy benchmarks/studies/camvid_ablations.yaml",
-    "suggest_study": "python -m benchmarks.suggest_study",
+    "suggest_study": "python -m benchmarks.suggest_study --set method.preset=supervised --steps 400",
     "export_matrix": "python -m benchmarks.export_matrix",
 }
 # these files keep the command of their last part; the index shows the whole one
