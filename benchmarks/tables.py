@@ -35,7 +35,7 @@ QUESTIONS = {
     "accuracy_camvid_ablations": "one change at a time from `protoseg`",
     "trust_camvid": "which score finds wrong pixels, and ranks images by their error",
     "trust_camvid_weights": "the same for a checkpoint trained with class weights",
-    "trust_camvid_stages": "the same for a checkpoint of two stages, 600 and 200 steps",
+    "trust_camvid_stages": "the same for the study's `protoseg`, 1,300 and 200 steps",
     "suggest_study": "suggested against random labels, CamVid, 23 + 23",
     "prototype_branch_camvid": "what the prototype branch costs, CamVid configuration",
     "prototype_branch_pcr513": "the same for the paper's network at 513x513, B = 2",
