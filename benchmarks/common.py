@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -22,7 +24,7 @@ PACKAGES = (
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory, system, load at the time."""
+    """Processor, cores, memory, GPUs with their driver where there are any, system, load at the time."""
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -35,11 +37,25 @@ def machine() -> dict[str, Any]:
         "processor": model,
         "cores": os.cpu_count(),
         "memory_gib": round(memory / 2**30, 1),
+        **({"gpu": found} if (found := gpus()) else {}),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         "threads": os.environ.get("OMP_NUM_THREADS", "default"),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
+
+
+def gpus() -> str | None:
+    """Names of the NVIDIA GPUs and the driver's version, or None."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return None
+    done = subprocess.run(
+        [command, "--query-gpu=name,driver_version", "--format=csv,noheader"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    return ", driver ".join("; ".join(lines).split(", ")) if done.returncode == 0 and lines else None
 
 
 def versions() -> dict[str, str]:

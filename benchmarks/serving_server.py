@@ -51,8 +51,9 @@ class Server:
         # servers that share a home delete each other's metrics
         self._home = tempfile.TemporaryDirectory(prefix="bentoml-")
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("PROTOSEG_")}
+        search_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self.environ = inherited | {
-            "BENTOML_HOME": self._home.name, "BENTOML_DO_NOT_TRACK": "True", "PYTHONPATH": str(ROOT),
+            "BENTOML_HOME": self._home.name, "BENTOML_DO_NOT_TRACK": "True", "PYTHONPATH": search_path,
         } | dict(environ)  # fmt: skip
         self.log = Path(self._home.name, "server.log")
         command = [sys.executable, "-m", "bentoml", "serve", target, "--host", "127.0.0.1"]

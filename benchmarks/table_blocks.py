@@ -255,6 +255,26 @@ def export_latency(result: Result) -> str:
     return f"{said}\n\n{table(['input', 'runtime', 'ms', 'speed', 'equal labels'], rows)}"
 
 
+def gpu_latency(result: Result) -> str:
+    """Milliseconds of a bundle and of torch on a GPU, and labels that differ from torch in fp32."""
+    sizes = result["sizes"]
+    contestants = list(next(iter(sizes.values()))["times"])
+    rows = [
+        [
+            name,
+            *(middle(size["times"][name]["wall_ms"], 1) for size in sizes.values()),
+            f"{100 * min(size['labels_equal_to_torch_fp32'][name] for size in sizes.values()):.2f} %",
+        ]
+        for name in contestants
+    ]
+    head = ["", *(shape.replace("x3x", "x") for shape in sizes), "labels equal to torch fp32"]
+    said = (
+        "Milliseconds of a call on a GPU from pixels in the host's memory to labels, confidence and agreement "
+        "there (batch x height x width), median and range of 50 turns; smallest share of equal labels over the shapes."
+    )
+    return f"{said}\n\n{table(head, rows)}"
+
+
 def export_accuracy(result: Result) -> str:
     """MIoU of the exported files."""
     rows = []
@@ -427,6 +447,15 @@ TABLES: dict[str, Table] = {
     "quickstart": _study("quickstart", study_main),
     "quickstart_paired": _study("quickstart", study_paired),
     "quickstart_plots": _study("quickstart", plots("steps")),
+    "camvid_cpu": _study("camvid_cpu", study_main),
+    "camvid_cpu_paired": _study("camvid_cpu", study_paired),
+    "camvid_steps": _study("camvid_steps", study_main),
+    "camvid_steps_labels": _study("camvid_steps", study_labels),
+    "camvid_steps_paired": _study("camvid_steps", study_paired),
+    "camvid_steps_plots": _study("camvid_steps", plots("steps")),
+    "camvid_views": _study("camvid_views", study_labels),
+    "quickstart_gpu": _study("quickstart_gpu", study_main),
+    "quickstart_gpu_paired": _study("quickstart_gpu", study_paired),
     "nuclei": _study("nuclei", study_main),
     "nuclei_paired": _study("nuclei", study_paired),
     "nuclei_plots": _study("nuclei", plots("steps")),
@@ -437,6 +466,9 @@ TABLES: dict[str, Table] = {
     ),
     "export_latency_vnni": Table(
         export_latency, ("export_latency_vnni",), "python -m benchmarks.export_latency CHECKPOINT", EXPORT
+    ),
+    "gpu_latency": Table(
+        gpu_latency, ("gpu_latency",), "python -m benchmarks.gpu_latency CHECKPOINT BUNDLE", EXPORT
     ),
     "export_accuracy": Table(
         export_accuracy, ("export_accuracy",), "python -m benchmarks.export_accuracy RUN", EXPORT

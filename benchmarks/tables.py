@@ -29,8 +29,12 @@ LINK = re.compile(r"\]\(((?:docs|benchmarks)/[^)]+)\)")
 # what each result file answers, in the order of the index
 QUESTIONS = {
     "accuracy_camvid": "methods and label counts on CamVid, at equal steps and at equal cost",
+    "accuracy_camvid_cpu": "the 46-label part of it, trained on CPUs",
+    "accuracy_camvid_steps": "the same methods with six times the steps",
+    "accuracy_camvid_views": "mild and usual strong views on CamVid, 23 and 92 labels",
     "accuracy_camvid_long": "how far labels alone go: supervised, 1,300 steps, 46 and all 367 labels",
     "accuracy_quickstart": "methods on the embedded scenes",
+    "accuracy_quickstart_gpu": "six of the seeds, trained on a GPU",
     "accuracy_nuclei": "methods on nuclei with 24 labels",
     "accuracy_camvid_ablations": "one change at a time from `protoseg`",
     "trust_camvid": "which score finds wrong pixels, and ranks images by their error",
@@ -42,8 +46,10 @@ QUESTIONS = {
     "export_accuracy": "accuracy of the exported files",
     "export_latency": "latency on a CPU: torch, ONNX Runtime fp32 and int8",
     "export_latency_vnni": "the same on a processor with VNNI, int8-cpu with 8-bit weights as it was then",
+    "gpu_latency": "latency on a GPU: torch, ONNX Runtime on CUDA, fp32 and fp16",
     "export_matrix": "which network, precision and runtime passes parity",
     "serving_speed": "served against bare `session.run`, stock BentoML, FastAPI + torch",
+    "gpu_serving": "requests per second on a GPU, with and without batches, and on the CPU beside it",
     "serving_attacks": "hostile requests before and after",
     "serving_decoder": "10,000 damaged images through the decoder",
     "serving_soak": "memory and answers under load",
@@ -55,7 +61,9 @@ COMMANDS = {
     "accuracy_nuclei": "python -m benchmarks.accuracy benchmarks/studies/nuclei.yaml",
     "accuracy_camvid_ablations": "python -m benchmarks.accuracy benchmarks/studies/camvid_ablations.yaml",
     "suggest_study": "python -m benchmarks.suggest_study --set method.preset=supervised --steps 400",
+    "accuracy_camvid_views": "python -m benchmarks.accuracy benchmarks/studies/camvid_views.yaml",
     "export_matrix": "python -m benchmarks.export_matrix",
+    "gpu_serving": "python -m benchmarks.gpu_serving BUNDLE",
 }
 # these files keep the command of their last part; the index shows the whole one
 MADE_IN_PARTS = frozenset({"export_matrix"})
@@ -84,7 +92,10 @@ def read_result(results: Path, name: str) -> Result | None:
 def machine_words(machine: dict[str, Any]) -> str:
     """A machine in a few words."""
     processor = re.sub(r"\((R|TM)\)|Processor|CPU", "", str(machine.get("processor") or "unknown processor"))
-    return f"{' '.join(processor.split())}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB"
+    gpu = str(machine["gpu"]).split(", driver")[0] + ", " if machine.get("gpu") else ""
+    return (
+        f"{gpu}{' '.join(processor.split())}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB"
+    )
 
 
 def source_line(entry: Table, found: list[Result]) -> str:

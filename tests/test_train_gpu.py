@@ -1,6 +1,7 @@
 """The trainer on CUDA: precisions, memory format, compilation, resume. Needs a device."""
 
 import pytest
+from accelerate.state import AcceleratorState, GradientState
 from tiny import tiny_config
 
 from protoseg.checkpoint import load_checkpoint
@@ -8,6 +9,13 @@ from protoseg.loop import train
 from protoseg.report import read_metrics
 
 pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    # accelerate keeps the precision of a process's first Accelerator
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def run(tmp_path, resume=False, **settings):

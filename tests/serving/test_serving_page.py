@@ -168,7 +168,11 @@ def two_colors(tmp_path: Path) -> Path:
 
 def shown_at(browser: Browser, across: float, down: float) -> Any:
     """Colour on the screen at a place of the picture."""
-    return np.array(browser.screenshot().convert("RGB").getpixel(browser.place("#canvas", across, down)))
+    # the picture fades in for some frames after the page was busy
+    browser.until("getComputedStyle($('stage')).opacity === '1'")
+    # before the screenshot, as it may scroll
+    place = browser.place("#canvas", across, down)
+    return np.array(browser.screenshot().convert("RGB").getpixel(place))
 
 
 def pixel(browser: Browser, x: int, y: int) -> list[int]:
@@ -285,19 +289,22 @@ def test_a_key_is_asked_for_and_large_files_are_not_sent(
         running.wait_ready()
         browser.call("Page.navigate", url=running.url)
         browser.until("document.getElementById('key-row')?.hidden === false")
-        assert "API key" in browser.run("$('error').textContent")
+        # the message comes after the row: its text is in the answer's body
+        browser.until("$('error').textContent.includes('API key')")
         browser.run("$('key').value = 'open'; $('key-row').requestSubmit()")
         browser.until("document.querySelectorAll('#samples button').length === 1")
         browser.pick_file("#file", two_colors)
-        browser.until("document.getElementById('result').dataset.ready === '1'")
+        # the score maps too: the page sends the small file again for each, after the mask is shown
+        browser.until("document.getElementById('result').dataset.scores === '1'")
         assert "$PROTOSEG_API_KEY" in browser.run("$('curl').value")
         large = tmp_path / "large.png"
         large.write_bytes(bytes(30_000))
-        before = len(browser.requests)
         browser.pick_file("#file", large)
         browser.until("!document.getElementById('error').hidden")
         assert "large.png" in browser.run("$('error').textContent")
-        assert not any("segment" in url for url in browser.requests[before:])
+        sent = [url.partition("?output=")[2] for url in browser.requests if "segment" in url]
+        # those of the small file, which also shows that requests are seen at all
+        assert sent == ["rle", "confidence", "agreement"]
 
 
 def test_toggle_sample_and_readable_error(server: Server, browser: Browser, tmp_path: Path) -> None:
@@ -337,7 +344,8 @@ def test_fits_a_phone(server: Server, browser: Browser, two_colors: Path) -> Non
         "Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=2, mobile=True
     )
     browser.call("Page.navigate", url=server.url)
-    browser.until("document.getElementById('model')?.textContent.includes('nearest-color')")
+    # everything that takes width has to be there
+    browser.until("document.querySelectorAll('#samples button').length === 1")
     browser.pick_file("#file", two_colors)
-    browser.until("document.getElementById('result').dataset.ready === '1'")
+    browser.until("document.getElementById('result').dataset.scores === '1'")
     assert browser.run("document.documentElement.scrollWidth") <= 360
