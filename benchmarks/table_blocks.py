@@ -269,8 +269,9 @@ def gpu_latency(result: Result) -> str:
     ]
     head = ["", *(shape.replace("x3x", "x") for shape in sizes), "labels equal to torch fp32"]
     said = (
-        "Milliseconds of a call on a GPU from pixels in the host's memory to labels, confidence and agreement "
-        "there (batch x height x width), median and range of 50 turns; smallest share of equal labels over the shapes."
+        "Milliseconds of a call on a GPU from pixels in the host's memory to labels, confidence and "
+        "agreement there (batch x height x width), median and range of 50 turns; smallest share of equal "
+        "labels over the shapes."
     )
     return f"{said}\n\n{table(head, rows)}"
 

@@ -258,10 +258,13 @@ function hidePoint() {
   $("tip").hidden = $("marker").hidden = true;
 }
 
+function bytes(count) {
+  return count < 2 ** 20 ? `${Math.ceil(count / 2 ** 10)} KiB` : `${+(count / 2 ** 20).toFixed(1)} MiB`;
+}
+
 function checkSize(blob) {
   const limit = state.model?.limits.max_body;
-  if (limit && blob.size > limit)
-    throw problem(`The file has ${(blob.size / 2 ** 20).toFixed(1)} MiB; this server takes ${(limit / 2 ** 20).toFixed(0)} MiB.`);
+  if (limit && blob.size > limit) throw problem(`The file has ${bytes(blob.size)}; this server takes ${bytes(limit)}.`);
 }
 
 async function readBitmap(blob) {
@@ -273,12 +276,18 @@ async function readBitmap(blob) {
 }
 
 async function show(blob, name) {
+  try {
+    checkSize(blob);
+  } catch (error) {
+    // before the run counts: what is shown goes on loading its score maps
+    tell(error, name);
+    return;
+  }
   const run = ++state.run;
   tell(null);
   document.body.classList.add("busy");
   $("progress").hidden = false;
   try {
-    checkSize(blob);
     const started = performance.now();
     const result = await (await segment(blob, "rle")).json();
     const bitmap = await readBitmap(blob);
@@ -364,7 +373,7 @@ async function loadModel() {
     const { name, version, runtime, classes, limits } = state.model;
     const facts = [name, version, `${classes.length} classes`, runtime];
     $("model").replaceChildren(...facts.map((text) => element("span", "", text)));
-    $("limits").textContent = `${limits.formats.map((f) => FORMATS[f]).join(", ")}; up to ${+(limits.max_body / 2 ** 20).toFixed(1)} MiB`
+    $("limits").textContent = `${limits.formats.map((f) => FORMATS[f]).join(", ")}; up to ${bytes(limits.max_body)}`
       + ` and ${+(limits.max_pixels / 1e6).toFixed(1)} megapixels`;
     $("file").accept = limits.formats.map((format) => `image/${format}`).join(",");
     const buttons = await Promise.all(state.model.samples.map(sampleButton));

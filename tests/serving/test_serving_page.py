@@ -302,6 +302,7 @@ def test_a_key_is_asked_for_and_large_files_are_not_sent(
         browser.pick_file("#file", large)
         browser.until("!document.getElementById('error').hidden")
         assert "large.png" in browser.run("$('error').textContent")
+        assert "30 KiB; this server takes 20 KiB" in browser.run("$('error').textContent")
         sent = [url.partition("?output=")[2] for url in browser.requests if "segment" in url]
         # those of the small file, which also shows that requests are seen at all
         assert sent == ["rle", "confidence", "agreement"]
