@@ -190,6 +190,27 @@ def study_paired(result: Result) -> str:
     return f"{said}\n\n{table(['budget', 'labels', 'against', 'difference', 'pairs'], rows)}"
 
 
+def gains(*results: Result) -> str:
+    """What unlabelled images add to labels, and prototypes to both, in every study."""
+    rows = []
+    for result in results:
+        labels, budget = main_labels(result), result["budgets"][0]
+        found = {
+            (item["of"], item["minus"]): item
+            for item in result["differences"]
+            if (item["budget"], item["labels"]) == (budget["name"], labels)
+        }
+        images, prototypes = found["fixmatch", "supervised"], found["protoseg", "fixmatch"]
+        name = f"{result['title'].partition(',')[0]}, {labels} labels, {budget['title']}"
+        rows.append([name, points(images), points(prototypes), runs(prototypes)])
+    head = ["", "unlabelled images: fixmatch over supervised", "prototypes: protoseg over fixmatch", "pairs"]
+    said = (
+        "Points of mIoU on val, paired (the same seed and labels on both sides), mean ± standard deviation "
+        "of the differences."
+    )
+    return f"{said}\n\n{table(head, rows)}"
+
+
 def study_classes(result: Result) -> str:
     """IoU of each class at the label count with the most runs, by the methods' heads."""
     cells = cells_of(result, result["budgets"][0]["name"], main_labels(result))
@@ -438,7 +459,9 @@ def _study(name: str, make: Callable[..., str]) -> Table:
     return Table(make, (f"accuracy_{name}",), command, TRAINING)
 
 
+GAINS = ("accuracy_camvid", "accuracy_camvid_steps", "accuracy_nuclei", "accuracy_quickstart")
 TABLES: dict[str, Table] = {
+    "gains": Table(gains, GAINS, "python -m benchmarks.accuracy STUDY --report", TRAINING),
     "camvid": _study("camvid", study_main),
     "camvid_labels": _study("camvid", study_labels),
     "camvid_paired": _study("camvid", study_paired),

@@ -104,8 +104,11 @@ def source_line(entry: Table, found: list[Result]) -> str:
     machines = list(dict.fromkeys(
         machine_words(item) for result in found for item in result.get("machines", [result["machine"]])
     ))  # fmt: skip
-    versions = {k: v for result in found for k, v in result["versions"].items() if k in entry.packages}
-    packages = ", ".join(f"{name} {versions[name]}" for name in entry.packages if name in versions)
+    packages = ", ".join(
+        f"{name} {' and '.join(versions)}"
+        for name in entry.packages
+        if (versions := dict.fromkeys(r["versions"][name] for r in found if name in r["versions"]))
+    )
     dates = ", ".join(dict.fromkeys(result["date"] for result in found))
     return f"<sub>{files}; {'; '.join(machines)}; {packages}; {dates}.</sub>"
 

@@ -11,8 +11,9 @@ from benchmarks import table_blocks as blocks
 from benchmarks.accuracy.records import Places
 from benchmarks.accuracy.study import load_study, plan, unique_runs
 from benchmarks.accuracy.summary import find_records, summarize
+from benchmarks.common import machine
 from benchmarks.table_blocks import TABLES
-from benchmarks.tables import documents, main, make_block
+from benchmarks.tables import documents, machine_words, main, make_block, source_line
 
 
 def test_documents_of_the_project_say_what_the_results_say(capsys):
@@ -152,3 +153,53 @@ def test_ablation_table_gives_differences_to_the_baseline(summary):
 
 def test_a_loss_that_rounds_to_nothing_has_no_minus():
     assert [blocks.signed(value) for value in (-0.002, 0.06, -0.172)] == ["+0.00", "+0.06", "-0.17"]
+
+
+def difference(of, minus, mean, **other):
+    return {
+        "budget": "steps", "labels": "4", "of": of, "minus": minus, "mean": mean, "sd": 0.01, "n": 3, **other
+    }  # fmt: skip
+
+
+def test_gains_are_those_of_the_main_labels_at_the_first_budget(summary):
+    summary["differences"] = [
+        difference("fixmatch", "supervised", 0.9, labels="8"),
+        difference("protoseg", "fixmatch", 0.9, budget="cost"),
+        difference("fixmatch", "supervised", 0.02),
+        difference("protoseg", "fixmatch", -0.005),
+    ]
+    _, row = rows(blocks.gains(summary))
+    assert row[1:] == ["+2.0 ± 1.0", "-0.5 ± 1.0", "3"]
+
+
+def test_gpu_table_gives_the_worst_share_of_equal_labels():
+    times = {"onnx fp32": {"wall_ms": {"median": 2.25, "min": 2.0, "max": 2.5, "n": 3}}}
+    sizes = {
+        f"1x3x{side}x{side}": {"times": times, "labels_equal_to_torch_fp32": {"onnx fp32": share}}
+        for side, share in ((64, 0.9996), (96, 0.9992))
+    }
+    head, row = rows(blocks.gpu_latency({"sizes": sizes}))
+    assert head == ["", "1x64x64", "1x96x96", "labels equal to torch fp32"]
+    assert row == ["onnx fp32", "2.2 (2.0 to 2.5)", "2.2 (2.0 to 2.5)", "99.92 %"]
+
+
+def test_versions_of_several_results_are_all_named():
+    entry = blocks.Table(blocks.study_main, ("a", "b"), "", ("torch", "numpy"))
+    found = [
+        {"machine": {}, "date": "2026-01-01", "versions": {"torch": version, "numpy": "2.4.6"}}
+        for version in ("2.11.0", "2.14.1")
+    ]
+    assert "torch 2.11.0 and 2.14.1, numpy 2.4.6; 2026-01-01" in source_line(entry, found)
+
+
+def test_results_name_the_gpu(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H200, 580.1'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine()["gpu"] == "NVIDIA H200, driver 580.1"
+    assert machine_words(machine()).startswith("NVIDIA H200, ")
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert "gpu" not in machine()
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    assert "gpu" not in machine()
