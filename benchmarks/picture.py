@@ -70,7 +70,7 @@ def unlabeled_block(source: Source, columns: int = 4) -> Image.Image:
 
 
 def result_block(checkpoint: Checkpoint, source: Source, chosen: list[int]) -> Image.Image:
-    """Validation images: image, mask over it, disagreement of the heads."""
+    """Validation images: image, mask over it, doubt."""
     colors = [item.color for item in checkpoint.info.classes]
     tiles = []
     for index in chosen:
@@ -78,8 +78,6 @@ def result_block(checkpoint: Checkpoint, source: Source, chosen: list[int]) -> I
         found = predict_image(
             checkpoint.segmenter, image, checkpoint.info.input, head="fused", config=EvalConfig()
         )
-        if found.agreement is None:
-            raise SystemExit("error: this checkpoint has no prototypes, so its heads cannot disagree")
         tiles += [
             _tile(as_rgb(image), _BIG),
             _tile(overlay_picture(image, found.labels, colors), _BIG),
@@ -108,7 +106,7 @@ def draw(checkpoint: Checkpoint, sources: dict[str, Source], chosen: list[int]) 
         if number == 2:
             step = _BIG[0] + _GAP
             pen.text((left + step, _MARGIN - 4 * _SCALE), "mask", _INK, _font(12))
-            pen.text((left + 2 * step, _MARGIN - 4 * _SCALE), "where the heads disagree", _INK, _font(12))
+            pen.text((left + 2 * step, _MARGIN - 4 * _SCALE), "where it may be wrong", _INK, _font(12))
         left += block.width
         if number < 2:
             middle, sign = (left + arrow // 2, (top + height - _MARGIN) // 2), "+" if number == 0 else ">"

@@ -282,7 +282,7 @@ def gpu_latency(result: Result) -> str:
     contestants = list(next(iter(sizes.values()))["times"])
     rows = [
         [
-            name,
+            name.replace("onnx", "ONNX Runtime, CUDA,"),
             *(middle(size["times"][name]["wall_ms"], 1) for size in sizes.values()),
             f"{100 * min(size['labels_equal_to_torch_fp32'][name] for size in sizes.values()):.2f} %",
         ]

@@ -112,7 +112,7 @@ def test_commands_of_the_readme_work_as_printed(tmp_path):
         assert done.returncode == 0, done.stderr
     server = None
     try:
-        for command in blocks(README, "run")[0].strip().splitlines():
+        for command in "".join(blocks(README, "run")).strip().splitlines():
             if command.startswith("bentoml serve"):
                 server = subprocess.Popen(
                     shlex.split(command), cwd=tmp_path, env=environment, start_new_session=True,

@@ -180,7 +180,7 @@ def test_gpu_table_gives_the_worst_share_of_equal_labels():
     }
     head, row = rows(blocks.gpu_latency({"sizes": sizes}))
     assert head == ["", "1x64x64", "1x96x96", "labels equal to torch fp32"]
-    assert row == ["onnx fp32", "2.2 (2.0 to 2.5)", "2.2 (2.0 to 2.5)", "99.92 %"]
+    assert row == ["ONNX Runtime, CUDA, fp32", "2.2 (2.0 to 2.5)", "2.2 (2.0 to 2.5)", "99.92 %"]
 
 
 def test_versions_of_several_results_are_all_named():
