@@ -1,12 +1,17 @@
 """The trainer on CUDA: precisions, memory format, compilation, resume. Needs a device."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState
+from small_step import batches, context_of
 from tiny import tiny_config
 
 from protoseg.checkpoint import load_checkpoint
 from protoseg.loop import train
 from protoseg.report import read_metrics
+from protoseg.step import Phase, compute_step
 
 pytestmark = pytest.mark.gpu
 
@@ -57,3 +62,31 @@ def test_resume_is_close_to_the_straight_run(tmp_path):
     run(tmp_path / "b", resume=True)
     one, two = (read_metrics(f / "metrics.jsonl")[-2]["loss/total"] for f in (straight, other))
     assert one == pytest.approx(two, rel=0.05)
+
+
+def one_step(device, **sections):
+    """Losses, gradients and prototypes after one step from the same weights and images, on the CPU."""
+    context = context_of(pseudo_labels={"threshold": 0.0}, **sections)
+    for part in (context.network, context.teacher, context.bank, context.thresholds):
+        part.to(device)
+    context = replace(context, fill=context.fill.to(device))
+    labeled, unlabeled = ({key: value.to(device) for key, value in part.items()} for part in batches())
+    result = compute_step(context, labeled, unlabeled, Phase(True, True, 1.0), (3,))
+    result.loss.backward()
+    features, classes, similarity = result.points
+    context.bank.update(features, classes, momentum=0.5, similarity=similarity)
+    gradient = torch.cat([p.grad.flatten().cpu() for p in context.network.parameters()])
+    return {k: float(v) for k, v in result.parts.items()}, gradient, context.bank.prototypes.cpu()
+
+
+@pytest.mark.parametrize("preset", ["prototype", "protoseg"])
+def test_a_step_is_that_of_the_cpu(monkeypatch, preset):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    parts, gradient, prototypes = one_step("cpu", method={"preset": preset})
+    parts_cuda, gradient_cuda, prototypes_cuda = one_step("cuda", method={"preset": preset})
+    assert all(value > 0 for value in parts.values())
+    assert parts_cuda == pytest.approx(parts, rel=1e-3)
+    # one unit that crosses zero moves a tenth: weights that differ by 1e-5 did so on a CPU
+    assert (gradient_cuda - gradient).norm() < 0.2 * gradient.norm()
+    torch.testing.assert_close(prototypes_cuda, prototypes, atol=1e-3, rtol=0)
