@@ -488,8 +488,8 @@ TABLES: dict[str, Table] = {
     "export_latency": Table(
         export_latency, ("export_latency",), "python -m benchmarks.export_latency CHECKPOINT", EXPORT
     ),
-    "export_latency_vnni": Table(
-        export_latency, ("export_latency_vnni",), "python -m benchmarks.export_latency CHECKPOINT", EXPORT
+    "export_latency_avx2": Table(
+        export_latency, ("export_latency_avx2",), "python -m benchmarks.export_latency CHECKPOINT", EXPORT
     ),
     "gpu_latency": Table(
         gpu_latency, ("gpu_latency",), "python -m benchmarks.gpu_latency CHECKPOINT BUNDLE", EXPORT

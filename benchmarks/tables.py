@@ -45,7 +45,7 @@ QUESTIONS = {
     "prototype_branch_pcr513": "the same for the paper's network at 513x513, B = 2",
     "export_accuracy": "accuracy of the exported files",
     "export_latency": "latency on a CPU: torch, ONNX Runtime fp32 and int8",
-    "export_latency_vnni": "the same on a processor with VNNI, int8-cpu with 8-bit weights as it was then",
+    "export_latency_avx2": "the same on a processor without VNNI, an earlier network",
     "gpu_latency": "latency on a GPU: torch, ONNX Runtime on CUDA, fp32 and fp16",
     "export_matrix": "which network, precision and runtime passes parity",
     "serving_speed": "served against bare `session.run`, stock BentoML, FastAPI + torch",
