@@ -87,8 +87,10 @@ def checkpoint_images(info: CheckpointInfo, split: Split, count: int) -> list[Na
         reader = None if split == "unlabeled" else mask_reader(info.data, info.classes)
         return list(_read(spread(entries, count), info, reader))
     except DataError as error:
+        # without its cure, which is a setting of the trainer
+        reason = str(error).splitlines()[0].partition("; ")[0]
         raise ExportError(
-            f"the {split} images of the training run are not where they were: {str(error).splitlines()[0]}; "
+            f"the {split} images of the training run are not where they were: {reason}; "
             "name a folder of images with --calibrate FOLDER"
         ) from error
 

@@ -377,6 +377,11 @@ def test_files_that_have_gone_are_named_with_the_cure(checkpoint: Checkpoint, tm
     info = checkpoint.info.model_copy(update={"data": data})
     with pytest.raises(ExportError, match=r"not where they were.*--calibrate FOLDER"):
         checkpoint_images(info, "val", 2)
+    moved = data.model_copy(update={"root": str(tmp_path / "gone")})
+    info = checkpoint.info.model_copy(update={"data": moved})
+    # not the trainer's cure, which the exporter does not take
+    with pytest.raises(ExportError, match=r"gone is not a folder \([^;]*\); name a folder"):
+        checkpoint_images(info, "val", 2)
 
 
 def test_cases_cover_sizes_batches_and_extremes() -> None:
