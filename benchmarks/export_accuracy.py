@@ -18,12 +18,12 @@ import numpy as np
 
 from benchmarks.common import write_result
 from export.bundle import adapt
-from export.cases import NamedImage
-from export.images import checkpoint_images
+from export.calibration import checkpoint_images
+from export.graph.trace import ExportSettings
 from export.iou import mean_iou
 from export.onnx import best_head, export_bundle
-from export.runtime import load_runner
-from export.trace import ExportSettings
+from export.proof.cases import NamedImage
+from export.runners.ort import load_runner
 from protoseg.checkpoint import load_checkpoint
 from protoseg.manifest import Manifest, Precision
 

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 
 from benchmarks.common import spread, write_result
 from export.bundle import read_pixels
-from export.graph import probe, prune, to_bytes
-from export.runtime import OrtRunner, load_runner
+from export.graph.edit import probe, prune, to_bytes
+from export.runners.ort import OrtRunner, load_runner
 from protoseg.checkpoint import load_checkpoint
 from protoseg.manifest import Head, Manifest, read_manifest
+from protoseg.method.pseudo_labels import fuse, label_agreement, pseudo_labels
 from protoseg.models.segmenter import Segmenter
-from protoseg.pseudo_labels import fuse, label_agreement, pseudo_labels
-from serving.upsampling import argmax_planes, upsample
+from serving.model.upsample import argmax_planes, upsample
 
 Call = Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]
 SIZES = ((360, 480), (512, 512))

@@ -25,7 +25,7 @@ from PIL import Image
 from benchmarks.common import write_result
 from benchmarks.export_latency import Deployed, take_turns
 from export.bundle import read_pixels
-from export.runtime import RunnerError, load_runner
+from export.runners.ort import RunnerError, load_runner
 from protoseg.checkpoint import load_checkpoint
 from protoseg.manifest import Manifest, read_manifest
 

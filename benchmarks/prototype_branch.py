@@ -26,14 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import ROOT, spread, write_result
-from protoseg.config import load_config
-from protoseg.losses import cross_entropy, pseudo_label_cross_entropy
+from protoseg.config.load import load_config
+from protoseg.method.losses import cross_entropy, pseudo_label_cross_entropy
+from protoseg.method.points import features_at, grid_points
+from protoseg.method.pseudo_labels import pseudo_labels
+from protoseg.method.teacher import make_teacher, update_teacher
 from protoseg.models.prototypes import PrototypeBank
 from protoseg.models.segmenter import build_segmenter
-from protoseg.optim import make_optimizer
-from protoseg.points import features_at, grid_points
-from protoseg.pseudo_labels import pseudo_labels
-from protoseg.teacher import make_teacher, update_teacher
+from protoseg.train.optim import make_optimizer
 
 CASES: dict[str, dict[str, Any]] = {
     # labelled + unlabelled images of a step, crop, feature map, classes, prototypes

@@ -44,7 +44,7 @@ def make_fastapi() -> Any:
     from fastapi import FastAPI, Request, Response
 
     from protoseg.checkpoint import load_checkpoint
-    from protoseg.predict import predict_image
+    from protoseg.predict.images import predict_image
 
     torch.set_num_threads(1)
     checkpoint = load_checkpoint(os.environ["BENCH_CHECKPOINT"])

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from protoseg.config import ResizeConfig
+from protoseg.files import sha256_file
 from protoseg.manifest import (
     MANIFEST_NAME,
     ArtifactFile,
@@ -30,9 +30,9 @@ from protoseg.manifest import (
     Manifest,
     ParityCase,
     ParityReport,
+    ResizeConfig,
     Sample,
     TensorInfo,
-    sha256_file,
 )
 
 COLORS = ((0, 0, 0), (220, 40, 40), (40, 200, 60), (50, 80, 230), (245, 245, 245))

@@ -28,7 +28,7 @@ from benchmarks.common import write_result
 from benchmarks.serving_bundle import make_bundle, sample_image
 from benchmarks.serving_server import Server
 from serving.errors import ServingError
-from serving.images import ImageLimits, decode
+from serving.pixels.decode import ImageLimits, decode
 from serving.settings import FORMATS
 
 

@@ -37,10 +37,9 @@ from PIL import Image
 from benchmarks.common import spread, write_result
 from benchmarks.serving_bundle import make_bundle, sample_image
 from benchmarks.serving_server import ROOT, Server, free_port
-from protoseg.config import ResizeConfig
-from protoseg.manifest import Head, read_manifest
-from serving.images import resize
-from serving.prune import prune_outputs
+from protoseg.manifest import Head, ResizeConfig, read_manifest
+from serving.model.prune import prune_outputs
+from serving.pixels.decode import resize
 from serving.settings import available_cores
 
 Turn = Callable[[int], float]
@@ -81,8 +80,8 @@ def bare(bundle: Path, size: int, lean: bool, at_a_time: int) -> Turn:
 
 def export_for(checkpoint: Path, size: int, head: Head, folder: Path) -> tuple[Path, Path]:
     """The bundle and the checkpoint of the same weights with ``size`` x ``size`` as working size."""
+    from export.graph.trace import ExportSettings
     from export.onnx import export_bundle
-    from export.trace import ExportSettings
     from protoseg.checkpoint import load_checkpoint, save_checkpoint
 
     loaded = load_checkpoint(checkpoint)

@@ -24,13 +24,14 @@ import numpy as np
 from benchmarks.accuracy.records import miou_by_step
 from benchmarks.accuracy.study import config_hash
 from benchmarks.common import ROOT, write_result
-from protoseg.checkpoint import CHECKPOINT_DIR, CheckpointError, read_info
-from protoseg.config import Config, ConfigError, load_config
-from protoseg.data.errors import DataError
+from protoseg.checkpoint import CHECKPOINT_DIR, read_info
+from protoseg.config.load import load_config
+from protoseg.config.sections import Config
 from protoseg.data.images import write_text
 from protoseg.data.lists import data_root, find_file, read_entries
-from protoseg.report import read_metrics
-from protoseg.suggest import LIST_NAME, RECORD_NAME
+from protoseg.errors import CheckpointError, ConfigError, DataError
+from protoseg.suggest.__main__ import LIST_NAME, RECORD_NAME
+from protoseg.train.log import read_metrics
 
 
 def finished(target: Path, wanted: Config) -> bool:

@@ -46,14 +46,14 @@ from benchmarks.ranking import (
 )
 from benchmarks.trust_figure import draw
 from benchmarks.trust_fit import cross_validated
-from protoseg.checkpoint import Checkpoint, CheckpointError, CheckpointInfo, load_checkpoint
-from protoseg.config import ConfigError, DataConfig
-from protoseg.data.datasets import EvalSamples, FileSource
-from protoseg.data.errors import DataError
+from protoseg.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
+from protoseg.config.sections import DataConfig
 from protoseg.data.images import resize_image, resize_mask
 from protoseg.data.lists import read_entries
 from protoseg.data.masks import mask_reader
-from protoseg.evaluate import Samples, override_data, read_samples
+from protoseg.data.stream import EvalSamples, FileSource
+from protoseg.errors import CheckpointError, ConfigError, DataError
+from protoseg.evaluate.measure import Samples, override_data, read_samples
 from protoseg.inference import (
     HeadLogits,
     HeadName,
@@ -65,7 +65,7 @@ from protoseg.inference import (
     upsample,
     usable_device,
 )
-from protoseg.suspicion import NEED_PROTOTYPES, SCORES, suspicion
+from protoseg.suggest.uncertainty import NEED_PROTOTYPES, SCORES, suspicion
 
 BASELINE = "confidence"
 PRESENT = "disagreement"
@@ -94,7 +94,7 @@ class Measured:
 
 
 def scores(logits: HeadLogits, head: HeadName, temperature: float) -> dict[str, Tensor]:
-    """All scores (1, H, W) of one image: those of ``protoseg.suspicion`` and candidates beside them."""
+    """All scores (1, H, W) of one image: of ``protoseg.suggest.uncertainty`` and candidates beside."""
     both = logits.prototype is not None
     found = {
         name: suspicion(logits, name, head, temperature)

@@ -22,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # the classes of this checkout, not of another one that happens to be installed
 sys.path.insert(0, str(ROOT))
 
-from protoseg.config import METHOD_PRESETS, MODEL_PRESETS, Config, Section, preset_values  # noqa: E402
+from protoseg.config.presets import METHOD_PRESETS, MODEL_PRESETS, preset_values  # noqa: E402
+from protoseg.config.sections import Config  # noqa: E402
+from protoseg.manifest import Section  # noqa: E402
 from serving.settings import PREFIX, Settings  # noqa: E402
 
 if TYPE_CHECKING:  # the reference is tested where mkdocs is not installed, too

@@ -14,16 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.errors import ExportError
-from export.runner import check_hash
-from protoseg.manifest import (
-    MANIFEST_NAME,
-    ArtifactFile,
-    Manifest,
-    ParityReport,
-    Sample,
-    read_manifest,
-    sha256_file,
-)
+from export.runners.contract import check_hash
+from protoseg.files import sha256_file
+from protoseg.manifest import MANIFEST_NAME, ArtifactFile, Manifest, ParityReport, Sample, read_manifest
 
 SAMPLE_DIR = "samples"
 ACTIVE_KEY = "prototype_active"

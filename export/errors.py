@@ -6,7 +6,7 @@ import errno
 import sys
 from collections.abc import Callable
 
-from protoseg.manifest import ManifestError
+from protoseg.errors import ManifestError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED = 130

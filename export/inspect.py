@@ -20,9 +20,10 @@ import numpy as np
 
 from export.bundle import adapt, read_pixels, weight_note
 from export.errors import ExportError, guarded
-from export.runner import Runner, RunnerError, check_hash
-from export.runtime import Provider, load_runner, onnxruntime_distributions
-from protoseg.manifest import ArtifactFile, Manifest, ManifestError, read_manifest
+from export.runners.contract import Runner, RunnerError, check_hash
+from export.runners.ort import Provider, load_runner, onnxruntime_distributions
+from protoseg.errors import ManifestError
+from protoseg.manifest import ArtifactFile, Manifest, read_manifest
 
 ENGINE_TIMEOUT = 300
 
@@ -137,7 +138,7 @@ def environment() -> list[str]:
         "TensorRT-RTX": _version("tensorrt_rtx"),
     }
     lines += [f"{name}: {probe()}" for name, probe in probes.items()]
-    from export.cuda import Cuda
+    from export.runners.cuda import Cuda
 
     try:
         cuda = Cuda()

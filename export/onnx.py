@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import get_args
 
 from export.bundle import REJECTED_SUFFIX, staged
-from export.cases import NamedImage
+from export.calibration import checkpoint_images, folder_images
 from export.errors import ExportError, guarded
-from export.images import checkpoint_images, folder_images
+from export.graph.module import DEFAULT_OUTPUTS, OPTIONAL_OUTPUTS, Layout
+from export.graph.trace import DEFAULT_OPSET, OPSETS, ExportSettings, check_settings
 from export.parity import format_report
-from export.trace import DEFAULT_OPSET, OPSETS, ExportSettings, check_settings
-from export.wrapper import DEFAULT_OUTPUTS, OPTIONAL_OUTPUTS, Layout
+from export.proof.cases import NamedImage
 from export.writer import BundleWriter, measure_latency
-from protoseg.checkpoint import Checkpoint, CheckpointError, CheckpointInfo, load_checkpoint
+from protoseg.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
+from protoseg.errors import CheckpointError
 from protoseg.manifest import Head, Manifest, ParityReport, Precision
 
 logger = logging.getLogger(__name__)

@@ -27,13 +27,13 @@ from export.bundle import (
     with_reports,
     write_manifest,
 )
-from export.cases import Case, NamedImage, dynamic_cases, static_cases
-from export.compare import HEADS, Comparator, conclude, score_key
 from export.errors import ExportError, guarded
-from export.gates import GATES
-from export.graph import probe, produced_names, read_model, to_bytes
-from export.half import SUFFIX
-from export.runtime import OrtRunner, Runner
+from export.graph.edit import probe, produced_names, read_model, to_bytes
+from export.graph.half import SUFFIX
+from export.proof.cases import Case, NamedImage, dynamic_cases, static_cases
+from export.proof.compare import HEADS, Comparator, conclude, score_key
+from export.proof.gates import GATES
+from export.runners.ort import OrtRunner, Runner
 from protoseg.manifest import (
     ArtifactFile,
     Head,

@@ -9,18 +9,19 @@ import shlex
 import sys
 from pathlib import Path
 
-from export.builder import BuildSettings, Built, build
 from export.bundle import verify_bundle, write_bytes, write_manifest
-from export.caches import default_cache, locked
-from export.cuda import Cuda, GpuInfo, system_name
-from export.engine import EngineRunner
+from export.engines.build import BuildSettings, Built, build
+from export.engines.cache import default_cache, locked
+from export.engines.sidecar import Flavor, Sidecar, sidecar_path
+from export.engines.triton import write_repository
 from export.errors import ExportError, guarded
 from export.parity import compare_engine, format_report
-from export.profiles import Profile, check_profiles, parse_profile
-from export.runner import RunnerError
-from export.sidecar import Flavor, Sidecar, sidecar_path
-from export.triton import write_repository
-from protoseg.manifest import ArtifactFile, Manifest, ParityReport, sha256_file
+from export.runners.contract import RunnerError
+from export.runners.cuda import Cuda, GpuInfo, system_name
+from export.runners.profiles import Profile, check_profiles, parse_profile
+from export.runners.tensorrt import EngineRunner
+from protoseg.files import sha256_file
+from protoseg.manifest import ArtifactFile, Manifest, ParityReport
 
 FLAVORS: dict[str, Flavor] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 PRECISIONS = ("fp32", "fp16", "int8")

@@ -14,17 +14,18 @@ from typing import Any, get_args
 import numpy as np
 import onnx
 
-from export import precision as lowering
 from export.bundle import adapt, write_manifest, write_sample
-from export.cases import Case, NamedImage, static_cases
-from export.compare import conclude
-from export.graph import check_graph, tensor_infos, to_bytes
-from export.images import images_hash
+from export.calibration import images_hash
+from export.graph import precision as lowering
+from export.graph.edit import check_graph, tensor_infos, to_bytes
+from export.graph.module import Layout, TorchRunner, half_reference
+from export.graph.trace import ExportSettings, build_graph
 from export.parity import ProbedOnnx, Setup, compare, make_cases
-from export.runtime import OrtRunner
-from export.trace import ExportSettings, build_graph
-from export.wrapper import Layout, TorchRunner, half_reference
+from export.proof.cases import Case, NamedImage, static_cases
+from export.proof.compare import conclude
+from export.runners.ort import OrtRunner
 from protoseg.checkpoint import Checkpoint
+from protoseg.files import sha256_file
 from protoseg.manifest import (
     ArtifactFile,
     Baseline,
@@ -33,7 +34,6 @@ from protoseg.manifest import (
     ParityCase,
     ParityReport,
     Precision,
-    sha256_file,
 )
 
 logger = logging.getLogger(__name__)

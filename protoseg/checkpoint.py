@@ -26,8 +26,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from protoseg import __version__
-from protoseg.config import PROJECT_ROOT, DataConfig, EvalConfig, ModelConfig, PrototypeConfig
-from protoseg.manifest import ClassInfo, InputRule, Record, explain_validation, sha256_file
+from protoseg.config.sections import DataConfig, EvalConfig, ModelConfig, PrototypeConfig
+from protoseg.errors import CheckpointError
+from protoseg.files import PROJECT_ROOT, sha256_file
+from protoseg.manifest import ClassInfo, InputRule, Record, explain_validation
 from protoseg.models.segmenter import Segmenter, build_segmenter
 
 CHECKPOINT_SCHEMA = 1
@@ -38,10 +40,6 @@ STUDENT_NAME = "student.safetensors"
 INFO_NAME = "config.json"
 PREVIOUS_SUFFIX = ".previous"
 PARTIAL_SUFFIX = ".partial"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or written; the text is one line and says what to do."""
 
 
 class CheckpointInfo(Record):

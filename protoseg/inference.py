@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protoseg.config import EvalConfig
+from protoseg.config.sections import EvalConfig
+from protoseg.method.pseudo_labels import fuse
 from protoseg.models.segmenter import Segmenter
-from protoseg.pseudo_labels import fuse
 
 HeadName = Literal["linear", "prototype", "fused"]
 HEADS: tuple[HeadName, ...] = ("linear", "prototype", "fused")

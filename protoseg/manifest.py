@@ -5,14 +5,13 @@ Shared by checkpoint, export and serving. Needs pydantic only, so that serving c
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from protoseg.config import ResizeConfig, Section
+from protoseg.errors import ManifestError
 
 BUNDLE_SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
@@ -20,8 +19,12 @@ Precision = Literal["fp32", "fp16", "int8", "int8-cpu"]
 Head = Literal["linear", "prototype", "mean"]
 
 
-class ManifestError(ValueError):
-    """A bundle that cannot be used; the text is one line and says what to do."""
+class Section(BaseModel):
+    """Base of every section of settings: unknown keys are errors, values never change after validation."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 class Record(Section):
@@ -35,6 +38,40 @@ class ClassInfo(Record):
     """Name."""
     color: tuple[int, int, int]
     """Colour, RGB in [0, 255]."""
+
+
+class ResizeConfig(Section):
+    """How an image is brought to the working size before the network sees it."""
+
+    mode: Literal["none", "fixed", "short_side", "long_side"] = "none"
+    """``fixed`` uses height and width, the other two use size and keep the aspect ratio."""
+    height: int | None = Field(None, ge=8)
+    """Working height in pixels (``fixed``)."""
+    width: int | None = Field(None, ge=8)
+    """Working width in pixels (``fixed``)."""
+    size: int | None = Field(None, ge=8)
+    """Length of the short or long side in pixels."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ResizeConfig:
+        if self.mode == "fixed" and (self.height is None or self.width is None):
+            raise ValueError("resize.mode=fixed needs resize.height and resize.width")
+        if self.mode in ("short_side", "long_side") and self.size is None:
+            raise ValueError(f"resize.mode={self.mode} needs resize.size")
+        return self
+
+    def target_size(self, height: int, width: int) -> tuple[int, int]:
+        """Working size of an image of ``height`` x ``width`` pixels, as (height, width)."""
+        if self.mode == "none":
+            return height, width
+        if self.mode == "fixed":
+            assert self.height is not None
+            assert self.width is not None
+            return self.height, self.width
+        assert self.size is not None
+        side = min(height, width) if self.mode == "short_side" else max(height, width)
+        scale = self.size / side
+        return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 class InputRule(Record):
@@ -221,12 +258,6 @@ class Manifest(Record):
     def servable(self) -> list[ArtifactFile]:
         """Files whose parity passed, in manifest order."""
         return [item for item in self.files if item.parity.status == "passed"]
-
-
-def sha256_file(path: str | Path) -> str:
-    """SHA-256 of a file as hex."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def explain_validation(error: ValidationError) -> str:

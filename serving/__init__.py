@@ -8,7 +8,7 @@ from typing import Any
 def __getattr__(name: str) -> Any:
     """Make ``svc`` on first use, so that the other modules import without BentoML."""
     if name == "svc":
-        from serving.parent import tie_worker
+        from serving.worker.parent import tie_worker
 
         # what follows takes seconds, in which the parent may die
         tie_worker()

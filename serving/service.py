@@ -15,18 +15,18 @@ from _bentoml_sdk.service.factory import Service
 from pydantic import ConfigDict, Field
 from starlette.requests import Request
 
-from serving import handlers
-from serving.answers import as_response, incoming_of
-from serving.bundle import check_bundle, find_bundle
 from serving.errors import BundleError
-from serving.gateway import Gateway
-from serving.lifecycle import explain_taken_port, forward_hangup, in_worker, install_worker_signals
-from serving.log import configure_log
-from serving.pages import make_pages
-from serving.parent import PARENT, tie_to_parent
-from serving.protocol import install_protocol
+from serving.http import segment as handlers
+from serving.http.gateway import Gateway
+from serving.http.pages import make_pages
+from serving.http.respond import as_response, incoming_of
+from serving.model.bundle import check_bundle, find_bundle
 from serving.settings import PROJECT_ROOT, Settings, SettingsError, load_settings
-from serving.state import PINNED_BUNDLE, ServingState
+from serving.worker.bentoml_patches import install_protocol
+from serving.worker.log import configure_log
+from serving.worker.parent import PARENT, tie_to_parent
+from serving.worker.signals import explain_taken_port, forward_hangup, in_worker, install_worker_signals
+from serving.worker.state import PINNED_BUNDLE, ServingState
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class BatchInput(IODescriptor):  # type: ignore[misc]
 def _check_in_subprocess(folder: Path) -> None:
     """Run the bundle once outside of this process, which then stays small and free of CUDA."""
     path = os.pathsep.join(filter(None, (str(PROJECT_ROOT), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "serving.bundle", str(folder)]
+    command = [sys.executable, "-m", "serving.model.bundle", str(folder)]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
     )

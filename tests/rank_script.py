@@ -5,8 +5,8 @@ from pathlib import Path
 
 import safetensors.torch
 
-from protoseg import loop
-from protoseg.config import load_config
+from protoseg.config.load import load_config
+from protoseg.train import loop
 
 captured = []
 real = loop.build_context

@@ -5,10 +5,10 @@ from contextlib import nullcontext
 import torch
 from tiny import tiny_config
 
+from protoseg.method.pseudo_labels import ClassThresholds
+from protoseg.method.step import Context
+from protoseg.method.teacher import make_teacher
 from protoseg.models.segmenter import build_segmenter
-from protoseg.pseudo_labels import ClassThresholds
-from protoseg.step import Context
-from protoseg.teacher import make_teacher
 
 
 def context_of(**sections):

@@ -8,7 +8,6 @@ from tiny import tiny_info, tiny_segmenter
 
 from protoseg import checkpoint
 from protoseg.checkpoint import (
-    CheckpointError,
     load_checkpoint,
     read_info,
     resolve_checkpoint,
@@ -16,7 +15,8 @@ from protoseg.checkpoint import (
     start_from_checkpoint,
     writing,
 )
-from protoseg.config import PrototypeConfig
+from protoseg.config.sections import PrototypeConfig
+from protoseg.errors import CheckpointError
 from protoseg.models.segmenter import build_segmenter
 
 

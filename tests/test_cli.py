@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from protoseg import evaluate, predict, split, train
+from protoseg.evaluate import __main__ as evaluate
+from protoseg.predict import __main__ as predict
+from protoseg.split import __main__ as split
+from protoseg.train import __main__ as train
 
 
 def test_settings_and_options_of_the_trainer_mix():

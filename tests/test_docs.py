@@ -14,7 +14,11 @@ import yaml
 from tiny import PROJECT_ROOT
 
 import protoseg
-from protoseg.config import METHOD_PRESETS, MODEL_PRESETS, Config, ConfigError, Section, load_config
+from protoseg.config.load import load_config
+from protoseg.config.presets import METHOD_PRESETS, MODEL_PRESETS
+from protoseg.config.sections import Config
+from protoseg.errors import ConfigError
+from protoseg.manifest import Section
 from serving.settings import Settings
 
 DOCS = PROJECT_ROOT / "docs"

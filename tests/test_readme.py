@@ -51,7 +51,7 @@ def test_named_modules_and_configs_exist(path):
 
 
 def test_settings_named_in_the_docs_exist():
-    from protoseg.config import Config
+    from protoseg.config.sections import Config
 
     sections = dict(Config.model_fields)
     for path in (

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from protoseg.checkpoint import CheckpointInfo, package_versions
-from protoseg.config import Config, parse_config
+from protoseg.config.load import parse_config
+from protoseg.config.sections import Config
 from protoseg.manifest import ClassInfo, InputRule
 from protoseg.models.segmenter import Segmenter, build_segmenter
 

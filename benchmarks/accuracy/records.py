@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from benchmarks.accuracy.study import Run, Study, StudyError, changed_settings, config_hash
 from benchmarks.common import machine, versions
-from protoseg.config import ConfigError, load_config
+from protoseg.config.load import load_config
+from protoseg.errors import ConfigError
 
 SCHEMA = 1
 
@@ -135,7 +136,8 @@ def folder_hash(folder: Path) -> str | None:
 def finished(run: Run, folder: Path) -> bool:
     """Whether the folder holds this training, done to its last step."""
     # torch takes seconds to import, and listing a study does not need it
-    from protoseg.checkpoint import CHECKPOINT_DIR, CheckpointError, read_info
+    from protoseg.checkpoint import CHECKPOINT_DIR, read_info
+    from protoseg.errors import CheckpointError
 
     if folder_hash(folder) != run.hash:
         return False
@@ -148,7 +150,7 @@ def finished(run: Run, folder: Path) -> bool:
 def collect(study: Study, run: Run, folder: Path, *, command: str, clock: Clock, jobs: int) -> Record:
     """The record of a finished run folder."""
     from protoseg.checkpoint import CHECKPOINT_DIR, read_info
-    from protoseg.report import read_metrics
+    from protoseg.train.log import read_metrics
 
     info = read_info(folder / CHECKPOINT_DIR)
     lines = read_metrics(folder / "metrics.jsonl")

@@ -294,7 +294,7 @@ def tail(log: Path, lines: int = 5) -> str:
 
 def last_step(folder: Path) -> int:
     """The last step that a run has logged."""
-    from protoseg.report import read_metrics
+    from protoseg.train.log import read_metrics
 
     try:
         return max((line["step"] for line in read_metrics(folder / "metrics.jsonl")), default=0)

@@ -11,7 +11,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from benchmarks.common import ROOT
-from protoseg.config import Config, ConfigError, load_config, read_yaml
+from protoseg.config.load import load_config, read_yaml
+from protoseg.config.sections import Config
+from protoseg.errors import ConfigError
 
 STUDIES = ROOT / "benchmarks" / "studies"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"

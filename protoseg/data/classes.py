@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from protoseg.config import DataConfig
-from protoseg.data.errors import DataError
+from protoseg.config.sections import DataConfig
 from protoseg.data.lists import data_root, find_file
 from protoseg.data.palette import Color, voc_palette
 from protoseg.data.synthetic import synthetic_classes
+from protoseg.errors import DataError
 from protoseg.manifest import ClassInfo
 
 IGNORE_NAMES = frozenset({"ignore", "void", "unlabeled", "unlabelled"})

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from protoseg.config import ResizeConfig
-from protoseg.data.errors import DataError
 from protoseg.data.palette import Color, voc_palette
+from protoseg.errors import DataError
+from protoseg.manifest import ResizeConfig
 
 # what Pillow's plugins raise for damaged files; SyntaxError is theirs for broken PNG chunks
 DECODE_ERRORS = (

@@ -23,8 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from protoseg.config import PROJECT_ROOT, DataConfig, FolderPair
-from protoseg.data.errors import DataError
+from protoseg.config.sections import DataConfig, FolderPair
 from protoseg.data.lines import (
     CITYSCAPES_IMAGE,
     CITYSCAPES_MASK,
@@ -33,6 +32,8 @@ from protoseg.data.lines import (
     Entry,
     Resolver,
 )
+from protoseg.errors import DataError
+from protoseg.files import PROJECT_ROOT
 
 __all__ = ["Entry", "EntryList", "Split", "data_root", "expand_path", "read_entries", "scan_entries"]
 

@@ -9,13 +9,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from protoseg.config import DataConfig
-from protoseg.data.errors import DataError
+from protoseg.config.sections import DataConfig
 from protoseg.data.images import read_image
 from protoseg.data.lists import Entry
 from protoseg.data.masks import MaskReader
 from protoseg.data.synthetic import Split, SyntheticScenes
-from protoseg.manifest import sha256_file
+from protoseg.errors import DataError
+from protoseg.files import sha256_file
 
 
 class Source(Protocol):

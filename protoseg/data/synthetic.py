@@ -20,10 +20,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from protoseg.config import SyntheticConfig
-from protoseg.data.errors import DataError
+from protoseg.config.sections import SyntheticConfig
 from protoseg.data.images import save_image, save_mask, write_text
 from protoseg.data.palette import voc_palette
+from protoseg.errors import DataError
 from protoseg.manifest import ClassInfo
 
 IGNORE = 255

@@ -12,13 +12,9 @@ from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder
 from segmentation_models_pytorch.encoders.timm_vit import TimmViTEncoder
 from torch import Tensor, nn
 
-from protoseg.config import ModelConfig
-from protoseg.models.encoders import (
-    WeightsError,
-    load_encoder_weights,
-    read_package_weights,
-    read_weight_file,
-)
+from protoseg.config.sections import ModelConfig
+from protoseg.errors import ModelError, WeightsError
+from protoseg.models.encoders import load_encoder_weights, read_package_weights, read_weight_file
 
 # The architecture's own argument for the one number of decoder channels, where it has one.
 CHANNEL_ARGUMENT = {
@@ -29,10 +25,6 @@ CHANNEL_ARGUMENT = {
     "fpn": "decoder_segmentation_channels",
 }
 STRIDE_ARGUMENT = {"deeplabv3plus", "deeplabv3"}
-
-
-class ModelError(ValueError):
-    """A network that cannot be built; the text names the setting to change."""
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel: int, dilation: int = 1) -> nn.Sequential:

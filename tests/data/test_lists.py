@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from protoseg.config import DataConfig
-from protoseg.data.errors import DataError
+from protoseg.config.sections import DataConfig
 from protoseg.data.lists import KNOWN_LISTS, EntryList, data_root, read_entries, scan_entries
+from protoseg.errors import DataError
 
 CLASSES = ["a", "b"]
 

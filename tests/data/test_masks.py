@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from protoseg.config import DataConfig
-from protoseg.data.errors import DataError
+from protoseg.config.sections import DataConfig
 from protoseg.data.lists import read_entries
 from protoseg.data.masks import MaskReader, mask_reader, read_classes
 from protoseg.data.palette import voc_palette
+from protoseg.errors import DataError
 
 IDS = np.array([[0, 1, 2], [2, 255, 0]], np.uint8)
 

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protoseg.config import DataConfig, SyntheticConfig
+from protoseg.config.sections import DataConfig, SyntheticConfig
 from protoseg.data.images import read_image
 from protoseg.data.lists import read_entries
 from protoseg.data.masks import mask_reader, read_classes
@@ -51,7 +51,7 @@ def test_bytes_are_pinned() -> None:
 
 def test_a_fresh_process_draws_the_same() -> None:
     code = (
-        "import hashlib; from protoseg.config import SyntheticConfig as C; "
+        "import hashlib; from protoseg.config.sections import SyntheticConfig as C; "
         "from protoseg.data.synthetic import SyntheticScenes as S; s = S(C(), 'val'); "
         "print(hashlib.sha256(s.image(5).tobytes() + s.mask(5).tobytes()).hexdigest())"
     )

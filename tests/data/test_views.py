@@ -4,7 +4,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from protoseg.config import ViewConfig
+from protoseg.config.sections import ViewConfig
 from protoseg.data.views import (
     Geometry,
     adjust_brightness,

@@ -21,8 +21,10 @@ from protoseg.checkpoint import (
     package_versions,
     save_checkpoint,
 )
-from protoseg.config import PROJECT_ROOT, Config, load_config
+from protoseg.config.load import load_config
+from protoseg.config.sections import Config
 from protoseg.data.synthetic import SyntheticScenes, synthetic_classes
+from protoseg.files import PROJECT_ROOT
 from protoseg.manifest import InputRule
 from protoseg.models.prototypes import spherical_kmeans
 from protoseg.models.segmenter import Segmenter, build_segmenter

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from export.cuda import GpuInfo
+from export.runners.cuda import GpuInfo
 
 GPU = GpuInfo("Fake GPU", "8.6", 10, "13.0", "Linux x86_64")
 

@@ -6,9 +6,11 @@ import timm
 import torch
 from tiny import tiny_config
 
-from protoseg.config import MODEL_PRESETS, load_config
-from protoseg.models.decoders import ModelError, complementary_dropout
-from protoseg.models.encoders import WeightsError, normalization, read_package_weights
+from protoseg.config.load import load_config
+from protoseg.config.presets import MODEL_PRESETS
+from protoseg.errors import ModelError, WeightsError
+from protoseg.models.decoders import complementary_dropout
+from protoseg.models.encoders import normalization, read_package_weights
 from protoseg.models.segmenter import build_segmenter
 
 

@@ -1,0 +1,1 @@
+"""TensorRT engines: build, cache, sidecar, Triton repository."""

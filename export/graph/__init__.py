@@ -1,0 +1,1 @@
+"""From a network to ONNX graphs of every precision."""

@@ -1,0 +1,1 @@
+"""Parity: what is compared, how, and what decides."""

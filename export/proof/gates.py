@@ -1,0 +1,50 @@
+"""How much a file may differ from its reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Thresholds of one comparison; None means "reported only"."""
+
+    logit: float | None
+    """Largest logit difference at sizes that are stride multiples, over the logit range."""
+    logit_other: float | None
+    """The same at other sizes, where the resampling of logits rounds differently."""
+    logit_p999: float | None
+    """99.9th percentile of the logit difference of any input, over the logit range."""
+    label_agreement: float
+    """Smallest share of equal labels on real images (made ones can be one great tie)."""
+    margin_agreement: float
+    """The same over pixels whose two best probabilities differ by more than 0.10."""
+    probability: float | None
+    """Largest difference of ``confidence`` and, where labels are equal, ``agreement`` (both in [0, 1])."""
+    explained: bool
+    """Every differing label must be a near tie of the reference: margin within two tolerances."""
+    miou_drop: float | None
+    """Largest loss of mIoU on labelled images, as a fraction."""
+    everything: bool = True
+    """Judge the labels of both heads; else those of the output only."""
+    prototype_factor: float = 1.0
+    """The prototype head's logits and labels may differ this many times more: a cosine of a short vector
+    over a small temperature amplifies rounding."""
+
+    def named(self) -> dict[str, float]:
+        """The thresholds in use."""
+        flags = ("explained", "everything")
+        return {k: float(v) for k, v in vars(self).items() if v is not None and k not in flags}
+
+
+# Fitted on trained networks, see docs/export.md: each gate leaves about a factor of 3 above what
+# sound exports show and lies below every injected fault of tests/export/test_faults.py.
+# "half" is for what rounds every intermediate value: torch in half precision, and engines; ONNX Runtime on a
+# CPU rounds the weights of an fp16 file only.
+GATES = {
+    "fp32": Gates(3e-5, 1e-4, None, 0.9999, 0.99999, 1e-3, True, 0.002),
+    "fp16": Gates(1e-2, 1e-2, 8e-3, 0.998, 0.9999, 0.05, False, 0.005, prototype_factor=3.0),
+    "half": Gates(3e-2, 3e-2, 2.5e-2, 0.995, 0.9999, 0.1, False, 0.005, prototype_factor=3.0),
+    "int8": Gates(None, None, None, 0.95, 0.99, None, False, 0.01, everything=False),
+    "int8-cpu": Gates(None, None, None, 0.95, 0.99, None, False, 0.01, everything=False),
+}

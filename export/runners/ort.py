@@ -1,0 +1,293 @@
+"""Runs a network of a bundle without torch: one small contract, ONNX Runtime or TensorRT behind it."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from export.runners.contract import (
+    Array,
+    DeviceArray,
+    Image,
+    Runner,
+    RunnerError,
+    check_hash,
+    check_input,
+    device_view,
+    is_device_array,
+)
+from protoseg.manifest import ArtifactFile, Manifest, TensorInfo, read_manifest
+
+__all__ = ["DeviceArray", "Image", "OrtRunner", "Provider", "Runner", "RunnerError", "load_runner"]
+
+Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
+ORT_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+ORT_TYPES = {
+    "tensor(uint8)": "uint8", "tensor(int8)": "int8", "tensor(int32)": "int32",
+    "tensor(int64)": "int64", "tensor(float)": "float32", "tensor(float16)": "float16",
+}  # fmt: skip
+
+
+def default_session_options(intra_threads: int | None, severity: int = 3) -> Any:
+    """ONNX Runtime session options: given threads, no spinning, quiet."""
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    if intra_threads is not None:
+        options.intra_op_num_threads = intra_threads
+    options.inter_op_num_threads = 1
+    # spinning threads burn the CPU that the next request needs
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = severity
+    return options
+
+
+def import_onnxruntime() -> Any:
+    """The onnxruntime module.
+
+    Raises:
+        RunnerError: If it is missing, or two distributions fight over its folder.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise RunnerError("ONNX Runtime is not installed: pip install onnxruntime-gpu (or onnxruntime)")
+    import onnxruntime as ort
+
+    if not hasattr(ort, "InferenceSession"):
+        raise RunnerError(
+            "onnxruntime is broken, as when onnxruntime and onnxruntime-gpu were both installed and one "
+            "was removed: pip uninstall onnxruntime onnxruntime-gpu, then install one of them"
+        )
+    return ort
+
+
+def onnxruntime_distributions() -> list[str]:
+    """Installed distributions that share the ``onnxruntime`` folder, as ``name version``."""
+    found = []
+    for name in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"):
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def why_no_cuda() -> str:
+    """The missing piece when ONNX Runtime did not take the GPU, found by loading its libraries."""
+    ort = import_onnxruntime()
+    library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    if not library.is_file() and "CUDAExecutionProvider" not in ort.get_available_providers():
+        return "this onnxruntime has no CUDA support; install onnxruntime-gpu in its place"
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver (libcuda.so.1 cannot be loaded)"
+    count = ctypes.c_int(0)
+    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if code or count.value == 0:
+        return f"the NVIDIA driver reports no usable device (code {code})"
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return f"a CUDA library cannot be loaded ({error})"
+    return "ONNX Runtime gave no reason; run it with a log severity of 0"
+
+
+def _preload_cuda(ort: Any) -> None:
+    """Let CUDA libraries that came as wheels be found."""
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
+
+
+class OrtRunner:
+    """A network in ONNX Runtime.
+
+    Args:
+        model: ONNX file, or its bytes.
+        provider: ``cpu`` or ``cuda``; falling back silently is an error.
+        intra_threads: Threads for one call; None takes ONNX Runtime's default (all cores).
+        device: GPU number.
+        exact_qdq: Compute quantise-dequantise pairs one by one. Needed for ``int8`` files (for TensorRT,
+            with half-precision scales): fusing those, ONNX Runtime 1.31 gives wrong numbers on a CPU.
+
+    Raises:
+        RunnerError: If the file cannot be loaded or the provider did not come up.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | bytes,
+        provider: Literal["cpu", "cuda"] = "cpu",
+        *,
+        intra_threads: int | None = None,
+        device: int = 0,
+        exact_qdq: bool = False,
+    ) -> None:
+        ort = import_onnxruntime()
+        name = model if isinstance(model, bytes) else str(model)
+        if isinstance(name, str) and not Path(name).is_file():
+            raise RunnerError(f"{name} does not exist; export the checkpoint again")
+        wanted = ORT_PROVIDERS[provider]
+        # errors are collected here as exceptions; its own log would say them twice
+        options = default_session_options(intra_threads, severity=4)
+        if exact_qdq:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        providers: list[Any] = [wanted]
+        if provider == "cuda":
+            _preload_cuda(ort)
+            providers = [(wanted, {"device_id": str(device)})]
+            ort.set_default_logger_severity(4)
+        try:
+            self._session = ort.InferenceSession(name, options, providers=providers)
+        except Exception as error:
+            what = "the network" if isinstance(name, bytes) else name
+            text = " ".join(str(error).split())[:300]
+            raise RunnerError(f"ONNX Runtime cannot load {what}: {text}") from error
+        finally:
+            if provider == "cuda":
+                ort.set_default_logger_severity(2)
+        active = self._session.get_providers()[0]
+        if active != wanted:
+            raise RunnerError(f"{wanted} was asked for, ONNX Runtime fell back to {active}: {why_no_cuda()}")
+        self.provider: str = provider
+        self.description = f"onnxruntime {ort.__version__} {provider}"
+        self.inputs = [_tensor_info(value) for value in self._session.get_inputs()]
+        self.outputs = [_tensor_info(value) for value in self._session.get_outputs()]
+        self._names = [value.name for value in self.outputs]
+        self._device = device
+
+    def __call__(self, image: Image) -> dict[str, Array]:
+        """See ``Runner.__call__``; device arrays need ``provider="cuda"`` and the same GPU."""
+        if self._session is None:
+            raise RunnerError("the runner is closed; load it again")
+        if is_device_array(image):
+            return self._run_bound(image)
+        array = np.ascontiguousarray(image)
+        check_input(self.inputs[0], array.shape, array.dtype)
+        try:
+            values = self._session.run(self._names, {self.inputs[0].name: array})
+        except Exception as error:  # ONNX Runtime's own types, for a kernel that cannot take a shape
+            shape, text = "x".join(map(str, array.shape)), " ".join(str(error).split())[:300]
+            raise RunnerError(
+                f"ONNX Runtime cannot run the network on images of shape {shape}: {text}; "
+                "if the network only takes one size, export it with --static BxHxW"
+            ) from error
+        return dict(zip(self._names, values, strict=True))
+
+    def _run_bound(self, image: Image) -> dict[str, Array]:
+        if self.provider != "cuda":
+            raise RunnerError(f"image lies in GPU memory, the network runs on {self.provider}; copy it first")
+        address, shape, dtype = device_view(image)
+        check_input(self.inputs[0], shape, dtype)
+        binding = self._session.io_binding()
+        binding.bind_input(self.inputs[0].name, "cuda", self._device, dtype, shape, address)
+        for name in self._names:
+            binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self._names, binding.copy_outputs_to_cpu(), strict=True))
+
+    def close(self) -> None:
+        """See ``Runner.close``."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _tensor_info(value: Any) -> TensorInfo:
+    dtype = ORT_TYPES.get(value.type)
+    if dtype is None:
+        raise RunnerError(f"{value.name} has type {value.type}, expected one of {', '.join(ORT_TYPES)}")
+    shape = ["unknown" if axis is None else axis for axis in value.shape]
+    return TensorInfo(name=value.name, dtype=dtype, shape=shape)
+
+
+def choose_file(manifest: Manifest, provider: Provider) -> ArtifactFile:
+    """The file that runs when none is named: the fp32 graph, or for TensorRT the first proven engine.
+
+    Raises:
+        RunnerError: If there is none whose parity passed.
+    """
+    kinds = ("tensorrt", "tensorrt_rtx") if provider == "tensorrt" else ("onnx",)
+    for item in manifest.servable():
+        if item.kind in kinds and (item.kind != "onnx" or item.precision == "fp32"):
+            return item
+    states = ", ".join(f"{f.name}: {f.parity.status}" for f in manifest.files) or "no files"
+    cure = (
+        "python -m export.tensorrt BUNDLE"
+        if provider == "tensorrt"
+        else "python -m export.onnx CKPT (see its parity report)"
+    )
+    raise RunnerError(f"the bundle has no network for {provider} whose parity passed ({states}); run {cure}")
+
+
+def load_runner(
+    bundle: str | Path,
+    file: str | None = None,
+    provider: Provider = "auto",
+    *,
+    intra_threads: int | None = None,
+    device: int = 0,
+    require_parity: bool = True,
+) -> Runner:
+    """Load a network of a bundle after checking its hash and its parity report.
+
+    Args:
+        bundle: Bundle folder.
+        file: File name inside the bundle; None takes the fp32 graph (``provider="tensorrt"``: the first
+            proven engine).
+        provider: ``auto`` takes CUDA when it really comes up and the CPU otherwise (an engine runs in
+            TensorRT); any other value is met or is an error.
+        intra_threads: CPU threads for one call; None takes the runtime's default.
+        device: GPU number.
+        require_parity: Refuse a file whose parity did not pass.
+
+    Raises:
+        RunnerError: If the file cannot run here as asked.
+        ManifestError: If the bundle is damaged.
+    """
+    folder = Path(bundle)
+    manifest = read_manifest(folder)
+    item = manifest.file(file) if file is not None else choose_file(manifest, provider)
+    if require_parity and item.parity.status != "passed":
+        reason = f" ({item.parity.reason})" if item.parity.reason else ""
+        raise RunnerError(
+            f"{item.name}: parity is {item.parity.status}{reason}; run python -m export.parity {folder}"
+        )
+    path = folder / item.name
+    check_hash(path, item.sha256)
+    if item.kind != "onnx":
+        if provider not in ("auto", "tensorrt"):
+            raise RunnerError(f"{item.name} is a TensorRT engine and cannot run on {provider}; name an .onnx")
+        from export.runners.tensorrt import EngineRunner
+
+        return EngineRunner(path, device=device)
+    if provider == "tensorrt":
+        raise RunnerError(f"{item.name} is not an engine; build one with: python -m export.tensorrt {folder}")
+    exact = item.precision == "int8"
+    if provider == "cuda" or (provider == "auto" and _cuda_may_work()):
+        try:
+            return OrtRunner(path, "cuda", intra_threads=intra_threads, device=device, exact_qdq=exact)
+        except RunnerError:
+            if provider == "cuda":  # auto welcomes the CPU
+                raise
+    return OrtRunner(path, "cpu", intra_threads=intra_threads, exact_qdq=exact)
+
+
+def _cuda_may_work() -> bool:
+    """False when trying CUDA would only cost time; True proves nothing."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True

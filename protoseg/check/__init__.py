@@ -1,0 +1,1 @@
+"""The doctor: looks at data before training (``python -m protoseg.check``)."""

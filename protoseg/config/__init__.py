@@ -1,0 +1,1 @@
+"""Settings: sections, presets, loading, reference. Never torch."""

@@ -1,0 +1,1 @@
+"""Metrics and the measuring of checkpoints (``python -m protoseg.evaluate``)."""

@@ -1,0 +1,1 @@
+"""The method: one training step, its losses, pseudo-labels, mixing, teacher and prototypes' start."""

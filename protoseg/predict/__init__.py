@@ -1,0 +1,1 @@
+"""Masks for images (``python -m protoseg.predict``)."""

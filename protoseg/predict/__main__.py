@@ -1,0 +1,113 @@
+"""Masks for images: ``python -m protoseg.predict CKPT FILES|FOLDERS... -o OUT``.
+
+For each image, upright as its EXIF says and at its own size:
+
+* ``OUT/masks/STEM.png``: class ids, with the classes' colours as palette;
+* ``OUT/overlays/STEM.jpg``: the mask over the image;
+* ``OUT/confidence/STEM.png``: probability of the predicted class, 0 to 255;
+* ``OUT/disagreement/STEM.png``: how little the linear head believes the mask, whichever head made it, 0 to
+  255: bright where the mask may be wrong.
+
+Shape legend: ``C`` classes, ``H W`` image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+
+from protoseg.checkpoint import load_checkpoint
+from protoseg.errors import CheckpointError, DataError
+from protoseg.inference import (
+    HEADS,
+    HeadName,
+    usable_device,
+)
+from protoseg.predict.images import PARTS, find_images, predict_files
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m protoseg.predict",
+        description="Segment images: class-id masks, overlays, confidence and disagreement maps, each at the "
+        "image's own size.",
+    )
+    add = parser.add_argument
+    add("checkpoint", metavar="CKPT", help="run folder, checkpoint folder, or a file in it")
+    add(
+        "inputs", metavar="PATH", nargs="+", type=Path, help="images, or folders that are searched for images"
+    )
+    add("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the results")
+    add(
+        "--head",
+        choices=("auto", *HEADS),
+        default="auto",
+        help="head that labels (default: the one with the highest validation mIoU of the checkpoint)",
+    )
+    for part in PARTS[1:]:
+        add(f"--no-{part.removesuffix('s')}", action="store_true", help=f"do not write OUT/{part}")
+    add("--sliding", action="store_true", help="overlapping windows of the training crop, averaged, "
+        "instead of the whole image at once")  # fmt: skip
+    add("--student", action="store_true", help="use the student's weights instead of the teacher's")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: what accelerate finds)")
+    return parser.parse_intermixed_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Predict; returns the number of files that could not be read.
+
+    Raises:
+        CheckpointError, DataError, ValueError: With a text for the user.
+    """
+    checkpoint = load_checkpoint(arguments.checkpoint, student=arguments.student)
+    info, segmenter = checkpoint.info, checkpoint.segmenter
+    head: HeadName = info.best_head() if arguments.head == "auto" else arguments.head
+    if head != "linear" and not bool(segmenter.bank.active.any()):
+        raise ValueError(f"--head {head} needs prototypes, this checkpoint has none; use --head linear")
+    out: Path = arguments.output
+    paths = find_images(arguments.inputs, out)
+    parts = [part for part in PARTS if not getattr(arguments, f"no_{part.removesuffix('s')}", False)]
+    device = usable_device(arguments.device) if arguments.device else PartialState().device
+    segmenter.to(device)
+    for part in parts:
+        (out / part).mkdir(parents=True, exist_ok=True)
+    config = info.eval.model_copy(update={"mode": "sliding" if arguments.sliding else "whole"})
+    failed = 0
+    pause = 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm(total=len(paths), desc="predict", unit="image", mininterval=pause) as bar:
+        for _path, reason in predict_files(
+            segmenter, info, paths, out, head=head, config=config, parts=parts
+        ):
+            bar.update()
+            if reason is not None:
+                failed += 1
+                bar.write(f"skipped: {reason}", file=sys.stderr)
+    done = f"{len(paths) - failed} of {len(paths)} images"
+    sys.stdout.write(f"{done} in {out} ({', '.join(parts)}), {head} head\n")
+    return failed
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = parse_arguments(argv)
+    try:
+        failed = run(arguments)
+    except torch.OutOfMemoryError:
+        sys.stderr.write("error: the device's memory is full; use --sliding, or --device cpu\n")
+        return 1
+    except (CheckpointError, DataError, OSError, ValueError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    if failed:
+        sys.stderr.write(f"error: {failed} file(s) could not be read, see above; the others are done\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""Segments images and writes masks, overlays, confidence and disagreement maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from protoseg.checkpoint import CheckpointInfo
+from protoseg.config.sections import EvalConfig
+from protoseg.data.images import read_image, resize_image, save_image, save_mask, save_whole
+from protoseg.data.lines import IMAGE_SUFFIXES
+from protoseg.draw.panel import as_rgb, palette_picture
+from protoseg.errors import DataError
+from protoseg.inference import (
+    HeadName,
+    image_batch,
+    image_logits,
+    inference,
+    score,
+    upsample,
+)
+from protoseg.manifest import InputRule
+from protoseg.method.pseudo_labels import label_agreement
+from protoseg.models.segmenter import Segmenter
+
+DEFAULT_HEAD: HeadName = "linear"
+
+
+PARTS = ("masks", "overlays", "confidence", "disagreement")
+
+
+OVERLAY_OPACITY = 0.5
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says about one image, at the image's own size."""
+
+    labels: NDArray[np.uint8]
+    """(H, W) class ids."""
+    confidence: NDArray[np.float32]
+    """(H, W) probability of the label in [0, 1]."""
+    agreement: NDArray[np.float32]
+    """(H, W) probability that the linear head gives to the label, in [0, 1]: low where it may be wrong."""
+
+
+def predict_image(
+    segmenter: Segmenter,
+    image: NDArray[np.uint8],
+    rule: InputRule,
+    *,
+    head: HeadName = DEFAULT_HEAD,
+    config: EvalConfig | None = None,
+) -> Prediction:
+    """Segment one image on the device that the network is on.
+
+    The image is resized by ``rule.resize``; the logits of the working size are upsampled bilinearly
+    (half-pixel centres) to the image's own size, and the labels are their argmax (the lowest id among
+    equals). Anything that serves the network is measured against this.
+
+    Args:
+        segmenter: Network and prototypes; its mode is restored.
+        image: (H, W, C_in) uint8 in [0, 255], RGB for three channels.
+        rule: How an image becomes the network's input.
+        head: Head that labels.
+        config: Whole image (the default) or windows.
+
+    Raises:
+        ValueError: If the image has other channels than the network, or the head needs prototypes and
+            there are none.
+    """
+    if image.ndim != 3 or image.shape[2] != rule.channels or image.dtype != np.uint8:
+        raise ValueError(
+            f"image has shape {image.shape} and type {image.dtype}, expected (H, W, {rule.channels}) uint8"
+        )
+    height, width = image.shape[:2]
+    batch = image_batch([resize_image(image, rule.resize)], segmenter.bank.prototypes.device)
+    with inference(segmenter):
+        low = image_logits(segmenter, batch, config or EvalConfig(), rule.crop)
+        logits = upsample(low, height, width)
+        label, confidence = score(logits, head)
+        agreement = label_agreement(logits.linear, label)
+    return Prediction(
+        label[0].cpu().numpy().astype(np.uint8), confidence[0].cpu().numpy(), agreement[0].cpu().numpy()
+    )
+
+
+def overlay_picture(
+    image: NDArray[np.uint8], labels: NDArray[np.uint8], colors: Sequence[tuple[int, int, int]]
+) -> NDArray[np.uint8]:
+    """Label colours half over the image, their outlines in full: (H, W, C_in), (H, W) -> (H, W, 3).
+
+    A black class (the background, in most palettes) leaves the image as it is.
+    """
+    rgb, mask = as_rgb(image).astype(np.float32), palette_picture(labels, colors).astype(np.float32)
+    opacity = np.where(_outline(labels), 1.0, OVERLAY_OPACITY)[..., None] * mask.any(2, keepdims=True)
+    return np.round((1 - opacity) * rgb + opacity * mask).astype(np.uint8)
+
+
+def _outline(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Pixels with another label to the left, right, above or below."""
+    edge = np.zeros(labels.shape, np.bool_)
+    across, down = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
+    edge[:, 1:] |= across
+    edge[:, :-1] |= across
+    edge[1:] |= down
+    edge[:-1] |= down
+    return edge
+
+
+def find_images(inputs: Sequence[Path], out: Path) -> list[Path]:
+    """Images named, and those below folders in sorted order; results of an earlier call are left out.
+
+    Raises:
+        DataError: If an input does not exist or there is no image at all.
+    """
+    found: list[Path] = []
+    results = [(out / part).resolve() for part in PARTS]
+    for path in inputs:
+        if path.is_dir():
+            root = path.resolve()
+            own = [folder for folder in results if folder != root and folder.is_relative_to(root)]
+            found += [file for file in sorted(path.rglob("*")) if _is_input(file, path, own)]
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"{path} is neither a file nor a folder; give images or folders of images")
+    if not found:
+        names = ", ".join(map(str, inputs))
+        raise DataError(f"no image in {names}; looked for {', '.join(IMAGE_SUFFIXES)}")
+    return list({path.resolve(): path for path in found}.values())
+
+
+def _is_input(file: Path, root: Path, results: Sequence[Path]) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
+    if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
+        return False
+    return not any(file.resolve().is_relative_to(folder) for folder in results)
+
+
+def output_names(paths: Sequence[Path]) -> list[str]:
+    """A distinct output stem for each path: its own stem, or ``STEM_2`` and so on for later ones.
+
+    Case is ignored, because some file systems do. A later file never takes the stem of another input.
+    """
+    taken = {path.stem.casefold() for path in paths}
+    given: set[str] = set()
+    names = []
+    for path in paths:
+        name, number = path.stem, 1
+        if name.casefold() in given:
+            while (name := f"{path.stem}_{(number := number + 1)}").casefold() in taken | given:
+                pass
+        given.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def write_prediction(
+    out: Path,
+    name: str,
+    image: NDArray[np.uint8],
+    prediction: Prediction,
+    colors: Sequence[tuple[int, int, int]],
+    parts: Sequence[str],
+) -> None:
+    """Write the pictures of one image into the folders of ``parts``, which must exist.
+
+    Raises:
+        DataError: If a file cannot be written.
+    """
+    if "masks" in parts:
+        save_mask(out / "masks" / f"{name}.png", prediction.labels, colors)
+    if "overlays" in parts:
+        picture = Image.fromarray(overlay_picture(image, prediction.labels, colors))
+        save_whole(out / "overlays" / f"{name}.jpg", picture)
+    if "confidence" in parts:
+        save_image(out / "confidence" / f"{name}.png", to_grey(prediction.confidence))
+    if "disagreement" in parts:
+        save_image(out / "disagreement" / f"{name}.png", to_grey(1 - prediction.agreement))
+
+
+def to_grey(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """[0, 1] -> 0 to 255, rounded."""
+    return np.round(255 * np.clip(np.nan_to_num(values), 0, 1)).astype(np.uint8)
+
+
+def predict_files(
+    segmenter: Segmenter,
+    info: CheckpointInfo,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    head: HeadName = DEFAULT_HEAD,
+    config: EvalConfig | None = None,
+    parts: Sequence[str] = PARTS,
+) -> Iterator[tuple[Path, str | None]]:
+    """Segment files one by one and write the results.
+
+    Yields:
+        Each path, with None, or why it was skipped.
+
+    Raises:
+        DataError: If a result cannot be written.
+    """
+    colors = [item.color for item in info.classes]
+    for path, name in zip(paths, output_names(paths), strict=True):
+        try:
+            image = read_image(path, info.input.channels)
+        except DataError as error:
+            yield path, str(error)
+            continue
+        prediction = predict_image(segmenter, image, info.input, head=head, config=config)
+        write_prediction(out, name, image, prediction, colors, parts)
+        yield path, None

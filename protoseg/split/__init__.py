@@ -1,0 +1,1 @@
+"""Divides a labelled set into lists (``python -m protoseg.split``)."""

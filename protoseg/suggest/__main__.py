@@ -1,0 +1,287 @@
+"""Which images to label next: ``python -m protoseg.suggest CKPT IMAGES... [-n 24] [-o DIR]``.
+
+Scores each image by the errors to expect in its prediction and chooses images that are worth labelling and
+unlike each other and unlike those labelled already. Writes, all or nothing:
+
+* ``DIR/suggested.txt``: the chosen images, one a line, most useful first;
+* ``DIR/suggested.json``: score, nearest image taken before, and the classes that are in doubt;
+* ``DIR/sheet.png``: image, prediction and suspicion of each.
+
+docs/suggest.md says how well this works and where it does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from protoseg.checkpoint import Checkpoint, load_checkpoint
+from protoseg.data.images import save_whole, write_text
+from protoseg.data.lists import Entry, scan_entries
+from protoseg.draw.panel import as_rgb
+from protoseg.errors import CheckpointError, DataError
+from protoseg.inference import HEADS, HeadName, score, usable_device
+from protoseg.predict.images import overlay_picture
+from protoseg.suggest.candidates import Candidate, collect, list_roots, read_list, without
+from protoseg.suggest.k_center import Pick, pick_diverse
+from protoseg.suggest.score_images import Scan, Suggester
+from protoseg.suggest.sheet import Tile, draw_sheet, make_tile
+from protoseg.suggest.uncertainty import NEED_PROTOTYPES, SCORES, ScoreName
+
+DEFAULT_SCORE: ScoreName = "linear"
+DEFAULT_DISTANCE = 0.06
+DEFAULT_OUT = Path("suggestions")
+LIST_NAME, RECORD_NAME, SHEET_NAME = "suggested.txt", "suggested.json", "sheet.png"
+SHEET_IMAGES = 48
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m protoseg.suggest",
+        description="Choose the images to label next: those with the most errors to expect that are unlike "
+        "each other and unlike the labelled ones.",
+    )
+    add = parser.add_argument
+    add("checkpoint", metavar="CKPT", help="run folder, checkpoint folder, or a file in it")
+    add("inputs", metavar="IMAGES", nargs="+", type=Path,
+        help="images, folders of images, or lists as training reads them")  # fmt: skip
+    add("-n", "--count", type=int, default=24, help="images to suggest (default: 24)")
+    add("-o", "--output", metavar="DIR", type=Path, default=DEFAULT_OUT, help=f"folder for the results "
+        f"(default: {DEFAULT_OUT})")  # fmt: skip
+    add("--score", choices=SCORES, default=DEFAULT_SCORE,
+        help=f"what makes a pixel suspicious (default: {DEFAULT_SCORE})")  # fmt: skip
+    add("--labeled", metavar="LIST", type=Path, help="images that are labelled already: never suggested, and "
+        "suggestions are unlike them (default: those that the checkpoint was trained with)")  # fmt: skip
+    add("--exclude", metavar="LIST", type=Path, help="images that are not to be suggested")
+    add("--root", metavar="DIR", type=Path, help="folder that the lines of lists are relative to (default: "
+        "the list's folder, here, or the training data's folder)")  # fmt: skip
+    add("--min-distance", type=float, default=DEFAULT_DISTANCE, help="an image nearer than this to a chosen "
+        f"or labelled one is a near duplicate, 0 to 1 (default: {DEFAULT_DISTANCE})")  # fmt: skip
+    add("--head", choices=("auto", *HEADS), default="auto",
+        help="head that labels (default: the one with the highest validation mIoU)")  # fmt: skip
+    add("--device", help="cpu, cuda, cuda:1, ... (default: what accelerate finds)")
+    arguments = parser.parse_args(argv)
+    if arguments.count < 1:
+        parser.error(f"--count must be at least 1, got {arguments.count}")
+    if not 0 <= arguments.min_distance <= 1:
+        parser.error(f"--min-distance must be in [0, 1], got {arguments.min_distance}")
+    return arguments
+
+
+def open_suggester(arguments: argparse.Namespace) -> Suggester:
+    """The checkpoint on its device, with a head and a score that it has.
+
+    Raises:
+        CheckpointError, ValueError: With a text for the user.
+    """
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    head: HeadName = checkpoint.info.best_head() if arguments.head == "auto" else arguments.head
+    if not bool(checkpoint.segmenter.bank.active.any()):
+        if arguments.head not in ("auto", "linear"):
+            raise ValueError(f"--head {head} needs prototypes, this checkpoint has none; use --head linear")
+        if arguments.score in NEED_PROTOTYPES:
+            raise ValueError(
+                f"--score {arguments.score} needs prototypes, this checkpoint has none; "
+                f"use --score {DEFAULT_SCORE}"
+            )
+        head = "linear"
+        sys.stderr.write(
+            "note: no prototypes in this checkpoint; images are compared by their mean feature\n"
+        )
+    device = usable_device(arguments.device) if arguments.device else PartialState().device
+    checkpoint.segmenter.to(device)
+    return Suggester(checkpoint, head, arguments.score)
+
+
+def known_images(
+    arguments: argparse.Namespace, checkpoint: Checkpoint
+) -> tuple[list[Candidate], list[Candidate]]:
+    """Images that are labelled, and images that are excluded.
+
+    Raises:
+        DataError: If a list that was named cannot be read.
+    """
+    data = checkpoint.info.data
+
+    def listed(path: Path | None) -> list[Candidate]:
+        if path is None:
+            return []
+        found, problems = read_list(path, list_roots(arguments.root, path, data), data.image_dir)
+        for text in problems:
+            sys.stderr.write(f"skipped: {text}\n")
+        return found
+
+    excluded = listed(arguments.exclude)
+    if arguments.labeled is not None or data.kind != "files":
+        return listed(arguments.labeled), excluded
+    known: tuple[Entry, ...] = ()
+    try:
+        found, problems = scan_entries(data, "labeled")
+        known = found.entries
+    except DataError as error:
+        problems = [str(error)]
+    if problems:
+        sys.stderr.write(f"note: labelled images of training are not here ({problems[0]}); name them with "
+                         "--labeled, or suggestions may repeat them\n")  # fmt: skip
+    return [Candidate(str(entry.image), entry.image) for entry in known], excluded
+
+
+def describe(
+    suggester: Suggester, scan: Scan, labeled: Scan, picks: Sequence[Pick]
+) -> tuple[list[dict[str, Any]], list[Tile]]:
+    """Records of the chosen images, and tiles of the first ones, from a second look at them.
+
+    Raises:
+        DataError: If one of them can no longer be read.
+    """
+    everything = [*scan.images, *labeled.images]
+    colors = [item.color for item in suggester.checkpoint.info.classes]
+    records, tiles = [], []
+    for rank, pick in enumerate(picks, start=1):
+        item, value = scan.images[pick.index], scan.scores[pick.index]
+        image = suggester.read(item.path)
+        found, doubt = suggester.look(image)
+        labels = score(found.logits, suggester.head).label[0].cpu().numpy()
+        classes = suggester.doubtful_classes(labels, doubt)
+        nearest = None
+        if pick.nearest is not None:
+            nearest = {
+                "image": everything[pick.nearest].name,
+                "labeled": pick.nearest >= len(scan.images),
+                "distance": round(pick.distance or 0.0, 4),
+            }
+        records.append({"rank": rank, "image": item.name, "score": round(value, 4), "nearest": nearest,
+                        "doubtful_classes": classes})  # fmt: skip
+        if rank <= SHEET_IMAGES:
+            note = f"score {value:.3f}"
+            if pick.distance is not None:
+                note += f"    {pick.distance:.2f} from the nearest"
+            if classes:
+                note += "    doubt in " + ", ".join(f"{name} {part:.0%}" for name, part in classes.items())
+            overlay = overlay_picture(image, labels.astype(np.uint8), colors)
+            tiles.append(make_tile(f"{rank}   {item.name}", note, as_rgb(image), overlay, doubt))
+    return records, tiles
+
+
+def write_results(out: Path, names: Sequence[str], record: dict[str, Any], headline: str, tiles: list[Tile],
+                  suggester: Suggester) -> None:  # fmt: skip
+    """Write the three files; they take their places together, once all are complete.
+
+    Raises:
+        DataError, OSError: If they cannot be written; earlier results are then untouched.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".suggest-", dir=out) as beside:
+        folder = Path(beside)
+        write_text(folder / RECORD_NAME, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        save_whole(folder / SHEET_NAME, draw_sheet(headline, tiles, suggester.checkpoint.info.classes))
+        write_text(folder / LIST_NAME, "".join(f"{name}\n" for name in names))
+        for name in (RECORD_NAME, SHEET_NAME, LIST_NAME):
+            (folder / name).replace(out / name)
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """What was chosen, a line for each image."""
+    lines = [f"{'rank':>4}  {'score':>6}  {'distance':>8}  {'image':<40}  doubtful classes"]
+    for row in records:
+        distance = f"{row['nearest']['distance']:.3f}" if row["nearest"] else "-"
+        classes = ", ".join(f"{name} {part:.0%}" for name, part in row["doubtful_classes"].items())
+        lines.append(f"{row['rank']:>4}  {row['score']:>6.3f}  {distance:>8}  {row['image']:<40}  {classes}")
+    return "\n".join(lines)
+
+
+def next_step(out: Path, checkpoint: Checkpoint) -> str:
+    """What to do with the list."""
+    config = checkpoint.path.parent / "config.yaml"
+    shown = config if config.is_file() else "YOUR.yaml"
+    return (
+        f"next: label the images of {out / LIST_NAME} from the top, add their `image mask` lines to a copy "
+        f"of your labelled list, then\n  accelerate launch -m protoseg.train --config {shown} "
+        f"run.name={checkpoint.info.name}_2 data.labeled=YOUR_LIST"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Suggest and write.
+
+    Raises:
+        CheckpointError, DataError, OSError, ValueError: With a text for the user.
+    """
+    suggester = open_suggester(arguments)
+    checkpoint, out = suggester.checkpoint, arguments.output
+    given, problems = collect(
+        arguments.inputs, out=out, root=arguments.root, data=checkpoint.info.data, skip=[out / SHEET_NAME]
+    )
+    for text in problems:
+        sys.stderr.write(f"skipped: {text}\n")
+    labeled_images, excluded = known_images(arguments, checkpoint)
+    candidates = without(given, [*labeled_images, *excluded])
+    if not candidates:
+        raise DataError(f"all {len(given)} images are labelled or excluded already; give other images")
+    scan = suggester.scan(candidates, "score")
+    skipped = [*problems, *scan.skipped]
+    if not scan.images:
+        raise DataError(f"none of the {len(candidates)} images could be read, see above")
+    labeled = suggester.scan(labeled_images, "labeled") if labeled_images else Scan()
+    embeddings = scan.matrix(0)
+    picks, repeats = pick_diverse(
+        np.array(scan.scores, np.float32), embeddings, labeled.matrix(embeddings.shape[1]),
+        arguments.count, arguments.min_distance,
+    )  # fmt: skip
+    counts = {
+        "given": len(given) + len(problems), "labeled_or_excluded": len(given) - len(candidates),
+        "skipped": len(skipped), "scored": len(scan.images), "near_duplicates": repeats,
+        "suggested": len(picks), "labeled_compared": len(labeled.images),
+    }  # fmt: skip
+    if not picks:
+        sys.stdout.write(f"nothing to suggest: all {repeats} images are near duplicates of labelled ones; "
+                         "lower --min-distance to see them\n")  # fmt: skip
+        return
+    records, tiles = describe(suggester, scan, labeled, picks)
+    info = checkpoint.info
+    record = {
+        "checkpoint": info.name, "step": info.step, "weights_sha256": info.weights_sha256,
+        "score": suggester.score, "head": suggester.head, "min_distance": arguments.min_distance,
+        "embedding": "prototype shares" if bool(checkpoint.segmenter.bank.active.any()) else "mean feature",
+        "counts": counts, "suggested": records, "skipped": skipped,
+    }  # fmt: skip
+    headline = f"{len(picks)} of {len(scan.images)} images to label next, {info.name} at step {info.step}"
+    if len(picks) > len(tiles):
+        headline += f" (the first {len(tiles)})"
+    write_results(out, [row["image"] for row in records], record, headline, tiles, suggester)
+    sys.stdout.write(
+        f"{table(records)}\n\n{len(picks)} of {len(scan.images)} images in {out}; {repeats} others are near "
+        f"duplicates, {counts['labeled_or_excluded']} are labelled or excluded, {len(skipped)} could not be "
+        f"read\n{next_step(out, checkpoint)}\n"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code: 1 when nothing could be read, 130 after Ctrl-C."""
+    arguments = parse_arguments(argv)
+    try:
+        run(arguments)
+    except torch.OutOfMemoryError:
+        sys.stderr.write("error: the device's memory is full; use --device cpu\n")
+        return 1
+    except (CheckpointError, DataError, OSError, ValueError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; nothing was written\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

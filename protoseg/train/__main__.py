@@ -1,0 +1,94 @@
+"""Train: images and a few masks in, a checkpoint out.
+
+    accelerate launch -m protoseg.train                          # embedded data, configs/quickstart.yaml
+    accelerate launch -m protoseg.train --config FILE train.max_steps=2000
+    accelerate launch -m protoseg.train --config FILE --resume   # go on after a kill
+
+``python -m protoseg.train`` does the same in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from protoseg.config.load import load_config
+from protoseg.config.reference import describe_settings
+from protoseg.errors import ConfigError
+
+DEFAULT_CONFIG = "configs/quickstart.yaml"
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="accelerate launch -m protoseg.train",
+        description="Train a segmentation network from a few labelled and many unlabelled images.",
+        epilog="Without arguments: configs/quickstart.yaml on embedded data. Launcher flags "
+        "(--num_processes, --mixed_precision) go before -m.",
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file, see configs/ (default: quickstart.yaml)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the run's last saved state (or start, if none)"
+    )
+    parser.add_argument(
+        "--settings", action="store_true", help="list every setting with its default, and stop"
+    )
+    parser.add_argument(
+        "--stopped-code",
+        type=int,
+        default=0,
+        metavar="N",
+        help="exit code when a signal stopped the run before its last step (default 0); job managers "
+        "that start failed jobs again need another one",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key.sub=value",
+        help="settings over the file, as train.max_steps=2000",
+    )
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = parse_arguments(argv)
+    if arguments.settings:
+        sys.stdout.write(describe_settings())
+        return 0
+    try:
+        config = load_config(arguments.config or DEFAULT_CONFIG, arguments.overrides)
+    except ConfigError as error:
+        return fail(error)
+    # torch and its company take seconds to import: a wrong setting is reported before that
+    from protoseg.errors import CheckpointError, DataError, ModelError, TrainingStoppedError, WeightsError
+    from protoseg.train.loop import train
+
+    try:
+        return train(config, resume=arguments.resume, stopped_code=arguments.stopped_code)
+    except DataError as error:
+        return fail(error, everywhere=True)
+    except (ConfigError, ModelError, WeightsError, CheckpointError, TrainingStoppedError) as error:
+        return fail(error)
+
+
+def fail(error: Exception, *, everywhere: bool = False) -> int:
+    """Print an error and return the exit code.
+
+    Args:
+        error: Its text is for the user.
+        everywhere: Whether processes other than the first print it, too, because they may be the only ones
+            that met it (each reads its own images).
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0:
+        sys.stderr.write(f"error: {error}\n")
+    elif everywhere:
+        sys.stderr.write(f"error (process {rank}): {error}\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Requests and answers: the gateway, routes, options, bodies."""

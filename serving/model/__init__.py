@@ -1,0 +1,1 @@
+"""The served bundle: found, checked, opened and run."""

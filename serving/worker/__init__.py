@@ -1,0 +1,1 @@
+"""The worker process: state, signals, metrics, log, patches of BentoML."""

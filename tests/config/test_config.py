@@ -1,0 +1,142 @@
+import pytest
+import yaml
+
+from protoseg.config.load import load_config
+from protoseg.config.reference import describe_settings
+from protoseg.config.sections import Config
+from protoseg.errors import ConfigError
+from protoseg.files import PROJECT_ROOT
+from protoseg.manifest import ResizeConfig
+
+CONFIGS = sorted((PROJECT_ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_every_shipped_config_is_valid_and_has_a_header(path):
+    load_config(path)
+    text = path.read_text()
+    for word in ("command", "hardware", "time", "result"):
+        assert f"#   {word}" in text, f"{path.name} does not state its {word}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.encodr=x"], "model.encodr: unknown key"),
+        (["modle.encoder=x"], "modle: unknown key"),
+        (["train.batch_size=2.7"], "train.batch_size.*valid integer.*'2.7'"),
+        (["model.architecture=resnet"], "model.architecture: Input should be 'deeplabv3plus'"),
+        (["data.kind=files"], "data.kind=files needs data.labeled, data.val, data.classes"),
+        (["views.complementary_dropout=true"], "views.complementary_dropout needs views.strong_views=2"),
+        (["train.epochs=3"], "exactly one of train.max_steps and train.epochs"),
+        (["model.architecture=dpt"], "needs a vision transformer"),
+        (["method.preset=fixmatch", "pseudo_labels.agreement=heads"], "needs method.prototypes=true"),
+        (["data.in_channels=4", "data.mean=[0.1]"], "data.mean has 1 values, data.in_channels is 4"),
+        (["data.resize.mode=fixed"], "resize.mode=fixed needs resize.height"),
+        (["batch"], "must have the form key.sub=value"),
+        (["views.crop=[1,"], "not valid JSON"),
+        (["optim.lr=0"], "optim.lr: Input should be greater than 0"),
+        (["model.output_stride=12"], "model.output_stride: Input should be 8, 16 or 32"),
+    ],
+)
+def test_wrong_settings_are_named(overrides, message):
+    base = ["train.max_steps=10"] if "train.epochs=3" in overrides else []
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [*base, *overrides])
+
+
+def test_several_mistakes_are_all_reported():
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["model.a=1", "train.seed=-1"])
+    assert "model.a" in str(caught.value)
+    assert "train.seed" in str(caught.value)
+
+
+def test_overrides_are_parsed_by_type_and_win_over_the_file(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("optim: {lr: 1e-3}\nrun: {name: '1_16'}\ntrain: {max_steps: 7}\n")
+    config = load_config(
+        file,
+        ["train.max_steps=9", "views.crop=[64,96]", "data.mean=null", "model.output_stride=16",
+         "views.strong_views=2"],
+    )  # fmt: skip
+    assert (config.model.output_stride, config.views.strong_views) == (16, 2)
+    assert config.optim.lr == 1e-3
+    assert config.run.name == "1_16"
+    assert config.train.max_steps == 9
+    assert config.views.crop == (64, 96)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.mean=[123.7,116.3,103.5]", "divide it by 255"),
+        ("data.std=[0,1,1]", "above 0"),
+        ("views.jitter_strength=[0.5,0.5,0.5,0.9]", r"hue in \[0, 0.5\]"),
+        ("views.jitter_strength=[-0.1,0.5,0.5,0.1]", "must be brightness"),
+        ("views.blur_sigma=[2.0,0.1]", "low <= high"),
+    ],
+)
+def test_views_and_normalisation_out_of_range(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [override])
+
+
+def test_presets_are_below_given_values():
+    config = load_config(None, ["model.preset=pcr_resnet101", "model.linear_head_channels=128"])
+    assert config.model.encoder == "resnet101c.gluon_in1k"
+    assert config.model.linear_head_channels == 128
+    assert load_config(None, ["method.preset=supervised"]).method.unlabeled is False
+    config = load_config(None, ["method.preset=unimatch_v2", "views.mixing_partner=next"])
+    assert config.views.strong_views == 2
+    assert config.views.mixing_partner == "next"
+
+
+def test_a_resolved_config_reads_back_the_same(tmp_path):
+    config = load_config(None, ["method.preset=unimatch_v2", "model.preset=dinov2_small_dpt"])
+    file = tmp_path / "resolved.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(file) == config
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "just text"])
+def test_files_that_are_not_mappings(tmp_path, text):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"c\.yaml"):
+        load_config(file)
+
+
+def test_missing_file_lists_the_shipped_ones():
+    with pytest.raises(ConfigError, match=r"quickstart\.yaml"):
+        load_config("nowhere.yaml")
+
+
+def test_settings_say_what_presets_change_and_show_nested_ones():
+    lines = describe_settings().splitlines()
+    place = lines.index("  prototypes.weight=1.0")
+    assert lines[place + 1] == "    * 0.5 with method.preset=protoseg"
+    assert '  data.resize.mode="none"' in lines
+    assert not any("{...}" in line for line in lines)
+
+
+def test_every_setting_is_described():
+    text = describe_settings()
+    for section, field in Config.model_fields.items():
+        assert f"{section}: " in text
+        for key, item in field.annotation.model_fields.items():
+            assert f"  {section}.{key}" in text
+            assert item.description, f"{section}.{key} has no docstring"
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (ResizeConfig(), (300, 400)),
+        (ResizeConfig(mode="fixed", height=100, width=50), (100, 50)),
+        (ResizeConfig(mode="short_side", size=150), (150, 200)),
+        (ResizeConfig(mode="long_side", size=200), (150, 200)),
+    ],
+)
+def test_target_sizes(rule, expected):
+    assert rule.target_size(300, 400) == expected

@@ -1,0 +1,223 @@
+"""The comparator on hand-made outputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from export.iou import iou, mean_iou
+from export.proof.compare import Comparator, conclude
+from export.proof.gates import GATES
+from protoseg.manifest import Head, ParityReport
+
+CLASSES = 3
+NAMES = {"labels", "confidence", "agreement", "linear_logits", "prototype_logits"}
+Outputs = dict[str, np.ndarray[Any, Any]]
+
+
+def make_outputs(seed: int = 0, size: tuple[int, int] = (8, 10)) -> Outputs:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 4, (1, CLASSES, *size)).astype(np.float32)
+    other = logits + rng.normal(0, 1, logits.shape).astype(np.float32)
+    exp = np.exp(logits - logits.max(1, keepdims=True))
+    return {
+        "labels": logits.argmax(1).astype(np.uint8),
+        "confidence": (exp / exp.sum(1, keepdims=True)).max(1).astype(np.float32),
+        "agreement": rng.random((1, *size), dtype=np.float32),
+        "linear_logits": logits,
+        "prototype_logits": other,
+    }
+
+
+def judge(reference: Outputs, candidate: Outputs, precision: str = "fp32", **options: Any) -> ParityReport:
+    comparator = Comparator(GATES[precision], CLASSES, "linear", np.ones(CLASSES, bool), NAMES)
+    comparator.add("case", reference, candidate, **options)
+    return conclude([comparator.result("reference", "test")])
+
+
+def test_equal_outputs_pass() -> None:
+    outputs = make_outputs()
+    report = judge(outputs, {k: v.copy() for k, v in outputs.items()})
+    assert report.status == "passed"
+    case = report.cases[0]
+    assert case.metrics["linear/max_logit_diff"] == 0
+    assert case.metrics["labels/agreement"] == 1
+    assert case.metrics["labels/miou_vs_reference"] == 1
+    assert case.pixels == 80
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - {"labels"}))
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("side", ["reference", "candidate"])
+def test_nan_never_passes(name: str, value: float, side: str) -> None:
+    good, bad = make_outputs(), make_outputs()
+    bad[name].flat[3] = value
+    report = judge(*((bad, good) if side == "reference" else (good, bad)))
+    assert report.status == "failed"
+    assert f"{name} of the {side} holds NaN" in report.reason
+
+
+def test_nan_on_both_sides_never_passes() -> None:
+    bad = make_outputs()
+    bad["linear_logits"][:] = np.nan
+    assert judge(bad, bad).status == "failed"
+
+
+def test_comparing_nothing_fails() -> None:
+    assert conclude([]).status == "failed"
+    comparator = Comparator(GATES["fp32"], CLASSES, "linear", np.ones(CLASSES, bool), NAMES)
+    report = conclude([comparator.result("reference", "test")])
+    assert report.status == "failed"
+    assert "nothing was compared" in report.reason
+
+
+def test_a_missing_output_fails() -> None:
+    outputs = make_outputs()
+    less = {k: v for k, v in outputs.items() if k != "agreement"}
+    report = judge(outputs, less)
+    assert report.status == "failed"
+    assert "the candidate gave no agreement" in report.reason
+
+
+def test_another_shape_fails() -> None:
+    report = judge(make_outputs(), make_outputs(size=(8, 11)))
+    assert report.status == "failed"
+    assert "has shape (1, 8, 11), expected (1, 8, 10)" in report.reason
+
+
+def test_one_class_is_inconclusive() -> None:
+    outputs = make_outputs()
+    outputs["linear_logits"][:, 0] += 1000
+    outputs["labels"][:] = 0
+    report = judge(outputs, outputs)
+    assert report.status == "inconclusive"
+    assert "1 class(es)" in report.reason
+
+
+def test_made_images_alone_are_inconclusive() -> None:
+    report = judge(make_outputs(), make_outputs(), natural=False)
+    assert report.status == "inconclusive"
+
+
+def test_classes_below_one_percent_do_not_count() -> None:
+    outputs = make_outputs(size=(20, 20))
+    for name in ("linear_logits", "prototype_logits"):
+        outputs[name][:, 0] += 1000
+        outputs[name][:, 1, 0, :3] += 2000  # 3 of 400 pixels
+    outputs["labels"] = outputs["linear_logits"].argmax(1).astype(np.uint8)
+    assert judge(outputs, outputs).status == "inconclusive"
+
+
+def test_the_worst_logit_decides() -> None:
+    good, bad = make_outputs(), make_outputs()
+    scale = float(np.abs(good["linear_logits"]).max())
+    bad["linear_logits"].flat[5] += 6e-5 * scale
+    assert judge(good, bad).status == "failed"
+    assert judge(good, bad, on_multiple=False).status == "passed"
+
+
+def test_a_clear_label_that_differs_fails() -> None:
+    good, bad = make_outputs(size=(200, 200)), make_outputs(size=(200, 200))
+    clear = int(good["confidence"].argmax())
+    bad["labels"].flat[clear] = (good["labels"].flat[clear] + 1) % CLASSES
+    report = judge(good, bad)
+    assert report.status == "failed"
+    assert report.cases[0].metrics["labels/agreement"] == pytest.approx(1 - 1 / 40000)
+
+
+def test_miou_drop_by_hand() -> None:
+    outputs = make_outputs(size=(4, 4))
+    mask = outputs["labels"].copy()
+    mask[0, 0, 0] = 255
+    worse = {k: v.copy() for k, v in outputs.items()}
+    worse["labels"][0, 1] = (worse["labels"][0, 1] + 1) % CLASSES
+    comparator = Comparator(GATES["int8"], CLASSES, "linear", np.ones(CLASSES, bool), NAMES)
+    comparator.add("case", outputs, worse, mask=mask)
+    metrics = comparator.result("reference", "test").metrics
+    assert metrics["val/miou_reference"] == 1
+    confusion = np.zeros((CLASSES, CLASSES))
+    valid = mask != 255
+    np.add.at(confusion, (mask[valid], worse["labels"][valid]), 1)
+    by_hand = [confusion[c, c] / (confusion[c].sum() + confusion[:, c].sum() - confusion[c, c])
+               for c in range(CLASSES)]  # fmt: skip
+    assert metrics["val/miou"] == pytest.approx(np.mean(by_hand))
+    assert metrics["val/miou_drop"] == pytest.approx(1 - np.mean(by_hand))
+
+
+def test_iou_by_hand() -> None:
+    confusion = np.array([[3, 1, 0], [2, 4, 0], [0, 0, 0]])
+    np.testing.assert_allclose(iou(confusion), [3 / 6, 4 / 7, np.nan])
+    assert mean_iou(confusion) == pytest.approx((3 / 6 + 4 / 7) / 2)
+    assert mean_iou(np.zeros((2, 2))) is None
+
+
+def test_scores_of_absent_prototypes_are_not_compared() -> None:
+    good, other = make_outputs(), make_outputs()
+    other["prototype_logits"][:, 2] = -40
+    comparator = Comparator(GATES["fp32"], CLASSES, "linear", np.array([True, True, False]), NAMES)
+    comparator.add("case", good, other)
+    assert not comparator.result("reference", "test").failures
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_labels_are_judged_on_real_images_only(precision: str) -> None:
+    good, bad = make_outputs(), make_outputs()
+    bad["labels"][:] = (bad["labels"] + 1) % CLASSES
+    assert judge(good, bad, precision).status == "failed"
+    comparator = Comparator(GATES[precision], CLASSES, "linear", np.ones(CLASSES, bool), NAMES)
+    comparator.add("real", good, good)
+    comparator.add("noise", good, bad, natural=False)
+    assert conclude([comparator.result("reference", "test")]).status == "passed"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.floats(1e-3, 3.0))
+def test_noise_beyond_the_gate_never_passes(seed: int, noise: float) -> None:
+    good = make_outputs(seed)
+    bad = {k: v.copy() for k, v in good.items()}
+    rng = np.random.default_rng(seed)
+    bad["linear_logits"] += rng.normal(0, noise, bad["linear_logits"].shape).astype(np.float32)
+    report = judge(good, bad)
+    largest = float(np.abs(bad["linear_logits"] - good["linear_logits"]).max())
+    scale = max(1.0, float(np.abs(good["linear_logits"]).max()))
+    allowed = GATES["fp32"].logit
+    assert allowed is not None
+    assert (report.status == "failed") == (largest > allowed * scale)
+
+
+@pytest.mark.parametrize(("head", "factor"), [("linear", 1.0), ("prototype", 3.0)])
+def test_half_precision_may_have_a_single_outlier_but_not_many(head: str, factor: float) -> None:
+    good, bad = make_outputs(size=(100, 100)), make_outputs(size=(100, 100))
+    key = f"{head}_logits"
+    scale = factor * float(np.abs(good[key]).max())
+    most, many = GATES["fp16"].logit, GATES["fp16"].logit_p999
+    assert most is not None
+    assert many is not None
+    between = (most + many) / 2 * scale
+    bad[key].flat[:10] += between
+    assert judge(good, bad, "fp16").status == "passed"
+    bad[key].flat[:300] = good[key].flat[:300] + between
+    assert "99.9th percentile" in judge(good, bad, "fp16").reason
+    bad = make_outputs(size=(100, 100))
+    bad[key].flat[0] += 1.1 * most * scale
+    assert judge(good, bad, "fp16").status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("head", "wrong", "status"),
+    [("linear", 10, "passed"), ("linear", 40, "failed"),
+     ("prototype", 40, "passed"), ("prototype", 80, "failed")],
+)  # fmt: skip
+def test_labels_of_the_prototype_head_have_more_room(head: Head, wrong: int, status: str) -> None:
+    """Of 10,000 labels 0.2 % may differ, three times as many where the prototype head decides."""
+    good, bad = make_outputs(size=(100, 100)), make_outputs(size=(100, 100))
+    bad["labels"].flat[:wrong] = (bad["labels"].flat[:wrong] + 1) % CLASSES
+    gates = replace(GATES["fp16"], margin_agreement=0.0)
+    comparator = Comparator(gates, CLASSES, head, np.ones(CLASSES, bool), NAMES)
+    comparator.add("case", good, bad)
+    assert conclude([comparator.result("reference", "test")]).status == status

@@ -1,0 +1,254 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tiny import tiny_info, tiny_segmenter
+
+from protoseg.checkpoint import save_checkpoint
+from protoseg.config.sections import EvalConfig
+from protoseg.data.images import resize_image
+from protoseg.errors import DataError
+from protoseg.manifest import InputRule, ResizeConfig
+from protoseg.method.pseudo_labels import fuse
+from protoseg.predict.__main__ import main
+from protoseg.predict.images import (
+    DEFAULT_HEAD,
+    find_images,
+    output_names,
+    overlay_picture,
+    predict_image,
+    to_grey,
+)
+
+COLORS = [item.color for item in tiny_info(3).classes]
+EXIF_ORIENTATION = 0x0112
+
+
+def photo(height, width, seed=0, channels=3):
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def rule_with(resize, channels=3):
+    return InputRule(
+        channels=channels, mean=[0.5] * channels, std=[0.5] * channels, stride_multiple=32, resize=resize,
+        crop=(32, 32),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return tiny_segmenter(num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, segmenter):
+    folder = tmp_path_factory.mktemp("trained")
+    save_checkpoint(folder / "checkpoint", segmenter, tiny_info(3))
+    return folder
+
+
+@pytest.mark.parametrize("size", [(33, 61), (1, 1), (64, 40)])
+@pytest.mark.parametrize(
+    "resize", [ResizeConfig(), ResizeConfig(mode="fixed", height=40, width=48)], ids=["own", "fixed"]
+)
+def test_labels_are_the_argmax_of_upsampled_logits(segmenter, size, resize):
+    image = photo(*size)
+    found = predict_image(segmenter, image, rule_with(resize))
+    small = resize_image(image, resize)
+    with torch.no_grad():
+        output = segmenter(torch.from_numpy(small).permute(2, 0, 1)[None])
+    linear = output.linear_logits
+    if small.shape[:2] != size:
+        linear = F.interpolate(linear, size=size, mode="bilinear", align_corners=False)
+    assert np.array_equal(found.labels, linear.argmax(1)[0].numpy())
+    assert found.labels.dtype == np.uint8
+    np.testing.assert_allclose(found.confidence, linear.softmax(1).amax(1)[0], atol=1e-6)
+    believed = np.take_along_axis(linear.softmax(1)[0].numpy(), found.labels[None].astype(np.int64), 0)[0]
+    np.testing.assert_allclose(found.agreement, believed, atol=1e-6)
+
+
+def test_heads(segmenter):
+    image = photo(40, 48)
+    with torch.no_grad():
+        output = segmenter(torch.from_numpy(image).permute(2, 0, 1)[None])
+    expected = {
+        "linear": output.linear_logits.argmax(1),
+        "prototype": output.prototype_logits.argmax(1),
+        "fused": fuse(*output).argmax(1),
+    }
+    assert DEFAULT_HEAD == "linear"
+    for head, labels in expected.items():
+        found = predict_image(segmenter, image, rule_with(ResizeConfig()), head=head)
+        assert np.array_equal(found.labels, labels[0].numpy()), head
+
+
+def test_sliding_uses_windows_of_the_training_crop(segmenter):
+    image, rule = photo(40, 90), rule_with(ResizeConfig())
+    sizes = []
+    handle = segmenter.network.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[-2:]))
+    predict_image(segmenter, image, rule, config=EvalConfig(mode="sliding", window_stride=1.0))
+    handle.remove()
+    assert set(sizes) == {(32, 32)}
+    assert len(sizes) == 2 * 3
+
+
+def test_predict_without_prototypes():
+    bare = tiny_segmenter(num_classes=3)
+    bare.bank.active.fill_(False)
+    rule = rule_with(ResizeConfig())
+    found = predict_image(bare, photo(8, 8), rule)
+    np.testing.assert_allclose(found.agreement, found.confidence, atol=1e-6)
+    with pytest.raises(ValueError, match="head 'fused' needs prototypes"):
+        predict_image(bare, photo(8, 8), rule, head="fused")
+
+
+@pytest.mark.parametrize("image", [photo(8, 8, channels=1), photo(8, 8, channels=4), np.zeros((8, 8, 3))])
+def test_predict_refuses_other_images(segmenter, image):
+    with pytest.raises(ValueError, match=r"expected \(H, W, 3\) uint8"):
+        predict_image(segmenter, image, rule_with(ResizeConfig()))
+
+
+def test_overlay_by_hand():
+    image = np.full((3, 4, 3), 100, np.uint8)
+    labels = np.zeros((3, 4), np.uint8)
+    labels[:, 2:] = 1
+    blended = overlay_picture(image, labels, [(0, 0, 0), (200, 0, 50)])
+    assert (blended[:, :2] == 100).all(), "black classes leave the image as it is"
+    assert blended[0, 2].tolist() == [200, 0, 50], "the outline has the full colour"
+    assert blended[0, 3].tolist() == [150, 50, 75]
+
+
+def test_grey_is_rounded_and_clipped():
+    values = np.array([[0.0, 0.5, 1.0, 1.5, -0.1, np.nan]], np.float32)
+    assert to_grey(values).tolist() == [[0, 128, 255, 255, 0, 0]]
+
+
+def test_two_inputs_of_one_stem_get_distinct_names():
+    paths = [Path(name) for name in ("x/a.jpg", "y/a.png", "a_2.jpg", "A.png", "b.jpg", "z/b.jpg")]
+    names = output_names(paths)
+    assert names == ["a", "a_3", "a_2", "A_4", "b", "b_2"]
+    assert len({name.casefold() for name in names}) == len(paths)
+
+
+def test_find_images(tmp_path):
+    for name in (
+        "b.png",
+        "a.JPG",
+        "notes.txt",
+        "deep/c.tif",
+        ".hidden/d.png",
+        "masks/b.png",
+        "out/masks/b.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_images([tmp_path, tmp_path / "b.png"], tmp_path / "out")
+    assert [p.relative_to(tmp_path).as_posix() for p in found] == [
+        "a.JPG",
+        "b.png",
+        "deep/c.tif",
+        "masks/b.png",
+    ]
+    here = find_images([tmp_path / "masks"], tmp_path)
+    assert [p.name for p in here] == ["b.png"], "a folder named on the command line is searched"
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        find_images([tmp_path / "gone"], tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no image in"):
+        find_images([tmp_path / "empty"], tmp_path / "out")
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """Images of several kinds, one that is rotated by EXIF, and one that is cut short."""
+    folder = tmp_path / "in"
+    (folder / "more").mkdir(parents=True)
+    Image.fromarray(photo(30, 44)).save(folder / "a.png")
+    Image.fromarray(photo(20, 21, channels=1)).save(folder / "more" / "a.png")
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    Image.fromarray(photo(24, 40)).save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(photo(64, 64)).save(folder / "cut.jpg")
+    whole = (folder / "cut.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def test_command(trained, inputs, tmp_path, run_module):
+    out = tmp_path / "out"
+    finished = run_module("protoseg.predict", trained, inputs, "-o", out, "--device", "cpu")
+    assert finished.returncode == 1, finished.stderr
+    assert "cut.jpg cannot be decoded" in finished.stderr
+    assert "1 file(s) could not be read" in finished.stderr
+    assert "3 of 4 images" in finished.stdout
+    written = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
+    stems = ("a", "a_2", "turned")
+    suffixes = {"masks": "png", "overlays": "jpg", "confidence": "png", "disagreement": "png"}
+    assert written == sorted(f"{folder}/{stem}.{end}" for folder, end in suffixes.items() for stem in stems)
+    for folder in suffixes:
+        for stem, size in zip(stems, ((44, 30), (21, 20), (24, 40)), strict=True):
+            (file,) = (out / folder).glob(f"{stem}.*")
+            with Image.open(file) as picture:
+                assert picture.size == size, file
+    with Image.open(out / "masks" / "a.png") as mask:
+        assert mask.mode == "P"
+        assert mask.getpalette()[:9] == [value for color in COLORS for value in color]
+
+
+def test_written_maps_hold_the_prediction(trained, segmenter, inputs, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = [trained, inputs / "a.png", "-o", out, "--head", "fused", "--no-overlay", "--device", "cpu"]
+    assert main([str(a) for a in arguments]) == 0
+    image = np.array(Image.open(inputs / "a.png"))
+    expected = predict_image(segmenter, image, tiny_info(3).input, head="fused")
+    assert np.array_equal(np.array(Image.open(out / "masks" / "a.png")), expected.labels)
+    assert np.array_equal(np.array(Image.open(out / "confidence" / "a.png")), to_grey(expected.confidence))
+    disagreement = np.array(Image.open(out / "disagreement" / "a.png"))
+    assert np.array_equal(disagreement, to_grey(1 - expected.agreement))
+    assert not (out / "overlays").exists()
+    assert "1 of 1 images" in capsys.readouterr().out
+
+
+def test_a_second_call_does_not_read_its_own_results(trained, tmp_path, capsys):
+    Image.fromarray(photo(16, 16)).save(tmp_path / "a.png")
+    for _ in range(2):
+        assert main([str(trained), str(tmp_path), "-o", str(tmp_path), "--device", "cpu"]) == 0
+    assert "1 of 1 images" in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "masks").iterdir()] == ["a.png"]
+
+
+def test_a_checkpoint_without_prototypes(tmp_path, capsys):
+    bare = tiny_segmenter(num_classes=3)
+    bare.bank.active.fill_(False)
+    save_checkpoint(tmp_path / "checkpoint", bare, tiny_info(3))
+    Image.fromarray(photo(16, 16)).save(tmp_path / "a.png")
+    arguments = [str(tmp_path), str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(arguments) == 0
+    confidence, disagreement = (
+        np.array(Image.open(tmp_path / "out" / part / "a.png")).astype(int)
+        for part in ("confidence", "disagreement")
+    )
+    assert np.abs(confidence + disagreement - 255).max() <= 1
+    assert main([*arguments, "--head", "prototype"]) == 1
+    assert "use --head linear" in capsys.readouterr().err
+
+
+def test_command_explains_what_is_wrong(trained, tmp_path, capsys):
+    image = tmp_path / "a.png"
+    Image.fromarray(photo(8, 8)).save(image)
+    blocked = tmp_path / "file"
+    blocked.touch()
+    for arguments, message in (
+        (["no-such-run", image, "-o", tmp_path / "out"], "no checkpoint at"),
+        ([trained, tmp_path / "gone.png", "-o", tmp_path / "out"], "gone.png is neither"),
+        ([trained, image, "-o", tmp_path / "out", "--student"], "student.safetensors does not exist"),
+        ([trained, image, "-o", blocked], "file"),
+    ):
+        assert main([*map(str, arguments), "--device", "cpu"]) == 1
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("error: ")
+        assert message in last

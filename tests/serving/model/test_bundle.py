@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.serving_bundle import make_bundle
+from serving.errors import BundleError
+from serving.model.bundle import check_bundle, find_bundle, main
+from serving.settings import Settings
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle, tmp_path / "copy"))
+
+
+def edit(bundle: Path, change: Edit) -> None:
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def test_a_good_bundle_passes(bundle: Path) -> None:
+    (checked,) = check_bundle(bundle, Settings())
+    assert checked.path == bundle / "model.onnx"
+    assert checked.manifest.name == "nearest-color"
+
+
+def set_key(*keys: Any, value: Any) -> Edit:
+    def change(manifest: dict[str, Any]) -> None:
+        node: Any = manifest
+        for key in keys[:-1]:
+            node = node[key]
+        node[keys[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (set_key("schema_version", value=99), "schema version 99"),
+        (set_key("colour", value=1), "colour"),
+        (set_key("files", 0, "parity", "status", value="failed"), "parity of model.onnx is failed"),
+        (set_key("files", 0, "parity", "status", value="not_run"), "python -m export.parity"),
+        (set_key("files", 0, "sha256", value="0" * 64), "does not match the manifest"),
+        (set_key("files", 0, "name", value="../copy/model.onnx"), None),
+        (set_key("files", 0, "name", value="../../outside.onnx"), "outside of the bundle"),
+        (set_key("files", 0, "precision", value="fp16"), "no fp32 ONNX file"),
+        (set_key("files", 0, "outputs", value=[]), "no output labels of uint8"),
+        (set_key("files", value=[]), "it has none"),
+        (set_key("input", "channels", value=5), "5 channels"),
+    ],
+)
+def test_bad_manifests_give_one_line(copy: Path, change: Edit, says: str | None) -> None:
+    edit(copy, change)
+    if says is None:
+        assert check_bundle(copy, Settings())[0].folder == copy
+        return
+    with pytest.raises(BundleError) as caught:
+        check_bundle(copy, Settings())
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_tampered_and_missing_files(copy: Path) -> None:
+    with (copy / "samples" / "0.png").open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(BundleError, match=r"0\.png does not match"):
+        check_bundle(copy, Settings())
+    (copy / "model.onnx").unlink()
+    with pytest.raises(BundleError, match="cannot be read"):
+        check_bundle(copy, Settings())
+    (copy / "manifest.json").write_text("{")
+    with pytest.raises(BundleError, match="cannot be read"):
+        check_bundle(copy, Settings())
+
+
+def place(root: Path, name: str, bundle: Path, created: str) -> Path:
+    folder = Path(shutil.copytree(bundle, root / "runs" / name / "bundle"))
+    edit(folder, set_key("created", value=created))
+    return folder
+
+
+def test_the_newest_run_is_found(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match=r"python -m export\.onnx"):
+        find_bundle(None, tmp_path)
+    newest = place(tmp_path, "a", bundle, "2031-01-01T00:00:00+00:00")
+    place(tmp_path, "b", bundle, "2030-01-01T00:00:00+00:00")
+    assert find_bundle(None, tmp_path) == newest.resolve()
+    assert find_bundle("runs/b", tmp_path) == (tmp_path / "runs" / "b" / "bundle").resolve()
+    assert find_bundle(str(newest), tmp_path) == newest.resolve()
+    with pytest.raises(BundleError, match="PROTOSEG_MODEL=nowhere"):
+        find_bundle("nowhere", tmp_path)
+
+
+def test_the_project_is_searched_from_elsewhere(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    folder = place(tmp_path / "project", "a", bundle, "2030-01-01")
+    monkeypatch.chdir(elsewhere)
+    assert find_bundle(None, tmp_path / "project") == folder.resolve()
+    assert find_bundle("runs/a/bundle", tmp_path / "project") == folder.resolve()
+
+
+def test_command_reports_both_ways(bundle: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(bundle)]) == 0
+    assert "samples agree to 100.0000%" in capsys.readouterr().out
+    (copy / "model.onnx").write_bytes(b"not a network")
+    edit(copy, set_key("files", 0, "sha256", value="x"))
+    assert main([str(copy)]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_command_as_a_process_without_torch(bundle: Path) -> None:
+    code = (
+        "import sys, serving.model.bundle; code = serving.model.bundle.main(); "
+        "sys.exit(code or bool({'torch', 'accelerate'} & set(sys.modules)))"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(bundle)], env=environ, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_graph_that_does_not_load_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from protoseg.files import sha256_file
+
+    folder = make_bundle(tmp_path)
+    (folder / "model.onnx").write_bytes(b"not a network")
+    edit(folder, set_key("files", 0, "sha256", value=sha256_file(folder / "model.onnx")))
+    assert main([str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ONNX Runtime cannot load")
+    assert error.count("\n") == 1
+
+
+def test_proven_engines_come_first_and_onnx_steps_in(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from protoseg.files import sha256_file
+    from serving.model.model import open_engine
+
+    (copy / "model.plan").write_bytes(b"not an engine")
+
+    def add(manifest: dict[str, Any]) -> None:
+        changes = {"name": "model.plan", "kind": "tensorrt", "precision": "fp16", "opset": None}
+        changes["sha256"] = sha256_file(copy / "model.plan")
+        manifest["files"].append(manifest["files"][0] | changes)
+
+    edit(copy, add)
+    names = [item.artifact.name for item in check_bundle(copy, Settings())]
+    assert names == ["model.plan", "model.onnx"]
+    for settings in (Settings(device="cpu"), Settings(backend="onnx"), Settings(precision="fp32")):
+        assert [item.artifact.name for item in check_bundle(copy, settings)] == ["model.onnx"]
+    engine = open_engine(copy, Settings())
+    assert engine.bundle.artifact.name == "model.onnx"
+    assert "model.plan is passed over" in caplog.text
+    engine.close()
+    with pytest.raises(BundleError):
+        open_engine(copy, Settings(backend="tensorrt"))
+    with pytest.raises(BundleError, match=r"export\.tensorrt"):
+        check_bundle(copy, Settings(backend="tensorrt", precision="int8"))

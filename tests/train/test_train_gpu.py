@@ -1,0 +1,92 @@
+"""The trainer on CUDA: precisions, memory format, compilation, resume. Needs a device."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from small_step import batches, context_of
+from tiny import tiny_config
+
+from protoseg.checkpoint import load_checkpoint
+from protoseg.method.step import Phase, compute_step
+from protoseg.train.log import read_metrics
+from protoseg.train.loop import train
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    # accelerate keeps the precision of a process's first Accelerator
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def run(tmp_path, resume=False, **settings):
+    config = tiny_config(
+        run={"name": "gpu", "dir": str(tmp_path)},
+        train={"max_steps": 6, "eval_every": 3, "save_every": 3, **settings},
+    )
+    assert train(config, resume=resume) == 0
+    return tmp_path / "gpu"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"mixed_precision": "bf16", "channels_last": True},
+        {"mixed_precision": "fp16"},
+        {"compile": True},
+        {"accumulate": 2},
+    ],
+    ids=lambda s: "-".join(s) or "fp32",
+)
+def test_precisions_and_layouts(tmp_path, settings):
+    folder = run(tmp_path, **settings)
+    records = [r for r in read_metrics(folder / "metrics.jsonl") if "loss/total" in r]
+    assert all(r["loss/total"] is not None for r in records)
+    assert records[-1]["time/memory_mib"] > 0
+    assert load_checkpoint(folder).info.step == 6
+
+
+def test_resume_is_close_to_the_straight_run(tmp_path):
+    # atomics make CUDA sums order-dependent: equality to a tolerance, not to the bit
+    straight = run(tmp_path / "a")
+    other = run(tmp_path / "b")
+    last = sorted((other / "state").iterdir())[-1]
+    for file in last.iterdir():
+        file.unlink()
+    last.rmdir()
+    run(tmp_path / "b", resume=True)
+    one, two = (read_metrics(f / "metrics.jsonl")[-2]["loss/total"] for f in (straight, other))
+    assert one == pytest.approx(two, rel=0.05)
+
+
+def one_step(device, **sections):
+    """Losses, gradients and prototypes after one step from the same weights and images, on the CPU."""
+    context = context_of(pseudo_labels={"threshold": 0.0}, **sections)
+    for part in (context.network, context.teacher, context.bank, context.thresholds):
+        part.to(device)
+    context = replace(context, fill=context.fill.to(device))
+    labeled, unlabeled = ({key: value.to(device) for key, value in part.items()} for part in batches())
+    result = compute_step(context, labeled, unlabeled, Phase(True, True, 1.0), (3,))
+    result.loss.backward()
+    features, classes, similarity = result.points
+    context.bank.update(features, classes, momentum=0.5, similarity=similarity)
+    gradient = torch.cat([p.grad.flatten().cpu() for p in context.network.parameters()])
+    return {k: float(v) for k, v in result.parts.items()}, gradient, context.bank.prototypes.cpu()
+
+
+@pytest.mark.parametrize("preset", ["prototype", "protoseg"])
+def test_a_step_is_that_of_the_cpu(monkeypatch, preset):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    parts, gradient, prototypes = one_step("cpu", method={"preset": preset})
+    parts_cuda, gradient_cuda, prototypes_cuda = one_step("cuda", method={"preset": preset})
+    assert all(value > 0 for value in parts.values())
+    assert parts_cuda == pytest.approx(parts, rel=1e-3)
+    # one unit that crosses zero moves a tenth: weights that differ by 1e-5 did so on a CPU
+    assert (gradient_cuda - gradient).norm() < 0.2 * gradient.norm()
+    torch.testing.assert_close(prototypes_cuda, prototypes, atol=1e-3, rtol=0)
