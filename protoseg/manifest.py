@@ -9,14 +9,14 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from protoseg.errors import ManifestError
 
 BUNDLE_SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 Precision = Literal["fp32", "fp16", "int8", "int8-cpu"]
-Head = Literal["linear", "prototype", "mean"]
+Head = Literal["linear", "prototype", "fused"]
 
 
 class Section(BaseModel):
@@ -163,6 +163,9 @@ class ArtifactFile(Record):
     """JSON file beside an engine."""
     source: str | None = None
     """ONNX file an engine was built from."""
+    cut_of: str | None = None
+    """File whose graph this is with fewer outputs (``labels`` alone, say), for requests that need no more.
+    Null: a graph with all outputs."""
     parity: ParityReport
     """Proof."""
     notes: dict[str, Any] = Field(default_factory=dict)
@@ -208,6 +211,11 @@ class GraphSettings(Record):
     """Stride of the decoder's feature map in pixels (a fraction for some vision transformers)."""
     prototypes: int = Field(ge=0)
     """Prototypes for each class in the graph."""
+
+    @field_validator("head", mode="before")
+    @classmethod
+    def _former_name(cls, value: Any) -> Any:
+        return "fused" if value == "mean" else value  # bundles up to 0.1 call the fused head so
 
 
 class Manifest(Record):
@@ -256,8 +264,12 @@ class Manifest(Record):
         raise ManifestError(f"the bundle has no file {name}; it has {[f.name for f in self.files]}")
 
     def servable(self) -> list[ArtifactFile]:
-        """Files whose parity passed, in manifest order."""
-        return [item for item in self.files if item.parity.status == "passed"]
+        """Files with all outputs whose parity passed, in manifest order."""
+        return [item for item in self.files if item.parity.status == "passed" and item.cut_of is None]
+
+    def cuts(self, name: str) -> list[ArtifactFile]:
+        """Graphs cut from file ``name`` whose own parity passed."""
+        return [item for item in self.files if item.parity.status == "passed" and item.cut_of == name]
 
 
 def explain_validation(error: ValidationError) -> str:
