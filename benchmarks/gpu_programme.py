@@ -1,0 +1,312 @@
+r"""What only a GPU can show, in order of value and within the minutes that there are.
+
+    python -m benchmarks.gpu_programme --minutes 12                  # all parts, as far as the time goes
+    python -m benchmarks.gpu_programme --minutes 5 --only voc_92     # one part
+    python -m benchmarks.gpu_programme --plan                        # the plan, and nothing else
+    python -m benchmarks.gpu_programme --rehearse                    # every part on this machine, in small
+
+Each part writes its results as it ends; what was finished is not run again, and trainings go on from their
+last saved state. ``--archive FILE.tar.gz`` gathers records, results and logs after every part, for machines
+that give back a few files only. A part whose tools are missing (TensorRT, say) is passed over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from benchmarks.common import RESULTS, ROOT
+from protoseg.files import write_text_whole, write_whole
+
+STUDY = "voc_gpu"
+GRACE_S = 20.0
+"""What a part that is stopped gets to save its state."""
+Commands = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One step of the programme."""
+
+    name: str
+    title: str
+    """A few words for the plan."""
+    minutes: float
+    """Expected duration."""
+    commands: Callable[[argparse.Namespace], Commands]
+    """What it runs, one after the other."""
+    lacking: Callable[[argparse.Namespace], str] = field(default=lambda _: "")
+    """Why it cannot run here; "" when it can."""
+    resumable: bool = False
+    """It goes on from where it was stopped, so that little time is of use, too."""
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """The command line of a module."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+def gpu_tests(args: argparse.Namespace) -> Commands:
+    """The comparison of a step with the CPU's first: without it no other figure means anything."""
+    pytest = python("pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu")
+    first = "test_a_step_is_that_of_the_cpu"
+    return [[*pytest, "tests/train", "-k", first], [*pytest, "tests", "-k", f"not {first} and not compile"]]
+
+
+def compile_tests(args: argparse.Namespace) -> Commands:
+    """torch.compile, apart because it may take minutes."""
+    return [python("pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests", "-k", "compile")]
+
+
+def study(*patterns: str) -> Callable[[argparse.Namespace], Commands]:
+    """Runs of the study side by side; the summary is written each time."""
+
+    def commands(args: argparse.Namespace) -> Commands:
+        own = ["--runs", str(args.out / "accuracy"), "--results", str(args.results)]
+        run = python("benchmarks.accuracy", args.study, *own, "--jobs", str(args.jobs))
+        return [[*run, "--only", *patterns], python("benchmarks.accuracy", args.study, *own, "--report",
+                                                    "--assets", str(args.out))]  # fmt: skip
+
+    return commands
+
+
+def step_time(args: argparse.Namespace) -> Commands:
+    """Milliseconds of a step, and the share of it in which the device computes."""
+    small = ["--steps", "1", "--rounds", "1"] if args.rehearse else []
+    return [python("benchmarks.train_step", "--device", args.device, "--results", str(args.results), *small)]
+
+
+def runtime(args: argparse.Namespace) -> Commands:
+    """A network of the study's size, exported; its latency and the service, on the device."""
+    run, bundle = args.out / "bundle_run", args.out / "bundle_run" / "bundle"
+    train = python(
+        "protoseg.train", f"run.dir={run.parent}", f"run.name={run.name}", "train.max_steps=4",
+        "train.warmup_steps=2", "train.trackers=[]", "model.encoder=tf_efficientnet_lite0",
+        "model.decoder_channels=256",
+    )  # fmt: skip
+    made = [train, python("export.onnx", str(run), "-o", str(bundle), "--precision", "fp32,fp16")]
+    if args.rehearse:
+        serve = ["--only", "cpu", "--clients", "1", "--requests", "2", "--rounds", "1"]
+        return [*made, python("benchmarks.gpu_serving", str(bundle), *serve, "--name", "rehearsal_serving")]
+    return [*made, python("benchmarks.gpu_latency", str(run), str(bundle)),
+            python("benchmarks.gpu_serving", str(bundle))]  # fmt: skip
+
+
+def tensorrt(args: argparse.Namespace) -> Commands:
+    """Engines, with parity where they run."""
+    bundle = str(args.out / "bundle_run" / "bundle")
+    return [python("export.tensorrt", bundle, "--precision", name) for name in ("fp32", "fp16")]
+
+
+def no_cuda_runtime(args: argparse.Namespace) -> str:
+    """Why ONNX Runtime cannot use the device."""
+    if args.rehearse:
+        return ""
+    import onnxruntime
+
+    known = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return "" if known else "this onnxruntime has no CUDA; install onnxruntime-gpu in its place"
+
+
+def no_tensorrt(args: argparse.Namespace) -> str:
+    """Why no engine can be built."""
+    known = importlib.util.find_spec("tensorrt") or importlib.util.find_spec("tensorrt_rtx")
+    return "" if known else "neither tensorrt nor tensorrt_rtx is installed"
+
+
+def no_data(args: argparse.Namespace) -> str:
+    """Why the study cannot run."""
+    root = Path(os.environ.get("PROTOSEG_DATA", ROOT.parent / "shared" / "data")) / "voc"
+    return (
+        ""
+        if root.is_dir()
+        else f"no data: {root} does not exist; PROTOSEG_DATA names the folder that holds voc/"
+    )
+
+
+PARTS = (
+    Part("tests", "tests marked gpu, a step against the CPU's first", 1.5, gpu_tests),
+    Part("voc_92", "VOC, 92 labels, three lists", 6.0, study("*_92_*"), no_data, resumable=True),
+    Part("step", "step time and busy share", 0.8, step_time),
+    Part("runtime", "ONNX Runtime and the service on the device", 1.5, runtime, no_cuda_runtime),
+    Part("compile", "torch.compile", 1.5, compile_tests),
+    Part("voc_46_183", "VOC, 46 and 183 labels, and the ceiling", 8.0, study("*"), no_data, resumable=True),
+    Part("tensorrt", "TensorRT engines", 1.5, tensorrt, no_tensorrt),
+)
+
+
+def small_study(path: Path) -> Path:
+    """The study with one step, one seed and two methods, for a rehearsal."""
+    raw = yaml.safe_load((ROOT / "benchmarks" / "studies" / f"{STUDY}.yaml").read_text(encoding="utf-8"))
+    raw |= {"name": f"{STUDY}_rehearsal", "seeds": [0], "evaluations": 1}
+    raw["budgets"] = [raw["budgets"][0] | {"steps": 2}]
+    raw["methods"] = [item for item in raw["methods"] if item["name"] in ("supervised", "protoseg")]
+    raw["labels"] = [item for item in raw["labels"] if item["name"] in ("46", "92")]
+    raw["overrides"] = raw.get("overrides", {}) | {
+        "train.batch_size": 2, "views.crop": [64, 64], "train.mixed_precision": None,
+    }  # fmt: skip
+    write_text_whole(path, yaml.safe_dump(raw, sort_keys=False))
+    return path
+
+
+def run_commands(part: Part, args: argparse.Namespace, until: float) -> tuple[str, str]:
+    """Run a part's commands until ``until`` (monotonic seconds).
+
+    Returns:
+        ``done``, ``failed`` or ``stopped``, and the reason.
+    """
+    log = args.out / f"{part.name}.log"
+    for command in part.commands(args):
+        with log.open("ab") as stream:
+            stream.write(f"\n$ {shlex.join(command)}\n".encode())
+            stream.flush()
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            code = process.wait(max(1.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            end(process)
+            return "stopped", "out of time"
+        except BaseException:
+            end(process)
+            raise
+        if code not in (0, 5):  # pytest: 5 when a filter leaves no test
+            return "failed", f"exit code {code} of: {shlex.join(command)}\n{last_lines(log)}"
+    return "done", ""
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Let a command save its state, then kill it with everything it started."""
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def last_lines(log: Path, count: int = 6) -> str:
+    """The end of a log."""
+    return "\n".join("    " + line for line in log.read_text(errors="replace").rstrip().splitlines()[-count:])
+
+
+def gather(args: argparse.Namespace) -> None:
+    """Records, results, logs and the state of the programme as one archive."""
+    if args.archive is None:
+        return
+
+    def write(path: Path) -> None:
+        with tarfile.open(path, "w:gz") as archive:
+            for folder, pattern in ((args.results, "**/*.json"), (args.out, "*.log"), (args.out, "*.json"),
+                                    (args.out, "accuracy/*/*.log")):  # fmt: skip
+                for file in sorted(folder.glob(pattern)):
+                    if file.stat().st_mtime >= args.started or folder == args.out:
+                        archive.add(file, f"{folder.name}/{file.relative_to(folder)}")
+
+    write_whole(args.archive, write)
+
+
+def plan_text(parts: Sequence[Part], states: dict[str, dict[str, object]], args: argparse.Namespace) -> str:
+    """The plan as a table: expected minutes, when a part would begin, and why one will not."""
+    lines, clock = [f"{'part':<12} {'minutes':>7}  {'from':>5}  what"], 0.0
+    for part in parts:
+        reason = part.lacking(args)
+        if states.get(part.name, {}).get("state") == "done":
+            when, note = "-", "finished"
+        elif reason:
+            when, note = "-", f"not here: {' '.join(reason.split())}"
+        else:
+            when, note = f"{clock:.1f}", part.title
+            clock += part.minutes
+        lines.append(f"{part.name:<12} {part.minutes:>7.1f}  {when:>5}  {note}")
+    return "\n".join(lines)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_programme",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--minutes", type=float, default=12.0, help="time that there is (12)")
+    add("--only", nargs="+", choices=[part.name for part in PARTS], help="these parts, in the usual order")
+    add("--plan", action="store_true", help="print the plan and stop")
+    add("--rehearse", action="store_true", help="everything in small on the CPU, to see that it runs")
+    add("--again", action="store_true", help="run finished parts again")
+    add(
+        "--jobs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="trainings side by side (one for each core, at most 16)",
+    )
+    add("--out", type=Path, default=ROOT / "runs" / "gpu_programme", help="run folders, logs and state")
+    add("--results", type=Path, default=RESULTS, help="where results and records go")
+    add("--archive", type=Path, metavar="FILE.tar.gz", help="gather what came of it here, after every part")
+    args = parser.parse_args(argv)
+    args.jobs = args.jobs or max(1, min(16, os.cpu_count() or 1))
+    args.device = "cpu" if args.rehearse else "cuda"
+    args.started = time.time()
+    args.out = args.out.absolute()
+    args.results = args.results.absolute()
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the programme; returns 1 when a part failed."""
+    args = parse_arguments(argv)
+    began = time.monotonic()
+    args.out.mkdir(parents=True, exist_ok=True)
+    args.study = str(small_study(args.out / "study.yaml")) if args.rehearse else STUDY
+    state_file = args.out / "programme.json"
+    states = json.loads(state_file.read_text()) if state_file.is_file() and not args.again else {}
+    parts = [part for part in PARTS if not args.only or part.name in args.only]
+    print(plan_text(parts, states, args), flush=True)
+    if args.plan:
+        return 0
+    for part in parts:
+        left = 60 * args.minutes - (time.monotonic() - began)
+        if states.get(part.name, {}).get("state") == "done":
+            continue
+        if reason := part.lacking(args):
+            states[part.name] = {"state": "not here", "reason": reason}
+        elif left < 60 * part.minutes / (4 if part.resumable else 2):
+            states[part.name] = {"state": "no time", "reason": f"{left:.0f} s left"}
+        else:
+            start = time.monotonic()
+            state, reason = run_commands(part, args, began + 60 * args.minutes - GRACE_S)
+            states[part.name] = {
+                "state": state,
+                "reason": reason,
+                "seconds": round(time.monotonic() - start, 1),
+            }
+        told = states[part.name]
+        print(
+            f"[{(time.monotonic() - began) / 60:5.1f} min] {part.name}: {told['state']} {told['reason']}",
+            flush=True,
+        )
+        write_text_whole(state_file, json.dumps(states, indent=1) + "\n")
+        gather(args)
+    return 1 if any(item["state"] == "failed" for item in states.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
