@@ -24,7 +24,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import spread, write_result
+from benchmarks.common import Answer, spread, write_result
 from benchmarks.serving_server import Server
 from export.bundle import read_pixels
 from protoseg.manifest import read_manifest
@@ -58,6 +58,14 @@ def mask(url: str, data: bytes) -> Any:
     """The served mask as an array."""
     answer = httpx.post(url, content=data, timeout=60).raise_for_status()
     return np.asarray(Image.open(io.BytesIO(answer.content)))
+
+
+ANSWERS = {
+    "gpu_serving": Answer(
+        "requests per second on a GPU, with and without batches, and on the CPU beside it",
+        "python -m benchmarks.gpu_serving BUNDLE",
+    )
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from tiny import TINY
 
-from benchmarks.accuracy.records import Best, Places, PseudoLabels, Record, write_whole
+from benchmarks.accuracy.records import Best, Places, PseudoLabels, Record
 from benchmarks.accuracy.study import Run, Study
 
 
@@ -58,5 +58,7 @@ def write_record(study: Study, run: Run, places: Places, value: float, **changes
         if run.config.method.unlabeled else None,
     }  # fmt: skip
     record = Record(**(values | changes))
-    write_whole(places.record(run.name), record.model_dump_json())
+    path = places.record(run.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(record.model_dump_json())
     return record

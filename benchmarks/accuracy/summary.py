@@ -222,3 +222,33 @@ def drawn(summary: dict[str, Any]) -> list[str]:
     if few:
         return [*names, "steps"]
     return ["differences"] if summary["differences"] and summary["baseline"] else []
+
+
+def cells_by_method(summary: Mapping[str, Any], budget: str, labels: str) -> dict[str, dict[str, Any]]:
+    """Cells of a budget and label count by method."""
+    return {c["method"]: c for c in summary["cells"] if (c["budget"], c["labels"]) == (budget, labels)}
+
+
+def main_labels(summary: Mapping[str, Any]) -> str:
+    """The label count with the most runs."""
+    count: dict[str, int] = {}
+    for cell in summary["cells"]:
+        count[cell["labels"]] = count.get(cell["labels"], 0) + len(cell["seeds"])
+    return max(count, key=lambda name: count[name])
+
+
+def opposite(figure: Mapping[str, Any]) -> dict[str, Any]:
+    """A difference seen from the other side."""
+    return {**figure, "mean": -figure["mean"]}
+
+
+def against(summary: Mapping[str, Any]) -> list[tuple[dict[str, Any], str, dict[str, Any]]]:
+    """Each difference that the baseline is part of, the other method, and that method minus the baseline."""
+    baseline = summary["baseline"]
+    found = []
+    for item in summary["differences"]:
+        if item["minus"] == baseline:
+            found.append((item, item["of"], item))
+        elif item["of"] == baseline:
+            found.append((item, item["minus"], opposite(item)))
+    return found

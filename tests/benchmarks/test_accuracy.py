@@ -31,7 +31,7 @@ from benchmarks.accuracy.study import (
     unique_runs,
 )
 from benchmarks.accuracy.summary import find_records, spread, summarize
-from benchmarks.table_blocks import study_main
+from benchmarks.accuracy.tables import by_method
 from protoseg.config.load import parse_config
 
 
@@ -235,7 +235,7 @@ def test_summary_of_a_study_with_a_first_stage(tmp_path):
     before = summary["cells"][1]["curve"]["fused"][0]
     assert (before["step"], before["encoder_images"], before["n"]) == (0, 0, 2)
     assert before["mean"] == pytest.approx(0.32)
-    text = study_main(summary)
+    text = by_method(summary)
     assert "start from the same supervised training of 6 steps, which reached 32.0 ± 2.8" in text
 
 

@@ -2,22 +2,43 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from small_study import write_record, write_study
-from tiny import PROJECT_ROOT
+from tiny import PROJECT_ROOT, quiet_environment
 
-from benchmarks import table_blocks as blocks
+from benchmarks import gpu_latency
+from benchmarks.accuracy import tables as blocks
 from benchmarks.accuracy.records import Places
 from benchmarks.accuracy.study import load_study, plan, unique_runs
 from benchmarks.accuracy.summary import find_records, summarize
-from benchmarks.common import machine
-from benchmarks.table_blocks import TABLES
-from benchmarks.tables import documents, machine_words, main, make_block, source_line
+from benchmarks.common import Block, machine, signed
+from benchmarks.tables import BLOCKS, OWNERS, documents, machine_words, main, make_block, source_line
 
 
 def test_documents_of_the_project_say_what_the_results_say(capsys):
     assert main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_every_benchmark_with_results_is_asked_for_its_tables():
+    folder = PROJECT_ROOT / "benchmarks"
+    owners = {
+        ".".join(path.relative_to(folder).with_suffix("").parts)
+        for path in folder.rglob("*.py")
+        if "\nANSWERS = {" in path.read_text()
+    }
+    assert owners == set(OWNERS)
+
+
+def test_tables_are_made_without_torch():
+    code = "import sys, benchmarks.tables; print([m for m in ('torch', 'sklearn') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT_ROOT, env=quiet_environment(), text=True,
+        capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == "[]\n", done.stderr
 
 
 @pytest.fixture
@@ -90,7 +111,7 @@ def test_a_result_file_of_another_shape_is_an_error_with_a_cure(copy, capsys):
     assert "serving_attacks.json is not JSON" in error
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", BLOCKS)
 def test_a_block_without_results_says_which_command_makes_them(tmp_path, name):
     text = make_block(name, tmp_path)
     assert text.startswith("Not measured yet; made by `python -m benchmarks.")
@@ -122,7 +143,7 @@ def rows(text):
 
 
 def test_study_tables_by_hand(summary):
-    head, supervised, protoseg = rows(blocks.study_main(summary))
+    head, supervised, protoseg = rows(blocks.by_method(summary))
     assert head[-2:] == ["at 20 images", "runs"]
     # 20 images pay for 10 supervised steps of 2; four steps of protoseg cost 2 + 3 x 6 = 20
     assert supervised == ["supervised", "**43.0 ± 3.0**", "", "", "53.0 ± 3.0 (10 steps)", "3"]
@@ -130,29 +151,29 @@ def test_study_tables_by_hand(summary):
     assert protoseg == [
         "protoseg", "48.0 ± 4.6", "49.0 ± 4.6", "**50.0 ± 4.6**", "50.0 ± 4.6 (4 steps)", "3",
     ]  # fmt: skip
-    head, supervised, protoseg = rows(blocks.study_labels(summary))
+    head, supervised, protoseg = rows(blocks.by_labels(summary))
     assert head == ["method, head", "4 labels", "8 labels"]
     assert supervised == ["supervised, linear", "43.0 ± 3.0 (n = 3)", "50.0 (n = 1)"]
     # fused minus linear of the same seed: 6, 6, 9 points
-    paired = rows(blocks.study_paired(summary))
+    paired = rows(blocks.paired(summary))
     assert paired[1] == ["4 steps", "4", "supervised", "+7.0 ± 1.7", "3"]
     assert paired[2] == ["4 steps", "8", "supervised", "+6.0", "1"]
     assert paired[3] == ["20 images", "4", "supervised", "-3.0 ± 1.7", "3"]
-    assert rows(blocks.study_classes(summary))[1:] == [["sky", "43.0 ± 3.0", "50.0 ± 4.6"], ["car", "", ""]]
-    assert "not finished" not in blocks.study_main(summary)
-    assert "2 runs of this study are not finished" in blocks.study_main({**summary, "missing": ["a", "b"]})
+    assert rows(blocks.by_class(summary))[1:] == [["sky", "43.0 ± 3.0", "50.0 ± 4.6"], ["car", "", ""]]
+    assert "not finished" not in blocks.by_method(summary)
+    assert "2 runs of this study are not finished" in blocks.by_method({**summary, "missing": ["a", "b"]})
 
 
 def test_ablation_table_gives_differences_to_the_baseline(summary):
     summary["baseline"] = "supervised"
-    head, baseline, variant = rows(blocks.study_ablations(summary))
+    head, baseline, variant = rows(blocks.ablations(summary))
     assert head[-1] == "difference, points"
     assert baseline == ["supervised", "43.0 ± 3.0", "", "", ""]
     assert variant == ["protoseg", "48.0 ± 4.6", "49.0 ± 4.6", "50.0 ± 4.6", "+7.0 ± 1.7"]
 
 
 def test_a_loss_that_rounds_to_nothing_has_no_minus():
-    assert [blocks.signed(value) for value in (-0.002, 0.06, -0.172)] == ["+0.00", "+0.06", "-0.17"]
+    assert [signed(value) for value in (-0.002, 0.06, -0.172)] == ["+0.00", "+0.06", "-0.17"]
 
 
 def difference(of, minus, mean, **other):
@@ -178,13 +199,13 @@ def test_gpu_table_gives_the_worst_share_of_equal_labels():
         f"1x3x{side}x{side}": {"times": times, "labels_equal_to_torch_fp32": {"onnx fp32": share}}
         for side, share in ((64, 0.9996), (96, 0.9992))
     }
-    head, row = rows(blocks.gpu_latency({"sizes": sizes}))
+    head, row = rows(gpu_latency.table({"sizes": sizes}))
     assert head == ["", "1x64x64", "1x96x96", "labels equal to torch fp32"]
     assert row == ["ONNX Runtime, CUDA, fp32", "2.2 (2.0 to 2.5)", "2.2 (2.0 to 2.5)", "99.92 %"]
 
 
 def test_versions_of_several_results_are_all_named():
-    entry = blocks.Table(blocks.study_main, ("a", "b"), "", ("torch", "numpy"))
+    entry = Block(blocks.by_method, ("a", "b"), ("torch", "numpy"))
     found = [
         {"machine": {}, "date": "2026-01-01", "versions": {"torch": version, "numpy": "2.4.6"}}
         for version in ("2.11.0", "2.14.1")

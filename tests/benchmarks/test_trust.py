@@ -7,8 +7,8 @@ import torchmetrics.functional.classification as reference
 from tiny import tiny_info, tiny_segmenter
 from torchmetrics.functional import spearman_corrcoef
 
-from benchmarks import trust
-from benchmarks.ranking import (
+from benchmarks.trust.__main__ import main, resampled
+from benchmarks.trust.ranking import (
     auroc,
     average_precision,
     block_resamples,
@@ -16,11 +16,12 @@ from benchmarks.ranking import (
     coarse_places,
     counts_by_image,
     counts_by_place,
+    cross_validated,
     places,
     risk_coverage,
     spearman,
 )
-from benchmarks.trust_fit import cross_validated
+from benchmarks.trust.scores import scores
 from protoseg.checkpoint import save_checkpoint
 from protoseg.config.sections import DataConfig, SyntheticConfig
 from protoseg.data.synthetic import write_dataset
@@ -107,7 +108,7 @@ def test_a_resample_is_the_figure_of_the_images_drawn():
     score, wrong = rng.integers(0, 20, 300) / 20, rng.random(300) < 0.3
     image = np.repeat(np.arange(3), 100)
     counts = counts_by_image(places(score), wrong, image, 3)
-    found = trust.resampled(counts, np.array([[2.0, 0, 1]]))
+    found = resampled(counts, np.array([[2.0, 0, 1]]))
     drawn = np.concatenate([np.flatnonzero(image == i) for i in (0, 0, 2)])
     expected = counts_by_place(places(score[drawn]), wrong[drawn])
     assert found["auroc"][0] == pytest.approx(float(auroc(*expected)))
@@ -143,7 +144,7 @@ def test_fit_finds_the_informative_score_on_images_it_has_not_seen():
 def test_candidates_by_hand():
     linear = torch.tensor([0.7, 0.2, 0.1]).log().view(1, 3, 1, 1)
     prototype = torch.tensor([0.1, 0.8, 0.1]).log().view(1, 3, 1, 1)
-    found = {k: float(v) for k, v in trust.scores(HeadLogits(linear, prototype), "fused", 0.1).items()}
+    found = {k: float(v) for k, v in scores(HeadLogits(linear, prototype), "fused", 0.1).items()}
     # fused 0.4, 0.5, 0.1: class 1; the heads share 0.1 + 0.2 + 0.1
     assert found["fused_confidence"] == pytest.approx(0.5)
     assert found["fused_confidence_and_agreement"] == pytest.approx(1 - 0.5 * 0.4)
@@ -159,7 +160,7 @@ def test_candidates_by_hand():
     assert found["fused_entropy"] == pytest.approx(entropy[2] / np.log(3), abs=1e-6)
     cosine = 0.1 * np.log(0.8)
     assert found["linear_or_distance"] == pytest.approx(1 - 0.2 * (1 - (1 - cosine) / 2), abs=1e-6)
-    alone = trust.scores(HeadLogits(linear, None), "linear", 0.1)
+    alone = scores(HeadLogits(linear, None), "linear", 0.1)
     assert list(alone) == ["linear", "confidence", "entropy", "margin"]
 
 
@@ -185,7 +186,7 @@ def test_command(trained, tmp_path):
         trained / "run", trained / "bare", "--name", "trust_tiny", "--pixels", 200,
         "--resamples", 20, "--results", tmp_path, "--figures", tmp_path / "assets",
     ]  # fmt: skip
-    assert trust.main([str(argument) for argument in arguments]) == 0
+    assert main([str(argument) for argument in arguments]) == 0
     record = json.loads((tmp_path / "trust_tiny.json").read_text())
     with_prototypes, bare = record["runs"]
     assert list(with_prototypes["heads"]) == ["fused", "linear"]
@@ -207,9 +208,9 @@ def test_command(trained, tmp_path):
 def test_pool_leaves_out_labelled_images(trained, tmp_path, capsys):
     arguments = [str(trained / "run"), "--name", "pool", "--pixels", "50", "--resamples", "5"]
     arguments += ["--head", "linear", "--results", str(tmp_path), "--figures", str(tmp_path)]
-    assert trust.main([*arguments, "--pool", "train.txt"]) == 0
+    assert main([*arguments, "--pool", "train.txt"]) == 0
     (run,) = json.loads((tmp_path / "pool.json").read_text())["runs"]
     assert run["images"] == 4
     assert "4 images" in capsys.readouterr().out
-    assert trust.main([*arguments, "--pool", "labeled.txt"]) == 1
+    assert main([*arguments, "--pool", "labeled.txt"]) == 1
     assert "only images that are in data.labeled" in capsys.readouterr().err

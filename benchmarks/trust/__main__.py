@@ -18,18 +18,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from tqdm import tqdm
 
-from benchmarks.common import ROOT, write_result
-from benchmarks.ranking import (
+from benchmarks.common import ASSETS, RESULTS, Answer, parser, write_result
+from benchmarks.trust.ranking import (
     Floats,
     Ints,
     auroc,
@@ -44,131 +39,16 @@ from benchmarks.ranking import (
     risk_coverage,
     spearman,
 )
-from benchmarks.trust_figure import draw
-from benchmarks.trust_fit import cross_validated
-from protoseg.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
-from protoseg.config.sections import DataConfig
-from protoseg.data.images import resize_image, resize_mask
-from protoseg.data.lists import read_entries
-from protoseg.data.masks import mask_reader
-from protoseg.data.stream import EvalSamples, FileSource
 from protoseg.errors import CheckpointError, ConfigError, DataError
-from protoseg.evaluate.measure import Samples, override_data, read_samples
-from protoseg.inference import (
-    HeadLogits,
-    HeadName,
-    available_heads,
-    image_batch,
-    image_logits,
-    inference,
-    score,
-    upsample,
-    usable_device,
-)
-from protoseg.suggest.uncertainty import NEED_PROTOTYPES, SCORES, suspicion
+
+if TYPE_CHECKING:  # the index needs no torch
+    from benchmarks.trust.scores import Measured
 
 BASELINE = "confidence"
 PRESENT = "disagreement"
-FITTED = "fitted"
 SHARE = 0.1
 BINS = 4096
 WORST = 0.75
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one labelling head gave on all images."""
-
-    names: list[str]
-    """Scores, S of them."""
-    pixel: NDArray[np.float32]
-    """(S, N) scores of the sampled pixels."""
-    wrong: NDArray[np.bool_]
-    """(N,) whether a sampled pixel's label is wrong."""
-    image: Ints
-    """(N,) image of a sampled pixel."""
-    mean: Floats
-    """(S, I) mean score over all pixels of an image."""
-    error: Floats
-    """(I,) share of wrong pixels of an image among those with a class."""
-
-
-def scores(logits: HeadLogits, head: HeadName, temperature: float) -> dict[str, Tensor]:
-    """All scores (1, H, W) of one image: of ``protoseg.suggest.uncertainty`` and candidates beside."""
-    both = logits.prototype is not None
-    found = {
-        name: suspicion(logits, name, head, temperature)
-        for name in SCORES
-        if both or name not in NEED_PROTOTYPES
-    }
-    if logits.prototype is None:
-        return found
-    linear, prototype = logits.linear.softmax(1), logits.prototype.softmax(1)
-    fused = (linear + prototype) / 2
-    label = score(logits, head).label[:, None]
-    doubt, apart, far = 1 - fused.amax(1), found["disagreement"], found["distance"]
-    entropy = [torch.special.entr(probs).sum(1) for probs in (linear, prototype, fused)]
-    named = linear.argmax(1) != prototype.argmax(1)
-    return {
-        **found,
-        "fused_confidence": doubt,
-        "fused_entropy": entropy[2] / np.log(fused.shape[1]),
-        "jensen_shannon": (entropy[2] - (entropy[0] + entropy[1]) / 2) / np.log(2),
-        "label_disagreement": named.float(),
-        # the same as a noisy or: 1 - conf * agreement = 1 - (1 - doubt) (1 - apart)
-        "fused_confidence_and_agreement": 1 - (1 - doubt) * (1 - apart),
-        "mean_of_doubt_and_disagreement": (doubt + apart) / 2,
-        "both_heads_weakest": 1 - torch.minimum(linear.gather(1, label), prototype.gather(1, label))[:, 0],
-        "linear_or_distance": 1 - (1 - found["linear"]) * (1 - far),
-    }
-
-
-def measure(
-    checkpoint: Checkpoint, samples: Samples, heads: list[HeadName], device: torch.device, pixels: int
-) -> dict[HeadName, Measured]:
-    """Score all images as ``protoseg.evaluate`` sees them; memory grows by ``pixels`` for an image."""
-    info, segmenter = checkpoint.info, checkpoint.segmenter.to(device)
-    kept: dict[HeadName, list[tuple[Any, ...]]] = {head: [] for head in heads}
-    names: list[str] = []
-    rng = np.random.default_rng(0)
-    with inference(segmenter):
-        pause = 0.1 if sys.stderr.isatty() else 10.0
-        for number in tqdm(range(len(samples)), desc=info.name, unit="image", leave=False, mininterval=pause):
-            image, mask = samples[number]
-            if info.eval.at_working_size:
-                mask = resize_mask(mask, info.input.resize)
-            batch = image_batch([resize_image(image, info.input.resize)], device)
-            logits = upsample(image_logits(segmenter, batch, info.eval, info.input.crop), *mask.shape)
-            valid = np.flatnonzero((mask != info.ignore_index).ravel())
-            if len(valid) == 0:
-                continue
-            pick = rng.choice(valid, min(pixels, len(valid)), replace=False)
-            for head in heads:
-                wrong = (score(logits, head).label[0].cpu().numpy() != mask).ravel()
-                found = scores(logits, head, segmenter.bank.temperature)
-                names = list(found)
-                stack = torch.cat(list(found.values())).flatten(1).cpu().numpy()
-                error = wrong[valid].mean()
-                kept[head].append((stack[:, pick], wrong[pick], stack.mean(1, dtype=np.float64), error))
-    return {head: gathered(names, parts) for head, parts in kept.items()}
-
-
-def gathered(names: list[str], parts: list[tuple[Any, ...]]) -> Measured:
-    """Images put together, and the fitted combination of all scores beside them."""
-    pixel, wrong, mean, error = zip(*parts, strict=True)
-    image = np.repeat(np.arange(len(parts)), [len(values) for values in wrong])
-    stacked, labels = np.concatenate(pixel, 1), np.concatenate(wrong)
-    fitted = cross_validated(stacked, labels, image)
-    means = np.stack(mean, 1)
-    by_image = np.bincount(image, fitted, len(parts)) / np.bincount(image, minlength=len(parts))
-    return Measured(
-        [*names, FITTED],
-        np.concatenate([stacked, fitted[None].astype(np.float32)]),
-        labels,
-        image,
-        np.concatenate([means, by_image[None]]),
-        np.array(error),
-    )
 
 
 def figures(measured: Measured, block: int, resamples: int) -> dict[str, Any]:
@@ -185,11 +65,9 @@ def figures(measured: Measured, block: int, resamples: int) -> dict[str, Any]:
         by_image = counts_by_image(coarse_places(place, BINS), measured.wrong, measured.image, images)
         mean = measured.mean[number]
         point[name] = {
-            "auroc": float(auroc(*counts)),
-            "aupr": float(average_precision(*counts)),
-            "errors_in_top_tenth": float(caught(*counts, SHARE)),
+            **pixel_figures(*counts),
             "image_spearman": spearman(mean, measured.error),
-            "image_auroc_worst_quarter": float(auroc(*counts_by_place(places(mean), worst))),
+            "image_auroc_worst_quarter": auroc(*counts_by_place(places(mean), worst)),
         }
         drawn[name] = resampled(by_image, weights)
         drawn[name]["image_spearman"] = np.array([spearman(mean[row], measured.error[row]) for row in index])
@@ -214,17 +92,19 @@ def figures(measured: Measured, block: int, resamples: int) -> dict[str, Any]:
     }
 
 
+def pixel_figures(wrong: Floats, right: Floats) -> dict[str, float]:
+    """Figures of a score on pixels from its counts, (G,) each."""
+    return {
+        "auroc": auroc(wrong, right),
+        "aupr": average_precision(wrong, right),
+        "errors_in_top_tenth": caught(wrong, right, SHARE),
+    }
+
+
 def resampled(by_image: Floats, weights: Floats) -> dict[str, Floats]:
     """Pixel figures of each resample: (I, 2, G) counts, (R, I) times an image was drawn -> (R,) each."""
-    flat = by_image.reshape(len(by_image), -1)
-    found: dict[str, list[Floats]] = {"auroc": [], "aupr": [], "errors_in_top_tenth": []}
-    for first in range(0, len(weights), 100):
-        counts = (weights[first : first + 100] @ flat).reshape(-1, 2, by_image.shape[2])
-        wrong, right = counts[:, 0], counts[:, 1]
-        found["auroc"].append(auroc(wrong, right))
-        found["aupr"].append(average_precision(wrong, right))
-        found["errors_in_top_tenth"].append(caught(wrong, right, SHARE))
-    return {key: np.concatenate(values) for key, values in found.items()}
+    found = [pixel_figures(*np.tensordot(weight, by_image, 1)) for weight in weights]
+    return {key: np.array([item[key] for item in found]) for key in found[0]}
 
 
 def worst_quarter(mean: Floats, error: Floats, index: Ints) -> Floats:
@@ -233,28 +113,17 @@ def worst_quarter(mean: Floats, error: Floats, index: Ints) -> Floats:
     for row in index:
         worst = error[row] >= np.quantile(error[row], WORST)
         split = 0 < worst.sum() < len(row)
-        values.append(float(auroc(*counts_by_place(places(mean[row]), worst))) if split else np.nan)
+        values.append(auroc(*counts_by_place(places(mean[row]), worst)) if split else np.nan)
     return np.array(values)
-
-
-def pool_samples(data: DataConfig, info: CheckpointInfo, listed: str) -> EvalSamples:
-    """Pairs of ``listed`` whose images are not in the checkpoint's labelled list.
-
-    Raises:
-        DataError: If a list cannot be read or nothing is left.
-    """
-    if data.kind != "files":
-        raise DataError("--pool needs a checkpoint that was trained on files")
-    known = {entry.image.resolve() for entry in read_entries(data, "labeled").entries}
-    found = read_entries(data.model_copy(update={"val": listed}), "val")
-    left = tuple(entry for entry in found.entries if entry.image.resolve() not in known)
-    if not left:
-        raise DataError(f"--pool {listed} has only images that are in data.labeled; give a larger list")
-    return EvalSamples(FileSource(left, data.in_channels, mask_reader(data, info.classes), found.sha256))
 
 
 def measure_checkpoint(path: str, arguments: argparse.Namespace, curves: dict[str, Any]) -> dict[str, Any]:
     """All figures of one checkpoint; its risk-coverage curves go to ``curves``."""
+    from benchmarks.trust.scores import measure, pool_samples
+    from protoseg.checkpoint import load_checkpoint
+    from protoseg.evaluate.measure import Samples, override_data, read_samples
+    from protoseg.inference import available_heads, usable_device
+
     checkpoint = load_checkpoint(path)
     info = checkpoint.info
     data = override_data(info.data, arguments.data)
@@ -295,11 +164,19 @@ def print_table(title: str, measured: Measured, table: dict[str, Any]) -> None:
               f"{row['image_spearman']:>10.3f}{row['image_auroc_worst_quarter']:>11.3f}")  # fmt: skip
 
 
+COMMAND = "python -m benchmarks.trust RUN --name NAME"
+ANSWERS = {
+    "trust_camvid": Answer("which score finds wrong pixels, and ranks images by their error", COMMAND),
+    "trust_camvid_weights": Answer("the same for a checkpoint trained with class weights", COMMAND),
+    "trust_camvid_stages": Answer("the same for the study's `protoseg`, 1,300 and 200 steps", COMMAND),
+}
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
+    from benchmarks.trust.figure import draw
+
+    command = parser(__doc__)
+    add = command.add_argument
     add("checkpoints", nargs="+", metavar="CKPT", help="run or checkpoint folders")
     add("--name", required=True, help="name of the result file and of the figure")
     add("--head", nargs="+", choices=("linear", "prototype", "fused"), default=["fused", "linear"],
@@ -310,9 +187,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--resamples", type=int, default=1000, help="bootstrap resamples (default: 1000)")
     add("--block", type=int, default=10, help="images drawn together (default: 10)")
     add("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
-    add("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the result file")
-    add("--figures", type=Path, default=ROOT / "docs" / "assets", help="folder of the figure")
-    arguments = parser.parse_args(argv)
+    add("--results", type=Path, default=RESULTS, help="folder of the result file")
+    add("--figures", type=Path, default=ASSETS, help="folder of the figure")
+    arguments = command.parse_args(argv)
     curves: dict[str, Any] = {}
     try:
         runs = [measure_checkpoint(path, arguments, curves) for path in arguments.checkpoints]
