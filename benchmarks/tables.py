@@ -1,10 +1,11 @@
-"""Put the figures of ``benchmarks/results`` into the tables of the documents, or check that they are there.
+"""Put figures and settings into the tables of the documents, or check that they are there.
 
     python -m benchmarks.tables            # write every block
-    python -m benchmarks.tables --check    # exit 1 when a document says something else than the results
+    python -m benchmarks.tables --check    # exit 1 when a document says something else
 
 Documents are README.md, benchmarks/README.md and docs/*.md. A block lies between a line
-``<!-- results:NAME -->`` and a line ``<!-- /results -->``.
+``<!-- results:NAME -->`` and a line ``<!-- /results -->``, and is made from ``benchmarks/results`` by the
+benchmark that owns it; or between ``<!-- settings:NAME -->`` and ``<!-- /settings -->``, from the classes.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, Answer, Block, Result, markdown_table, parser
+from protoseg.config import reference
 from protoseg.files import write_text_whole
+from serving.settings import PREFIX, Settings
 
-BLOCK = re.compile(r"^<!-- results:([\w-]+) -->\n(.*?)^<!-- /results -->$", re.S | re.M)
-OPENING = re.compile(r"^<!-- results:", re.M)
+BLOCK = re.compile(r"^<!-- (results|settings):([\w-]+) -->\n(.*?)^<!-- /\1 -->$", re.S | re.M)
+OPENING = re.compile(r"^<!-- (results|settings):", re.M)
 NAMED_RESULT = re.compile(r"results/([\w-]+\.json)")
 LINK = re.compile(r"\]\(((?:docs|benchmarks)/[^)]+)\)")
 
@@ -39,6 +43,11 @@ for _owner in OWNERS:
     _module = importlib.import_module(f"benchmarks.{_owner}")
     ANSWERS |= _module.ANSWERS
     BLOCKS |= getattr(_module, "BLOCKS", {})
+SETTINGS: dict[str, Callable[[], str]] = {
+    "presets": reference.preset_table,
+    "training": reference.training_tables,
+    "service": lambda: reference.model_table(Settings, "variable", PREFIX, upper=True),
+}
 
 
 class TableError(ValueError):
@@ -85,12 +94,16 @@ def source_line(entry: Block, found: list[Result]) -> str:
     return f"<sub>{files}; {'; '.join(machines)}; {packages}; {dates}.</sub>"
 
 
-def make_block(name: str, results: Path) -> str:
+def make_block(kind: str, name: str, results: Path) -> str:
     """The Markdown of a block, with links relative to the project's root.
 
     Raises:
         TableError: If there is no such block, or a result file lacks what it needs.
     """
+    if kind == "settings":
+        if name not in SETTINGS:
+            raise TableError(f"no table of settings has this name; there are {', '.join(SETTINGS)}")
+        return SETTINGS[name]().rstrip("\n")
     if name == "index":
         return index(results)
     entry = BLOCKS.get(name)
@@ -144,22 +157,22 @@ def fill(document: Path, root: Path, results: Path) -> tuple[str, list[str]]:
     problems = []
 
     def replace(match: re.Match[str]) -> str:
-        name, old = match[1], match[2]
+        kind, name, old = match.groups()
         try:
-            block = relative_links(make_block(name, results), document, root) + "\n"
+            block = relative_links(make_block(kind, name, results), document, root) + "\n"
         except TableError as error:
-            problems.append(f"{place}, results:{name}: {error}")
+            problems.append(f"{place}, {kind}:{name}: {error}")
             return match[0]
         if block != old:
+            source = "benchmarks/results" if kind == "results" else "the code"
             problems.append(
-                f"{place}, results:{name}: says something else than benchmarks/results; run "
-                "python -m benchmarks.tables"
+                f"{place}, {kind}:{name}: says something else than {source}; run python -m benchmarks.tables"
             )
-        return f"<!-- results:{name} -->\n{block}<!-- /results -->"
+        return f"<!-- {kind}:{name} -->\n{block}<!-- /{kind} -->"
 
     filled = BLOCK.sub(replace, text)
     if len(OPENING.findall(text)) != len(BLOCK.findall(text)):
-        problems.append(f"{place}: a <!-- results:NAME --> line is not closed by <!-- /results -->")
+        problems.append(f"{place}: a <!-- results:NAME --> or settings line is not closed by its <!-- / -->")
     for name in dict.fromkeys(NAMED_RESULT.findall(filled)):
         if not (results / name).is_file():
             problems.append(f"{place}: names benchmarks/results/{name}, which does not exist")

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from benchmarks.common import ROOT
-from protoseg.config.load import load_config, read_yaml
+from protoseg.config.load import explain_problems, load_config, read_yaml
 from protoseg.config.sections import Config
-from protoseg.errors import ConfigError
+from protoseg.errors import ConfigError, UserError
 
 STUDIES = ROOT / "benchmarks" / "studies"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -37,7 +37,7 @@ OWN = frozenset(
 START = "start"
 
 
-class StudyError(ValueError):
+class StudyError(UserError):
     """A study that cannot be used; the text says what to change."""
 
 
@@ -232,13 +232,7 @@ def load_study(path: str | Path) -> Study:
     except ConfigError as error:
         raise StudyError(str(error).replace("config file", "study file")) from error
     except ValidationError as error:
-        lines = [f"{path}: {error.error_count()} problem(s)"]
-        for item in error.errors():
-            place = ".".join(map(str, item["loc"])) or "study"
-            message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
-            got = "" if isinstance(item["input"], dict | list) else f" (got {item['input']!r})"
-            lines.append(f"  {place}: {message.removeprefix('Value error, ')}{got}")
-        raise StudyError("\n".join(lines)) from error
+        raise StudyError(explain_problems(error, str(path), "study")) from error
 
 
 def plan(study: Study) -> list[Cell]:

@@ -94,7 +94,7 @@ def test_wrong_markers_and_absent_files_are_caught(copy, capsys):
     page.write_text("<!-- results:index -->\nold\n")
     code, error = check(copy, capsys)
     assert code == 1
-    assert "docs/extra.md: a <!-- results:NAME --> line is not closed" in error
+    assert "docs/extra.md: a <!-- results:NAME --> or settings line is not closed" in error
 
 
 def test_a_result_file_of_another_shape_is_an_error_with_a_cure(copy, capsys):
@@ -113,7 +113,7 @@ def test_a_result_file_of_another_shape_is_an_error_with_a_cure(copy, capsys):
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_block_without_results_says_which_command_makes_them(tmp_path, name):
-    text = make_block(name, tmp_path)
+    text = make_block("results", name, tmp_path)
     assert text.startswith("Not measured yet; made by `python -m benchmarks.")
     assert len(text.splitlines()) == 1
 

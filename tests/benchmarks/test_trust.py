@@ -184,7 +184,7 @@ def trained(tmp_path_factory):
 def test_command(trained, tmp_path):
     arguments = [
         trained / "run", trained / "bare", "--name", "trust_tiny", "--pixels", 200,
-        "--resamples", 20, "--results", tmp_path, "--figures", tmp_path / "assets",
+        "--resamples", 4, "--results", tmp_path, "--figures", tmp_path / "assets",
     ]  # fmt: skip
     assert main([str(argument) for argument in arguments]) == 0
     record = json.loads((tmp_path / "trust_tiny.json").read_text())
