@@ -111,6 +111,22 @@ def test_files_named_in_the_text_exist(path):
         assert (PROJECT_ROOT / name).exists(), f"{path.name}: {name}"
 
 
+def test_the_map_has_every_folder_and_no_other():
+    text = (PROJECT_ROOT / "CONTRIBUTING.md").read_text()
+    (tree,) = re.findall(r"```text\n(protoseg/.*?)```", text, re.S)
+    shown, top = set(), ""
+    for indent, name in re.findall(r"^( *)([\w]+)/ ", tree, re.M):
+        top = top if indent else name
+        shown.add(f"{top}/{name}" if indent else name)
+    packages = {
+        str(path.parent.relative_to(PROJECT_ROOT))
+        for package in ("protoseg", "export", "serving", "benchmarks")
+        for path in (PROJECT_ROOT / package).rglob("__init__.py")
+    }
+    assert packages <= shown
+    assert all((PROJECT_ROOT / name).is_dir() for name in shown)
+
+
 def test_every_theme_of_troubleshooting_names_a_command_or_a_setting():
     text = (DOCS / "troubleshooting.md").read_text()
     answers = re.split(r"^### ", text, flags=re.M)[1:]
