@@ -38,7 +38,7 @@ from benchmarks.common import (
 from protoseg.config.load import load_config
 from protoseg.config.sections import Config
 from protoseg.data.lists import data_root, find_file, read_entries
-from protoseg.errors import CheckpointError, ConfigError, DataError
+from protoseg.errors import CheckpointError, DataError, UserError, guarded
 from protoseg.files import write_text_whole
 
 
@@ -60,14 +60,25 @@ def run(config: str, folder: Path, name: str, overrides: list[str]) -> Path:
     """Train ``name`` unless it is finished; returns its run folder.
 
     Raises:
-        subprocess.CalledProcessError: If the trainer fails.
+        UserError: If the trainer fails.
     """
     target = folder / name
     if not finished(target, load_config(config, overrides)):
         command = [sys.executable, "-m", "protoseg.train", "--resume", "--config", config]
         command += [f"run.dir={folder}", f"run.name={name}", "train.trackers=[]", *overrides]
-        subprocess.run(command, cwd=ROOT, check=True)
+        call(command)
     return target
+
+
+def call(command: list[str]) -> None:
+    """Run a command of ours.
+
+    Raises:
+        UserError: If it fails.
+    """
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if code:
+        raise UserError(f"exit code {code} of {' '.join(command)}; run this again to go on")
 
 
 def collect(target: Path) -> dict[str, Any]:
@@ -162,7 +173,7 @@ def suggested(
         labeled, unlabeled = (find_file(root, name, "list") for name in lists)
         command = [sys.executable, "-m", "protoseg.suggest", target, unlabeled, "-n", count, "-o", folder,
                    "--labeled", labeled, "--root", root, *extra]  # fmt: skip
-        subprocess.run([str(part) for part in command], cwd=ROOT, check=True)
+        call([str(part) for part in command])
     chosen = (folder / LIST_NAME).read_text(encoding="utf-8").splitlines()
     if len(chosen) != count:
         raise DataError(
@@ -252,16 +263,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--name", default="suggest_study", help="name of the result file")
     add("--results", type=Path, default=RESULTS, help="folder of the result file")
     arguments = command.parse_args(argv)
-    try:
-        seeds = {seed: run_seed(arguments, seed) for seed in arguments.seeds}
-    except (ConfigError, DataError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    except subprocess.CalledProcessError as error:
-        sys.stderr.write(
-            f"error: exit code {error.returncode} of {' '.join(error.cmd)}; run this again to go on\n"
-        )
-        return 1
+    return guarded(lambda: run_study(arguments))
+
+
+def run_study(arguments: argparse.Namespace) -> int:
+    """Run all seeds and write the result."""
+    seeds = {seed: run_seed(arguments, seed) for seed in arguments.seeds}
     heads = seeds[arguments.seeds[0]]["suggested"]["miou"]
     gains = {
         head: {seed: arms["suggested"]["miou"][head] - arms["random"]["miou"][head]

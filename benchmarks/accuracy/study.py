@@ -21,19 +21,11 @@ Head = Literal["linear", "prototype", "fused"]
 HEADS: tuple[Head, ...] = ("linear", "prototype", "fused")
 
 # settings that say where results go or how data is read, and never change a figure
-NO_EFFECT = frozenset(
-    {
-        "run.name", "run.dir", "data.cache", "data.num_workers", "train.trackers", "train.save_every",
-        "train.keep_states",
-    }
-)  # fmt: skip
+NO_EFFECT = {"run.name", "run.dir", "data.cache", "data.num_workers", "train.trackers", "train.save_every",
+             "train.keep_states"}  # fmt: skip
 # settings that the study itself decides
-OWN = frozenset(
-    {
-        "run.name", "run.dir", "train.seed", "train.max_steps", "train.warmup_steps", "train.eval_every",
-        "data.cache", "train.trackers", "train.save_every", "train.keep_states", "train.start_from",
-    }
-)  # fmt: skip
+OWN = NO_EFFECT - {"data.num_workers"} | {"train.seed", "train.max_steps", "train.warmup_steps",
+                                          "train.eval_every", "train.start_from"}  # fmt: skip
 START = "start"
 
 
@@ -373,23 +365,16 @@ def steps_within(budget: Budget, config: Config, share: float) -> int:
         return budget.steps
     assert budget.encoder_images is not None
 
-    def total(steps: int) -> int:
-        return cost_of(config, steps, warmup_steps(steps, share)).total
-
-    batch = config.train.batch_size * config.train.accumulate
-    per_later_step = 1 + (1 + config.views.strong_views if config.method.unlabeled else 0)
-    # the bounds are the steps if none was supervised, and one more than if all were
-    low = budget.encoder_images // (batch * per_later_step)
-    high = budget.encoder_images // batch + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if total(middle) <= budget.encoder_images else (low, middle)
-    if low < 1:
+    # the most that it would pay for if all were supervised, and down from there
+    steps = budget.encoder_images // cost_of(config, 1, 1).total
+    while steps and cost_of(config, steps, warmup_steps(steps, share)).total > budget.encoder_images:
+        steps -= 1
+    if not steps:
         raise StudyError(
             f"budget {budget.name}: {budget.encoder_images} encoder images do not pay for a step of "
-            f"{batch * per_later_step}; raise encoder_images"
+            f"{cost_of(config, 1, 0).total}; raise encoder_images"
         )
-    return low
+    return steps
 
 
 def changed_settings(config: Config) -> dict[str, Any]:

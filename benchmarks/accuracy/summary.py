@@ -72,6 +72,12 @@ def spread(by_seed: Mapping[int, float]) -> dict[str, Any]:
     }
 
 
+def short_spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation and n."""
+    full = spread(dict(enumerate(values)))
+    return {key: full[key] for key in ("mean", "sd", "n")}
+
+
 def summarize(study: Study, cells: list[Cell], found: Found) -> dict[str, Any]:
     """The summary file's figures; shares are in [0, 1]."""
     groups: dict[tuple[str, str, str], list[Cell]] = {}
@@ -157,8 +163,7 @@ def class_spread(by_run: Sequence[Mapping[str, float | None]]) -> dict[str, Any]
     table = {}
     for name in by_run[0] if by_run else ():
         values = [value for item in by_run if (value := item[name]) is not None]
-        full = spread(dict(enumerate(values))) if values else None
-        table[name] = {key: full[key] for key in ("mean", "sd", "n")} if full else None
+        table[name] = short_spread(values) if values else None
     return table
 
 
@@ -175,14 +180,12 @@ def curve(cell: Cell, records: Sequence[Record], head: str, before: Sequence[flo
     """
     points = []
     if before:
-        full = spread(dict(enumerate(before)))
-        points.append({"step": 0, "encoder_images": 0} | {k: full[k] for k in ("mean", "sd", "n")})
+        points.append({"step": 0, "encoder_images": 0, **short_spread(before)})
     for step in records[0].miou_by_step[head]:
         values = [r.miou_by_step[head][step] for r in records if step in r.miou_by_step[head]]
-        full = spread(dict(enumerate(values)))
         warmup = min(step, cell.run.config.train.warmup_steps or 0)
         images = cost_of(cell.run.config, step, warmup).total
-        points.append({"step": step, "encoder_images": images} | {k: full[k] for k in ("mean", "sd", "n")})
+        points.append({"step": step, "encoder_images": images, **short_spread(values)})
     return points
 
 
@@ -191,14 +194,14 @@ def differences(
 ) -> list[dict[str, Any]]:
     """Paired differences of the methods' figures over common seeds: the later method minus the earlier."""
     order = [method.name for method in study.methods]
+    by_seed = {
+        key: {c.run.seed: records[c.run.name].miou[c.run.method.head] for c in cells}
+        for key, cells in groups.items()
+    }
     found = []
-    for (budget, labels, minus), earlier in groups.items():
-        figures = {c.run.seed: records[c.run.name].miou[c.run.method.head] for c in earlier}
+    for (budget, labels, minus), figures in by_seed.items():
         for name in order[order.index(minus) + 1 :]:
-            later = {
-                c.run.seed: records[c.run.name].miou[c.run.method.head]
-                for c in groups.get((budget, labels, name), ())
-            }
+            later = by_seed.get((budget, labels, name), {})
             common = {seed: later[seed] - figures[seed] for seed in later if seed in figures}
             if common:
                 found.append(

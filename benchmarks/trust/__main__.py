@@ -39,7 +39,7 @@ from benchmarks.trust.ranking import (
     risk_coverage,
     spearman,
 )
-from protoseg.errors import CheckpointError, ConfigError, DataError
+from protoseg.errors import UserError, guarded
 
 if TYPE_CHECKING:  # the index needs no torch
     from benchmarks.trust.scores import Measured
@@ -132,7 +132,7 @@ def measure_checkpoint(path: str, arguments: argparse.Namespace, curves: dict[st
     )
     heads = list(available_heads(checkpoint.segmenter, arguments.head))
     if not heads:
-        raise ValueError(f"{path} has no prototypes; add --head linear")
+        raise UserError(f"{path} has no prototypes; add --head linear")
     found = measure(checkpoint, samples, heads, usable_device(arguments.device), arguments.pixels)
     result: dict[str, Any] = {
         "name": info.name, "step": info.step, "method": info.method, "weights_sha256": info.weights_sha256,
@@ -173,8 +173,6 @@ ANSWERS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    from benchmarks.trust.figure import draw
-
     command = parser(__doc__)
     add = command.add_argument
     add("checkpoints", nargs="+", metavar="CKPT", help="run or checkpoint folders")
@@ -190,12 +188,15 @@ def main(argv: list[str] | None = None) -> int:
     add("--results", type=Path, default=RESULTS, help="folder of the result file")
     add("--figures", type=Path, default=ASSETS, help="folder of the figure")
     arguments = command.parse_args(argv)
+    return guarded(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure all checkpoints, write result and figure."""
+    from benchmarks.trust.figure import draw
+
     curves: dict[str, Any] = {}
-    try:
-        runs = [measure_checkpoint(path, arguments, curves) for path in arguments.checkpoints]
-    except (CheckpointError, ConfigError, DataError, ValueError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+    runs = [measure_checkpoint(path, arguments, curves) for path in arguments.checkpoints]
     settings = {"pixels": arguments.pixels, "resamples": arguments.resamples, "block": arguments.block}
     path = write_result(arguments.name, {"settings": settings, "runs": runs}, arguments.results)
     picture = draw(arguments.figures / f"{arguments.name}.png", curves)
