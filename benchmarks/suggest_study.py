@@ -44,10 +44,10 @@ from protoseg.files import write_text_whole
 
 def finished(target: Path, wanted: Config) -> bool:
     """Whether a run folder holds the training that is wanted, done to its last step, on the same lists."""
-    from protoseg.checkpoint import read_info
+    from protoseg.checkpoint import CHECKPOINT_DIR, read_info
 
     try:
-        info = read_info(target)
+        info = read_info(target / CHECKPOINT_DIR)
     except CheckpointError:
         return False
     if folder_hash(target) != config_hash(wanted) or info.step != wanted.train.max_steps:
@@ -83,10 +83,10 @@ def call(command: list[str]) -> None:
 
 def collect(target: Path) -> dict[str, Any]:
     """Figures of a finished run, by head."""
-    from protoseg.checkpoint import read_info
+    from protoseg.checkpoint import CHECKPOINT_DIR, read_info
     from protoseg.train.log import read_metrics
 
-    info = read_info(target)
+    info = read_info(target / CHECKPOINT_DIR)
     return {
         "steps": info.step,
         "seed": load_config(target / "config.yaml").train.seed,
@@ -163,11 +163,11 @@ def suggested(
         count: Images to choose.
         extra: Further arguments of ``protoseg.suggest``.
     """
-    from protoseg.checkpoint import read_info
+    from protoseg.checkpoint import CHECKPOINT_DIR, read_info
     from protoseg.suggest.__main__ import LIST_NAME, RECORD_NAME
 
     record = folder / RECORD_NAME
-    digest = read_info(target).weights_sha256
+    digest = read_info(target / CHECKPOINT_DIR).weights_sha256
     if not record.is_file() or json.loads(record.read_text())["weights_sha256"] != digest:
         root = data_root(config.data)
         labeled, unlabeled = (find_file(root, name, "list") for name in lists)

@@ -120,7 +120,7 @@ def make_block(kind: str, name: str, results: Path) -> str:
         commands = " and ".join(f"`{ANSWERS[item].command}`" for item in entry.results)
         raise TableError(
             f"{files} lacks what the table shows ({type(error).__name__}: {error}); make it again with "
-            f"{commands}, or adapt {getattr(entry.make, '__module__', 'the table')}"
+            f"{commands}, or adapt {getattr(entry.make, 'func', entry.make).__module__}"
         ) from error
 
 

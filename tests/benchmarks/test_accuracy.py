@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from small_study import write_record, write_study
@@ -383,7 +384,11 @@ def test_a_stopped_study_goes_on_and_a_killed_one_keeps_its_claim(tmp_path):
 
     # killed outright: its trainer goes on, and another runner leaves that run alone
     process = start("--only", "supervised_*")
+    # the log is there a moment before the trainer
     wait_for(places.runs / "supervised_4_seed0_40.log", process)
+    while not psutil.Process(process.pid).children():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
     process.kill()
     process.communicate()
     out, _ = start("--only", "supervised_*").communicate(timeout=600)
