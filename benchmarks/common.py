@@ -1,7 +1,8 @@
-"""What every result file carries: machine, versions, command, date; and how spread is given."""
+"""What all benchmarks share: result files with machine and versions, spread, and the figures of tables."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -9,18 +10,59 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from protoseg.files import PROJECT_ROOT as ROOT
+from protoseg.files import write_text_whole
+
 RESULTS = ROOT / "benchmarks" / "results"
+ASSETS = ROOT / "docs" / "assets"
 PACKAGES = (
     "torch", "torchvision", "accelerate", "timm", "segmentation-models-pytorch", "numpy", "pillow",
     "onnx", "onnxruntime", "onnxruntime-gpu", "bentoml",
 )  # fmt: skip
+# packages that a table names, by what shapes its figures
+TRAINING = ("torch", "timm", "segmentation-models-pytorch", "accelerate")
+EXPORT = ("torch", "onnx", "onnxruntime-gpu", "onnxruntime")
+SERVING = ("bentoml", "onnxruntime-gpu", "onnxruntime")
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A result file, for the index."""
+
+    question: str
+    """What it answers."""
+    command: str
+    """Makes it."""
+    in_parts: bool = False
+    """The file keeps the command of its last part; the index shows ``command``."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A table of the documents, between ``<!-- results:NAME -->`` and ``<!-- /results -->``."""
+
+    make: Callable[..., str]
+    """Result files -> Markdown; links are relative to the project's root."""
+    results: tuple[str, ...]
+    """Result files it needs, without suffix, in the order of the arguments."""
+    packages: tuple[str, ...]
+    """Packages whose versions shape the figures."""
+
+
+def parser(text: str | None, **options: Any) -> argparse.ArgumentParser:
+    """A command line whose help is a module's docstring as it stands."""
+    return argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter, **options
+    )
 
 
 def machine() -> dict[str, Any]:
@@ -79,6 +121,24 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def signed(value: float) -> str:
+    """A change with its sign, without a negative zero."""
+    return f"{round(value, 2) + 0.0:+.2f}"
+
+
+def middle(figure: dict[str, float], digits: int = 0) -> str:
+    """Median with its range."""
+    low, high = figure["min"], figure["max"]
+    return f"{figure['median']:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
 def write_result(name: str, data: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Write ``results/NAME.json`` whole, with machine, versions, command and date.
 
@@ -90,8 +150,9 @@ def write_result(name: str, data: dict[str, Any], folder: Path = RESULTS) -> Pat
     Returns:
         The file.
     """
-    module = Path(sys.argv[0])
-    command = f"python -m benchmarks.{module.stem} {' '.join(sys.argv[1:])}".strip()
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = (spec.name if spec else sys.argv[0]).removesuffix(".__main__")
+    command = f"python -m {module} {' '.join(sys.argv[1:])}".strip()
     record = {
         "command": command,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -101,7 +162,5 @@ def write_result(name: str, data: dict[str, Any], folder: Path = RESULTS) -> Pat
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text_whole(path, json.dumps(record, indent=2) + "\n")
     return path

@@ -16,21 +16,17 @@ from typing import Any, get_args
 
 import numpy as np
 
-from benchmarks.common import write_result
+from benchmarks.common import EXPORT, Answer, Block, Result, markdown_table, signed, write_result
 from export.bundle import adapt
-from export.calibration import checkpoint_images
-from export.graph.trace import ExportSettings
-from export.iou import mean_iou
-from export.onnx import best_head, export_bundle
 from export.proof.cases import NamedImage
 from export.runners.ort import load_runner
-from protoseg.checkpoint import load_checkpoint
+from protoseg.evaluate.metrics import confusion_matrix, miou
 from protoseg.manifest import Manifest, Precision
 
 EVERYTHING = 1_000_000
 
 
-def evaluate(bundle: Path, manifest: Manifest, name: str, images: list[NamedImage]) -> float | None:
+def evaluate(bundle: Path, manifest: Manifest, name: str, images: list[NamedImage]) -> float:
     """Mean IoU of one file over labelled images."""
     classes = len(manifest.classes)
     confusion = np.zeros((classes, classes), np.int64)
@@ -39,14 +35,18 @@ def evaluate(bundle: Path, manifest: Manifest, name: str, images: list[NamedImag
             assert image.mask is not None
             batch = np.ascontiguousarray(image.pixels.transpose(2, 0, 1)[None])
             labels = runner(adapt(batch, manifest.graph.input_layout))["labels"][0]
-            valid = (image.mask != manifest.ignore_index) & (image.mask < classes)
-            index = image.mask[valid].astype(np.int64) * classes + labels[valid]
-            confusion += np.bincount(index, minlength=classes * classes).reshape(classes, classes)
-    return mean_iou(confusion)
+            target = np.where(image.mask == manifest.ignore_index, classes, image.mask)
+            confusion += confusion_matrix(labels, target, classes)
+    return miou(confusion)
 
 
 def measure(run: Path, folder: Path) -> dict[str, Any]:
     """Parity and mIoU of every precision of a run."""
+    from export.calibration import checkpoint_images
+    from export.graph.trace import ExportSettings
+    from export.onnx import best_head, export_bundle
+    from protoseg.checkpoint import load_checkpoint
+
     checkpoint = load_checkpoint(run)
     settings = ExportSettings(precisions=get_args(Precision), head=best_head(checkpoint.info))
     bundle, manifest = export_bundle(checkpoint, folder / "bundle", settings)
@@ -66,6 +66,29 @@ def measure(run: Path, folder: Path) -> dict[str, Any]:
         "run": manifest.name, "head": manifest.graph.head, "classes": len(manifest.classes),
         "images": len(images), "files": files,
     }  # fmt: skip
+
+
+def table(result: Result) -> str:
+    """MIoU of the exported files."""
+    rows = []
+    for run in result["runs"]:
+        for name, file in run["files"].items():
+            miou = "" if file.get("miou") is None else f"{100 * file['miou']:.2f}"
+            drop = file.get("miou_drop_points")
+            change = "" if drop is None else signed(-drop)
+            rows.append([run["run"], name, f"{file['megabytes']:.1f}", miou, change, file["parity"]])
+    images = " and ".join(f"{run['images']} ({run['run']})" for run in result["runs"])
+    said = (
+        f"The exported files on the validation images of their run, {images}: size in MB, mIoU of the labels "
+        "they answer with in %, change against torch in points, and the verdict of the parity gate."
+    )
+    return f"{said}\n\n{markdown_table(['run', 'file', 'MB', 'mIoU', 'change', 'parity'], rows)}"
+
+
+ANSWERS = {
+    "export_accuracy": Answer("accuracy of the exported files", "python -m benchmarks.export_accuracy RUN")
+}
+BLOCKS = {"export_accuracy": Block(table, ("export_accuracy",), EXPORT)}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,63 +19,19 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
 
-from benchmarks.common import spread, write_result
+from benchmarks.common import EXPORT, Answer, Block, Result, markdown_table, middle, spread, write_result
 from export.bundle import read_pixels
 from export.graph.edit import probe, prune, to_bytes
 from export.runners.ort import OrtRunner, load_runner
-from protoseg.checkpoint import load_checkpoint
-from protoseg.manifest import Head, Manifest, read_manifest
-from protoseg.method.pseudo_labels import fuse, label_agreement, pseudo_labels
-from protoseg.models.segmenter import Segmenter
+from protoseg.manifest import Manifest, read_manifest
 from serving.model.upsample import argmax_planes, upsample
 
 Call = Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]
 SIZES = ((360, 480), (512, 512))
 WARM_UP = 3
-
-
-class Deployed(nn.Module):
-    """What a torch service would run for the bundle's three outputs."""
-
-    def __init__(self, segmenter: Segmenter, head: Head) -> None:
-        super().__init__()
-        self.segmenter, self.head = segmenter, head
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, C, H, W) uint8 -> labels, confidence, agreement."""
-        height, width = image.shape[-2:]
-        network, bank = self.segmenter.network, self.segmenter.bank
-        output = network(image)
-        linear, prototype = output.linear_logits, bank.dense_logits(output.features)
-        if self.head == "mean":
-            linear = network.upsample(linear, height, width)
-            label, confidence = pseudo_labels(fuse(linear, network.upsample(prototype, height, width)))
-            return label.to(torch.uint8), confidence, label_agreement(linear, label)
-        chosen = linear if self.head == "linear" else prototype
-        label, confidence = pseudo_labels(network.upsample(chosen, height, width).softmax(1))
-        if self.head == "linear":
-            return label.to(torch.uint8), confidence, confidence
-        return (
-            label.to(torch.uint8),
-            confidence,
-            label_agreement(network.upsample(linear, height, width), label),
-        )
-
-
-def torch_call(module: nn.Module) -> Call:
-    """A torch module as a contestant."""
-
-    def call(image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        with torch.inference_mode():
-            values = module(torch.from_numpy(image))
-        return {k: v.numpy() for k, v in zip(("labels", "confidence", "agreement"), values, strict=True)}
-
-    return call
 
 
 def outside_call(model: onnx.ModelProto, manifest: Manifest, threads: int) -> Call:
@@ -98,6 +54,13 @@ def outside_call(model: onnx.ModelProto, manifest: Manifest, threads: int) -> Ca
 
 def contestants(run: Path, bundle: Path, threads: int, compiled: bool) -> dict[str, Call]:
     """Everything that takes turns, by name."""
+    # the table needs no torch
+    import torch
+
+    from benchmarks.torch_service import Deployed, torch_call
+    from protoseg.checkpoint import load_checkpoint
+
+    torch.set_num_threads(threads)
     manifest = read_manifest(bundle)
     segmenter, head = load_checkpoint(run).segmenter, manifest.graph.head
     found: dict[str, Call] = {"torch eager": torch_call(Deployed(segmenter, head))}
@@ -114,7 +77,7 @@ def contestants(run: Path, bundle: Path, threads: int, compiled: bool) -> dict[s
     model = onnx.load(str(bundle / "model.onnx"))
     inside = OrtRunner(to_bytes(prune(model, ["labels", "confidence"])), intra_threads=threads)
     found["fp32, labels+confidence in the graph"] = inside
-    if manifest.graph.head != "mean":  # the mean of two heads needs both at full size
+    if manifest.graph.head != "fused":  # the mean of two heads needs both at full size
         found["fp32, labels+confidence outside"] = outside_call(model, manifest, threads)
     alone = OrtRunner(to_bytes(prune(model, ["labels"])), intra_threads=threads)
     found["fp32, labels only in the graph"] = alone
@@ -181,6 +144,37 @@ def ratios(times: dict[str, Any], clock: str = "wall_ms") -> dict[str, float]:
     }
 
 
+def table(result: Result) -> str:
+    """Milliseconds of the exported files against torch."""
+    shown = {
+        "torch eager": "torch, eager",
+        "torch.compile": "torch.compile",
+        "onnxruntime fp32": "ONNX Runtime, fp32",
+        "onnxruntime int8-cpu": "ONNX Runtime, int8-cpu",
+    }
+    rows = []
+    for size, measured in result["sizes"].items():
+        eager = measured["times"]["torch eager"]["wall_ms"]["median"]
+        for key, name in shown.items():
+            wall = measured["times"][key]["wall_ms"]
+            equal = measured["labels_equal_to_eager"][key]
+            ratio = f"{eager / wall['median']:.2f}x"
+            rows.append([size, name, middle(wall), ratio, f"{100 * equal:.1f}"])
+    said = (
+        f"One image, head {result['network']['head']}, {result['threads']} threads, interleaved rounds: "
+        "milliseconds (median and range), speed against eager torch, labels equal to eager torch in %."
+    )
+    return f"{said}\n\n{markdown_table(['input', 'runtime', 'ms', 'speed', 'equal labels'], rows)}"
+
+
+COMMAND = "python -m benchmarks.export_latency RUN --bundle BUNDLE"
+ANSWERS = {
+    "export_latency": Answer("latency on a CPU: torch, ONNX Runtime fp32 and int8", COMMAND),
+    "export_latency_avx2": Answer("the same on a processor without VNNI, an earlier network", COMMAND),
+}
+BLOCKS = {name: Block(table, (name,), EXPORT) for name in ANSWERS}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure and write ``results/NAME.json``."""
     parser = argparse.ArgumentParser(
@@ -193,7 +187,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--name", default="export_latency", help="name of the result file")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
     bundle = args.bundle or args.run / "bundle"
     manifest = read_manifest(bundle)
     source = read_pixels(bundle / manifest.samples[0].image)

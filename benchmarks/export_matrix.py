@@ -1,8 +1,8 @@
 """Network x precision x runtime: what exports, what passes parity, what TensorRT-RTX builds.
 
 Each network is trained for a few dozen steps on the embedded data: its label maps are poor and far from
-trivial, which is what parity needs. Writes ``results/export_matrix.json`` and the table in
-``docs/export.md`` after every network; with ``--only`` the rows of other networks stay. Example::
+trivial, which is what parity needs. Writes ``results/export_matrix.json`` after every
+network; with ``--only`` the rows of other networks stay. Example::
 
     python -m benchmarks.export_matrix --only deeplabv3plus,unet
 """
@@ -17,23 +17,29 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-from benchmarks.common import RESULTS, ROOT, machine, write_result
+from benchmarks.common import (
+    EXPORT,
+    RESULTS,
+    ROOT,
+    Answer,
+    Block,
+    Result,
+    machine,
+    markdown_table,
+    write_result,
+)
 from export.errors import ExportError
-from export.graph.trace import ExportSettings
-from export.onnx import export_bundle
-from protoseg.checkpoint import CheckpointInfo, load_checkpoint, package_versions, save_checkpoint
 from protoseg.config.load import load_config
 from protoseg.config.sections import Config
 from protoseg.data.synthetic import SyntheticScenes, synthetic_classes
 from protoseg.manifest import ArtifactFile, InputRule, Precision, read_manifest
-from protoseg.models.prototypes import spherical_kmeans
-from protoseg.models.segmenter import Segmenter, build_segmenter
+
+if TYPE_CHECKING:  # the table needs no torch
+    from protoseg.models.segmenter import Segmenter
 
 NETWORKS: dict[str, tuple[str, list[str], int]] = {
     "deeplabv3plus": ("DeepLabV3+, EfficientNet-Lite0", ["model.pretrained=package"], 100),
@@ -50,13 +56,18 @@ NETWORKS: dict[str, tuple[str, list[str], int]] = {
 }  # fmt: skip
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8-cpu")
 RESULT = "export_matrix"
-BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
+NO_GPU = "not run: no GPU"
 CROP = (96, 128)
 TRAIN_CROP = (64, 96)
 
 
 def train(segmenter: Segmenter, config: Config, steps: int) -> None:
     """A short supervised training and k-means prototypes on embedded scenes."""
+    import torch
+    import torch.nn.functional as F
+
+    from protoseg.models.prototypes import spherical_kmeans
+
     scenes = SyntheticScenes(config.data.synthetic, "labeled")
     images = torch.from_numpy(np.stack([scenes.image(i) for i in range(len(scenes))])).permute(0, 3, 1, 2)
     masks = torch.from_numpy(np.stack([scenes.mask(i) for i in range(len(scenes))])).long()
@@ -89,6 +100,11 @@ def train(segmenter: Segmenter, config: Config, steps: int) -> None:
 
 def make_checkpoint(folder: Path, overrides: list[str], steps: int) -> Path:
     """A checkpoint of a briefly trained network."""
+    import torch
+
+    from protoseg.checkpoint import CheckpointInfo, package_versions, save_checkpoint
+    from protoseg.models.segmenter import build_segmenter
+
     torch.manual_seed(0)
     config = load_config(None, [f"views.crop=[{CROP[0]},{CROP[1]}]", *overrides])
     classes = synthetic_classes(config.data.synthetic)
@@ -134,6 +150,13 @@ def largest(item: ArtifactFile) -> float | None:
 
 def measure(name: str, folder: Path, precisions: tuple[Precision, ...]) -> dict[str, Any]:
     """One row: export, parity of every precision, RTX builds."""
+    import torch
+
+    from export.graph.trace import ExportSettings
+    from export.onnx import export_bundle
+    from protoseg.checkpoint import load_checkpoint
+
+    torch.set_num_threads(1)
     title, overrides, steps = NETWORKS[name]
     start = time.perf_counter()
     checkpoint = load_checkpoint(make_checkpoint(folder / name, overrides, steps))
@@ -177,28 +200,29 @@ def cell(row: dict[str, Any], precision: str) -> str:
     return f"passed ({entry['label_agreement']:.3f})"
 
 
-def table(rows: dict[str, dict[str, Any]]) -> str:
+def table(result: Result) -> str:
     """The rows as Markdown."""
     head = ("Network", "Shape", "ORT CPU fp32", "ORT CPU fp16", "ORT CPU int8", "ORT CPU int8-cpu",
             "RTX fp32", "RTX fp16", "RTX int8", "ORT CUDA, TensorRT")  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows.values():
+    rows = []
+    for row in result["rows"].values():
         static = row.get("static_shape")
         shape = "x".join(map(str, static)) if static else "dynamic"
         rtx = [
             row["rtx"].get(p, "no" if "error" in row else "not run").split(" (")[0] for p in PRECISIONS[:3]
         ]
-        cells = [row["network"], shape, *(cell(row, p) for p in PRECISIONS), *rtx, "not run: no GPU"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([row["network"], shape, *(cell(row, p) for p in PRECISIONS), *rtx, result["gpu"]])
+    return markdown_table(head, rows)
 
 
-def update_docs(text: str, path: Path = ROOT / "docs" / "export.md") -> None:
-    """Put the table between its markers."""
-    page = path.read_text(encoding="utf-8")
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+ANSWERS = {
+    RESULT: Answer(
+        "which network, precision and runtime passes parity",
+        "python -m benchmarks.export_matrix",
+        in_parts=True,
+    )
+}
+BLOCKS = {RESULT: Block(table, (RESULT,), ("torch", *EXPORT[1:]))}
 
 
 def earlier_rows(path: Path = RESULTS / f"{RESULT}.json") -> dict[str, dict[str, Any]]:
@@ -248,16 +272,14 @@ def main(argv: list[str] | None = None) -> int:
         help=f"comma-separated, fp32 among them, out of {', '.join(PRECISIONS)}",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)
     rows = {} if args.only == list(NETWORKS) else earlier_rows()
     with tempfile.TemporaryDirectory() as folder:
         for name in args.only:
             rows[name] = measure(name, Path(folder), args.precision)
             print(name, rows[name], flush=True)
             rows = {known: rows[known] for known in NETWORKS if known in rows}
-            write_result(RESULT, {"rows": rows, "gpu": "not run: no GPU"})
-            update_docs(table(rows))
-    print(table(rows))
+            write_result(RESULT, {"rows": rows, "gpu": NO_GPU})
+    print(table({"rows": rows, "gpu": NO_GPU}))
     passed = [rows[name]["files"].get("fp32", {}).get("status") == "passed" for name in args.only]
     return 0 if all(passed) else 1
 

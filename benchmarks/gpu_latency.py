@@ -13,46 +13,30 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.common import write_result
-from benchmarks.export_latency import Deployed, take_turns
+from benchmarks.common import EXPORT, Answer, Block, Result, markdown_table, middle, write_result
+from benchmarks.export_latency import Call, take_turns
 from export.bundle import read_pixels
 from export.runners.ort import RunnerError, load_runner
-from protoseg.checkpoint import load_checkpoint
 from protoseg.manifest import Manifest, read_manifest
 
-Call = Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]
 SIZES = ((1, 360, 480), (8, 360, 480), (1, 512, 512), (8, 512, 512))
-
-
-def torch_call(module: torch.nn.Module, half: bool) -> Call:
-    """``module`` on the GPU: ``half`` computes in fp16 where autocast allows it."""
-    module = module.eval().cuda()
-
-    def call(image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=half):
-            outputs = module(torch.from_numpy(image).cuda())
-            labels, confidence, agreement = (value.cpu().numpy() for value in outputs)
-        return {"labels": labels, "confidence": confidence, "agreement": agreement}
-
-    return call
 
 
 def contestants(run: Path, bundle: Path, manifest: Manifest) -> tuple[dict[str, Call], dict[str, str]]:
     """Everything that takes turns, by name; and files that do not run here, with the reason."""
+    from benchmarks.torch_service import Deployed, torch_call
+    from protoseg.checkpoint import load_checkpoint
+
     segmenter = load_checkpoint(run).segmenter
     module = Deployed(segmenter, manifest.graph.head)
     found: dict[str, Call] = {
-        "torch fp32": torch_call(module, half=False),
-        "torch fp16 autocast": torch_call(module, half=True),
+        "torch fp32": torch_call(module, "cuda"),
+        "torch fp16 autocast": torch_call(module, "cuda", half=True),
     }
     left_out: dict[str, str] = {}
     for item in manifest.files:
@@ -67,8 +51,40 @@ def contestants(run: Path, bundle: Path, manifest: Manifest) -> tuple[dict[str, 
     return found, left_out
 
 
+def table(result: Result) -> str:
+    """Milliseconds of a bundle and of torch on a GPU, and labels that differ from torch in fp32."""
+    sizes = result["sizes"]
+    contestants = list(next(iter(sizes.values()))["times"])
+    rows = [
+        [
+            name.replace("onnx", "ONNX Runtime, CUDA,"),
+            *(middle(size["times"][name]["wall_ms"], 1) for size in sizes.values()),
+            f"{100 * min(size['labels_equal_to_torch_fp32'][name] for size in sizes.values()):.2f} %",
+        ]
+        for name in contestants
+    ]
+    head = ["", *(shape.replace("x3x", "x") for shape in sizes), "labels equal to torch fp32"]
+    said = (
+        "Milliseconds of a call on a GPU from pixels in the host's memory to labels, confidence and "
+        "agreement there (batch x height x width), median and range of 50 turns; smallest share of equal "
+        "labels over the shapes."
+    )
+    return f"{said}\n\n{markdown_table(head, rows)}"
+
+
+ANSWERS = {
+    "gpu_latency": Answer(
+        "latency on a GPU: torch, ONNX Runtime on CUDA, fp32 and fp16",
+        "python -m benchmarks.gpu_latency RUN BUNDLE",
+    )
+}
+BLOCKS = {"gpu_latency": Block(table, ("gpu_latency",), EXPORT)}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure and write ``results/NAME.json``."""
+    import torch
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

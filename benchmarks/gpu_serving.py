@@ -10,7 +10,6 @@ Examples::
 
 from __future__ import annotations
 
-import argparse
 import io
 import statistics
 import sys
@@ -24,7 +23,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import spread, write_result
+from benchmarks.common import Answer, parser, spread, write_result
 from benchmarks.serving_server import Server
 from export.bundle import read_pixels
 from protoseg.manifest import read_manifest
@@ -60,21 +59,27 @@ def mask(url: str, data: bytes) -> Any:
     return np.asarray(Image.open(io.BytesIO(answer.content)))
 
 
+ANSWERS = {
+    "gpu_serving": Answer(
+        "requests per second on a GPU, with and without batches, and on the CPU beside it",
+        "python -m benchmarks.gpu_serving BUNDLE",
+    )
+}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure and write ``results/NAME.json``."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("bundle", type=Path, help="bundle with fp32 and fp16")
-    parser.add_argument("--clients", type=int, default=32, help="requests at a time")
-    parser.add_argument("--requests", type=int, default=400, help="requests in a turn")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=1, help="worker processes of each service")
-    parser.add_argument(
+    command = parser(__doc__)
+    command.add_argument("bundle", type=Path, help="bundle with fp32 and fp16")
+    command.add_argument("--clients", type=int, default=32, help="requests at a time")
+    command.add_argument("--requests", type=int, default=400, help="requests in a turn")
+    command.add_argument("--rounds", type=int, default=3)
+    command.add_argument("--workers", type=int, default=1, help="worker processes of each service")
+    command.add_argument(
         "--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), help="leave the others out"
     )
-    parser.add_argument("--name", default="gpu_serving", help="name of the result file")
-    args = parser.parse_args(argv)
+    command.add_argument("--name", default="gpu_serving", help="name of the result file")
+    args = command.parse_args(argv)
     manifest = read_manifest(args.bundle)
     stream = io.BytesIO()
     Image.fromarray(read_pixels(args.bundle / manifest.samples[0].image)).save(stream, "JPEG", quality=95)

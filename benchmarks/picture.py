@@ -9,7 +9,6 @@ right are validation images. The same checkpoint gives the same bytes.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.common import ROOT
+from benchmarks.common import ASSETS, parser
 from protoseg.checkpoint import Checkpoint, load_checkpoint
 from protoseg.config.sections import EvalConfig
 from protoseg.data.images import save_whole
@@ -127,15 +126,13 @@ def _sign(pen: ImageDraw.ImageDraw, middle: tuple[int, int], sign: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", metavar="CKPT", help="run folder with prototypes")
-    parser.add_argument(
+    command = parser(__doc__)
+    command.add_argument("checkpoint", metavar="CKPT", help="run folder with prototypes")
+    command.add_argument(
         "--images", type=int, nargs="+", default=[0, 1], metavar="N", help="validation images to show"
     )
-    parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "assets" / "overview.png")
-    arguments = parser.parse_args(argv)
+    command.add_argument("-o", "--output", type=Path, default=ASSETS / "overview.png")
+    arguments = command.parse_args(argv)
     checkpoint = load_checkpoint(arguments.checkpoint)
     data = checkpoint.info.data
     sources = {

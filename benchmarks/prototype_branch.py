@@ -18,22 +18,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from benchmarks.common import ROOT, spread, write_result
+from benchmarks.common import ROOT, Answer, Block, Result, markdown_table, spread, write_result
 from protoseg.config.load import load_config
-from protoseg.method.losses import cross_entropy, pseudo_label_cross_entropy
-from protoseg.method.points import features_at, grid_points
-from protoseg.method.pseudo_labels import pseudo_labels
-from protoseg.method.teacher import make_teacher, update_teacher
-from protoseg.models.prototypes import PrototypeBank
-from protoseg.models.segmenter import build_segmenter
-from protoseg.train.optim import make_optimizer
+
+if TYPE_CHECKING:  # the table needs no torch
+    from torch import Tensor
+
+    from protoseg.models.prototypes import PrototypeBank
 
 CASES: dict[str, dict[str, Any]] = {
     # labelled + unlabelled images of a step, crop, feature map, classes, prototypes
@@ -57,6 +52,10 @@ def peak_mib() -> float:
 
 def inputs(case: dict[str, Any]) -> tuple[Tensor, Tensor, PrototypeBank]:
     """Features, targets with a tenth ignored, and a started bank."""
+    import torch
+
+    from protoseg.models.prototypes import PrototypeBank
+
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(case["images"], *case["features"], generator=generator)
     target = torch.randint(0, case["classes"], (case["images"], *case["size"]), generator=generator)
@@ -76,6 +75,11 @@ def padded_size(case: dict[str, Any]) -> tuple[int, int]:
 
 def ours(case: dict[str, Any], features: Tensor, target: Tensor, bank: PrototypeBank, number: int) -> None:
     """The branch as the trainer runs it."""
+    import torch
+
+    from protoseg.method.losses import cross_entropy
+    from protoseg.method.points import features_at, grid_points
+
     features = features.detach().requires_grad_()
     half = case["images"] // 2
     size = case["size"]
@@ -94,6 +98,11 @@ def ours(case: dict[str, Any], features: Tensor, target: Tensor, bank: Prototype
 
 def literal(case: dict[str, Any], features: Tensor, target: Tensor, bank: PrototypeBank, number: int) -> None:
     """The same result by full-resolution features and loops over classes and prototypes."""
+    import torch
+    import torch.nn.functional as F
+
+    from protoseg.method.points import grid_points
+
     features = features.detach().requires_grad_()
     half = case["images"] // 2
     height, width = case["size"]
@@ -128,6 +137,14 @@ def literal(case: dict[str, Any], features: Tensor, target: Tensor, bank: Protot
 
 def rest_of_step(case: dict[str, Any]) -> Callable[[], None]:
     """A function that runs a training step without the prototype branch, ``step_images`` at a time."""
+    import torch
+
+    from protoseg.method.losses import cross_entropy, pseudo_label_cross_entropy
+    from protoseg.method.pseudo_labels import pseudo_labels
+    from protoseg.method.teacher import make_teacher, update_teacher
+    from protoseg.models.segmenter import build_segmenter
+    from protoseg.train.optim import make_optimizer
+
     config = load_config(None, case["overrides"])
     torch.manual_seed(0)
     network = build_segmenter(config.model, config.prototypes, num_classes=case["classes"]).network.train()
@@ -176,6 +193,45 @@ def measure(what: str, case: dict[str, Any], repeats: int) -> dict[str, float]:
     return {"cpu_s": scale * min(times[1:]), "extra_mib": peak_mib() - before}
 
 
+def table(*results: Result) -> str:
+    """Time and memory of the prototype branch beside the arithmetic of the released port."""
+    rows = []
+    for result in results:
+        case = result["case"]
+        ours, literal, rest = (result["cpu_seconds"][key] for key in ("ours", "literal", "rest"))
+        extra = result["extra_mib"]
+        height, width = case["size"]
+        rows.append(
+            [
+                f"{case['images']} images of {height}x{width}, {case['classes']} classes, K = {case['k']}",
+                f"{ours['median']:.2f}",
+                f"{literal['median']:.2f}",
+                f"{rest['median']:.2f}",
+                f"{extra['ours']['median']:,.0f}",
+                f"{extra['literal']['median']:,.0f}",
+            ]
+        )
+    said = (
+        "Processor seconds and extra memory of the prototype branch in one step: ours, the arithmetic of the "
+        "paper's released evaluation port, and the rest of the step (medians)."
+    )
+    head = ["case", "ours, s", "port, s", "rest of the step, s", "ours, MiB", "port, MiB"]
+    return f"{said}\n\n{markdown_table(head, rows)}"
+
+
+ANSWERS = {
+    "prototype_branch_camvid": Answer(
+        "what the prototype branch costs, CamVid configuration",
+        "python -m benchmarks.prototype_branch --case camvid",
+    ),
+    "prototype_branch_pcr513": Answer(
+        "the same for the paper's network at 513x513, B = 2",
+        "python -m benchmarks.prototype_branch --case pcr513",
+    ),
+}
+BLOCKS = {"prototype_cost": Block(table, tuple(ANSWERS), ("torch",))}
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -186,6 +242,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     case = CASES[arguments.case]
     if arguments.measure:
+        import torch
+
         torch.set_num_threads(1)
         repeats = 1 if arguments.measure == "rest" and arguments.case == "pcr513" else 3
         sys.stdout.write(json.dumps(measure(arguments.measure, case, repeats)) + "\n")

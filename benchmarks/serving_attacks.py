@@ -25,7 +25,7 @@ import httpx
 import psutil
 from PIL import Image
 
-from benchmarks.common import write_result
+from benchmarks.common import SERVING, Answer, Block, Result, markdown_table, write_result
 from benchmarks.serving_bundle import make_bundle, sample_image
 from benchmarks.serving_server import Server
 
@@ -259,6 +259,26 @@ def attack(target: Target, run: Attack) -> dict[str, Any]:
         "peak_mib": round(max(peak, before)), "after_mib": round(target.memory()),
         "healthy_after": target.healthy(),
     }  # fmt: skip
+
+
+def table(result: Result) -> str:
+    """The same hostile requests against stock BentoML and the service."""
+    rows = []
+    for attack, by_server in result["table"].items():
+        row = [attack]
+        for server in ("stock", "protoseg"):
+            seen = by_server[server]
+            row += [str(seen["outcome"]), f"{seen['peak_mib']:,}"]
+        rows.append(row)
+    head = ["request", "stock BentoML", "peak MiB", "protoseg", "peak MiB"]
+    said = "The same requests against BentoML without our code and against the service."
+    return f"{said}\n\n{markdown_table(head, rows)}"
+
+
+ANSWERS = {
+    "serving_attacks": Answer("hostile requests before and after", "python -m benchmarks.serving_attacks")
+}
+BLOCKS = {"serving_attacks": Block(table, ("serving_attacks",), SERVING)}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -24,7 +24,7 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.common import write_result
+from benchmarks.common import SERVING, Answer, Block, Result, markdown_table, write_result
 from benchmarks.serving_bundle import make_bundle, sample_image
 from benchmarks.serving_server import Server
 from serving.errors import ServingError
@@ -268,6 +268,48 @@ def fuzz(server: Server, count: int, seed: int, failures: Path) -> dict[str, Any
         "memory_mib": {"before": before, "max": peak, "after": memory_mib(server)},
         "same_workers": workers == {worker.pid for worker in server.workers()},
     }  # fmt: skip
+
+
+def table(result: Result) -> str:
+    """Overload, endurance and mutated requests."""
+    over, endure, fuzz = result["overload"], result["endurance"], result["fuzz"]
+
+    def statuses(part: dict[str, Any]) -> str:
+        return ", ".join(f"{count:,} x {code}" for code, count in sorted(part["statuses"].items()))
+
+    times = over["latency_ms_of_200"]
+    rows = [
+        [
+            f"{over['clients']} clients for {over['seconds']:.0f} s",
+            statuses(over),
+            f"{over['memory_mib']['before']:.0f} to {over['memory_mib']['max']:.0f}",
+            f"accepted ones: p50 {times['p50']:.0f} ms, p99 {times['p99']:.0f} ms",
+        ],
+        [
+            f"{endure['requests']:,} requests in a row",
+            statuses(endure),
+            f"{endure['memory_mib'][0]:.0f} to {endure['memory_mib'][-1]:.0f}",
+            f"growth in the second half {endure['growth_mib_second_half']:.1f} MiB",
+        ],
+        [
+            f"{fuzz['requests']:,} mutated requests",
+            statuses(fuzz),
+            f"{fuzz['memory_mib']['before']:.0f} to {fuzz['memory_mib']['max']:.0f}",
+            f"{len(fuzz['failures'])} wrong answers; "
+            + ("no worker died" if fuzz["same_workers"] else "a worker was replaced"),
+        ],
+    ]
+    return markdown_table(["load", "answers", "worker MiB", "what else"], rows)
+
+
+ANSWERS = {
+    "serving_decoder": Answer(
+        "10,000 damaged images through the decoder",
+        "python -m benchmarks.serving_soak --images 10000 --name serving_decoder",
+    ),
+    "serving_soak": Answer("memory and answers under load", "python -m benchmarks.serving_soak"),
+}
+BLOCKS = {"serving_soak": Block(table, ("serving_soak",), SERVING)}
 
 
 def main(argv: list[str] | None = None) -> int:

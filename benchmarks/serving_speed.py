@@ -34,7 +34,7 @@ import onnxruntime as ort
 import psutil
 from PIL import Image
 
-from benchmarks.common import spread, write_result
+from benchmarks.common import SERVING, Answer, Block, Result, markdown_table, middle, spread, write_result
 from benchmarks.serving_bundle import make_bundle, sample_image
 from benchmarks.serving_server import ROOT, Server, free_port
 from protoseg.manifest import Head, ResizeConfig, read_manifest
@@ -199,6 +199,43 @@ def measure(turns: dict[str, Turn], rounds: int, count: int) -> dict[str, list[f
             results[name].append(1000 * turns[name](count) / count)
         print(f"round {index + 1}/{rounds}: " + ", ".join(f"{n} {results[n][-1]:.1f}" for n in names))
     return results
+
+
+def table(result: Result) -> str:
+    """Processor time of a request, against the bare runtime."""
+    shown = {
+        "bare": "bare `session.run`, all outputs",
+        "bare_labels_only": "bare `session.run`, labels only",
+        "served_1": "this service, PNG mask",
+        "served_1_multipart": "this service, multipart",
+        "served_1_json": "this service, JSON with statistics",
+        "served_2": "this service, two workers",
+        "stock": "BentoML without our code",
+        "fastapi_torch": "FastAPI with torch",
+    }
+    ratios = result["bare_over_contestant"]
+    rows = [
+        [name, middle(result["cpu_ms"][key]), f"{ratios[key]['median']:.2f}x"]
+        for key, name in shown.items()
+        if key in result["cpu_ms"]
+    ]
+    settings = result["settings"]
+    said = (
+        f"{settings['size']}x{settings['size']} {settings['format']}, head {result['head']}, "
+        f"{settings['clients']} clients, {settings['rounds']} interleaved rounds of {settings['requests']} "
+        "requests: processor milliseconds a request (median and range), and requests for each processor "
+        "second against the bare runtime that computes all outputs (median of the rounds' ratios)."
+    )
+    return f"{said}\n\n{markdown_table(['contestant', 'CPU ms', 'throughput'], rows)}"
+
+
+ANSWERS = {
+    "serving_speed": Answer(
+        "served against bare `session.run`, stock BentoML, FastAPI + torch",
+        "python -m benchmarks.serving_speed --checkpoint CHECKPOINT",
+    )
+}
+BLOCKS = {"serving_speed": Block(table, ("serving_speed",), SERVING)}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,27 +21,36 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy.records import miou_by_step
+from benchmarks.accuracy.records import folder_hash, miou_by_step
 from benchmarks.accuracy.study import config_hash
-from benchmarks.common import ROOT, write_result
-from protoseg.checkpoint import CHECKPOINT_DIR, read_info
+from benchmarks.common import (
+    RESULTS,
+    ROOT,
+    TRAINING,
+    Answer,
+    Block,
+    Result,
+    markdown_table,
+    parser,
+    signed,
+    write_result,
+)
 from protoseg.config.load import load_config
 from protoseg.config.sections import Config
-from protoseg.data.images import write_text
 from protoseg.data.lists import data_root, find_file, read_entries
-from protoseg.errors import CheckpointError, ConfigError, DataError
-from protoseg.suggest.__main__ import LIST_NAME, RECORD_NAME
-from protoseg.train.log import read_metrics
+from protoseg.errors import CheckpointError, DataError, UserError, guarded
+from protoseg.files import write_text_whole
 
 
 def finished(target: Path, wanted: Config) -> bool:
     """Whether a run folder holds the training that is wanted, done to its last step, on the same lists."""
+    from protoseg.checkpoint import CHECKPOINT_DIR, read_info
+
     try:
-        there = load_config(target / "config.yaml")
         info = read_info(target / CHECKPOINT_DIR)
-    except (ConfigError, CheckpointError):
+    except CheckpointError:
         return False
-    if config_hash(there) != config_hash(wanted) or info.step != wanted.train.max_steps:
+    if folder_hash(target) != config_hash(wanted) or info.step != wanted.train.max_steps:
         return False
     hashes = [read_entries(wanted.data, split).sha256 for split in ("labeled", "unlabeled", "val")]
     return hashes == [info.data_hashes.get(split) for split in ("labeled", "unlabeled", "val")]
@@ -51,18 +60,32 @@ def run(config: str, folder: Path, name: str, overrides: list[str]) -> Path:
     """Train ``name`` unless it is finished; returns its run folder.
 
     Raises:
-        subprocess.CalledProcessError: If the trainer fails.
+        UserError: If the trainer fails.
     """
     target = folder / name
     if not finished(target, load_config(config, overrides)):
         command = [sys.executable, "-m", "protoseg.train", "--resume", "--config", config]
         command += [f"run.dir={folder}", f"run.name={name}", "train.trackers=[]", *overrides]
-        subprocess.run(command, cwd=ROOT, check=True)
+        call(command)
     return target
+
+
+def call(command: list[str]) -> None:
+    """Run a command of ours.
+
+    Raises:
+        UserError: If it fails.
+    """
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if code:
+        raise UserError(f"exit code {code} of {' '.join(command)}; run this again to go on")
 
 
 def collect(target: Path) -> dict[str, Any]:
     """Figures of a finished run, by head."""
+    from protoseg.checkpoint import CHECKPOINT_DIR, read_info
+    from protoseg.train.log import read_metrics
+
     info = read_info(target / CHECKPOINT_DIR)
     return {
         "steps": info.step,
@@ -120,8 +143,10 @@ def write_lists(
         added.append(line)
     folder.mkdir(parents=True, exist_ok=True)
     taken = set(chosen)
-    write_text(folder / "labeled.txt", "".join(f"{line}\n" for line in [*labeled, *added]))
-    write_text(folder / "unlabeled.txt", "".join(f"{line}\n" for line in unlabeled if line not in taken))
+    write_text_whole(folder / "labeled.txt", "".join(f"{line}\n" for line in [*labeled, *added]))
+    write_text_whole(
+        folder / "unlabeled.txt", "".join(f"{line}\n" for line in unlabeled if line not in taken)
+    )
     return [f"data.labeled={folder / 'labeled.txt'}", f"data.unlabeled={folder / 'unlabeled.txt'}"]
 
 
@@ -138,6 +163,9 @@ def suggested(
         count: Images to choose.
         extra: Further arguments of ``protoseg.suggest``.
     """
+    from protoseg.checkpoint import CHECKPOINT_DIR, read_info
+    from protoseg.suggest.__main__ import LIST_NAME, RECORD_NAME
+
     record = folder / RECORD_NAME
     digest = read_info(target / CHECKPOINT_DIR).weights_sha256
     if not record.is_file() or json.loads(record.read_text())["weights_sha256"] != digest:
@@ -145,7 +173,7 @@ def suggested(
         labeled, unlabeled = (find_file(root, name, "list") for name in lists)
         command = [sys.executable, "-m", "protoseg.suggest", target, unlabeled, "-n", count, "-o", folder,
                    "--labeled", labeled, "--root", root, *extra]  # fmt: skip
-        subprocess.run([str(part) for part in command], cwd=ROOT, check=True)
+        call([str(part) for part in command])
     chosen = (folder / LIST_NAME).read_text(encoding="utf-8").splitlines()
     if len(chosen) != count:
         raise DataError(
@@ -186,65 +214,70 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     return result
 
 
+def table(result: Result) -> str:
+    """MIoU with suggested and with random images added, by seed."""
+    rows = []
+    for seed, arms in result["seeds"].items():
+        heads = list(arms["first"]["miou"])
+        for head in heads:
+            before, suggested, random = (
+                100 * arms[a]["miou"][head] for a in ("first", "suggested", "random")
+            )
+            difference = signed(suggested - random)
+            rows.append([seed, head, f"{before:.1f}", f"{suggested:.1f}", f"{random:.1f}", difference])
+    steps = next(iter(result["seeds"].values()))["first"]["steps"]
+    text = (
+        f"mIoU on val in % at the last of {steps:,} steps of supervised training, before and after "
+        f"{result['count']} more images got labels; one training each.\n\n"
+    )
+    head = ["seed", "head", "before", "suggested added", "random added", "difference"]
+    return text + markdown_table(head, rows)
+
+
+ANSWERS = {
+    "suggest_study": Answer(
+        "suggested against random labels, CamVid, 23 + 23",
+        "python -m benchmarks.suggest_study --set method.preset=supervised --steps 400",
+    )
+}
+BLOCKS = {"suggest_study": Block(table, ("suggest_study",), TRAINING)}
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add(
-        "--config", default="configs/camvid_23_efficientnet_lite0.yaml", help="configuration of all trainings"
-    )
+    command = parser(__doc__)
+    add = command.add_argument
+    add("--config", default="configs/camvid_23_efficientnet_lite0.yaml",
+        help="configuration of all trainings")  # fmt: skip
     add("--labeled", default="splits/23/seed{seed}/labeled.txt", help="labelled list of a seed")
-    add(
-        "--unlabeled",
-        default="splits/23/seed{seed}/unlabeled.txt",
-        help="unlabelled list of a seed, one image a line",
-    )
+    add("--unlabeled", default="splits/23/seed{seed}/unlabeled.txt",
+        help="unlabelled list of a seed, one image a line")  # fmt: skip
     add("--train", default="splits/train.txt", help="full list, with masks of the unlabelled images")
     add("--count", type=int, default=23, help="images to add (default: 23)")
-    add(
-        "--seeds",
-        nargs="+",
-        type=int,
-        default=[0, 1],
-        help="seeds of lists, training and choice (default: 0 1)",
-    )
+    add("--seeds", nargs="+", type=int, default=[0, 1],
+        help="seeds of lists, training and choice (default: 0 1)")  # fmt: skip
     add("--steps", type=int, help="steps of each training (default: the configuration's)")
     add("--set", nargs="+", default=[], metavar="key=value", help="overrides of all trainings")
     add("--suggest", action="append", default=[], metavar="ARG", help="argument of protoseg.suggest, as "
         "--suggest=--score=entropy; repeatable")  # fmt: skip
     add("--dir", type=Path, default=Path("runs/suggest_study"), help="where the runs go")
     add("--name", default="suggest_study", help="name of the result file")
-    add("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the result file")
-    arguments = parser.parse_args(argv)
-    try:
-        seeds = {seed: run_seed(arguments, seed) for seed in arguments.seeds}
-    except (ConfigError, DataError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    except subprocess.CalledProcessError as error:
-        sys.stderr.write(
-            f"error: exit code {error.returncode} of {' '.join(error.cmd)}; run this again to go on\n"
-        )
-        return 1
+    add("--results", type=Path, default=RESULTS, help="folder of the result file")
+    arguments = command.parse_args(argv)
+    return guarded(lambda: run_study(arguments))
+
+
+def run_study(arguments: argparse.Namespace) -> int:
+    """Run all seeds and write the result."""
+    seeds = {seed: run_seed(arguments, seed) for seed in arguments.seeds}
     heads = seeds[arguments.seeds[0]]["suggested"]["miou"]
     gains = {
-        head: {
-            seed: runs["suggested"]["miou"][head] - runs["random"]["miou"][head]
-            for seed, runs in seeds.items()
-        }
+        head: {seed: arms["suggested"]["miou"][head] - arms["random"]["miou"][head]
+               for seed, arms in seeds.items()}
         for head in heads
-    }
-    path = write_result(
-        arguments.name,
-        {
-            "config": arguments.config,
-            "count": arguments.count,
-            "seeds": seeds,
-            "suggested_minus_random": gains,
-        },
-        arguments.results,
-    )
+    }  # fmt: skip
+    data = {"config": arguments.config, "count": arguments.count, "seeds": seeds,
+            "suggested_minus_random": gains}  # fmt: skip
+    path = write_result(arguments.name, data, arguments.results)
     for head, values in gains.items():
         print(f"suggested - random, {head:<10}" + "  ".join(f"{100 * v:+.2f}" for v in values.values()))
     print(path)

@@ -1,72 +1,53 @@
-"""Put the figures of ``benchmarks/results`` into the tables of the documents, or check that they are there.
+"""Put figures and settings into the tables of the documents, or check that they are there.
 
     python -m benchmarks.tables            # write every block
-    python -m benchmarks.tables --check    # exit 1 when a document says something else than the results
+    python -m benchmarks.tables --check    # exit 1 when a document says something else
 
 Documents are README.md, benchmarks/README.md and docs/*.md. A block lies between a line
-``<!-- results:NAME -->`` and a line ``<!-- /results -->``.
+``<!-- results:NAME -->`` and a line ``<!-- /results -->``, and is made from ``benchmarks/results`` by the
+benchmark that owns it; or between ``<!-- settings:NAME -->`` and ``<!-- /settings -->``, from the classes.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy.records import write_whole
-from benchmarks.common import ROOT
-from benchmarks.table_blocks import TABLES, Result, Table, table
+from benchmarks.common import ROOT, Answer, Block, Result, markdown_table, parser
+from protoseg.config import reference
+from protoseg.files import write_text_whole
+from serving.settings import PREFIX, Settings
 
-BLOCK = re.compile(r"^<!-- results:([\w-]+) -->\n(.*?)^<!-- /results -->$", re.S | re.M)
-OPENING = re.compile(r"^<!-- results:", re.M)
+BLOCK = re.compile(r"^<!-- (results|settings):([\w-]+) -->\n(.*?)^<!-- /\1 -->$", re.S | re.M)
+OPENING = re.compile(r"^<!-- (results|settings):", re.M)
 NAMED_RESULT = re.compile(r"results/([\w-]+\.json)")
 LINK = re.compile(r"\]\(((?:docs|benchmarks)/[^)]+)\)")
 
-# what each result file answers, in the order of the index
-QUESTIONS = {
-    "accuracy_camvid": "methods and label counts on CamVid, at equal steps and at equal cost",
-    "accuracy_camvid_cpu": "the 46-label part of it, trained on CPUs",
-    "accuracy_camvid_steps": "the same methods with six times the steps",
-    "accuracy_camvid_views": "mild and usual strong views on CamVid, 23 and 92 labels",
-    "accuracy_camvid_long": "how far labels alone go: supervised, 1,300 steps, 46 and all 367 labels",
-    "accuracy_quickstart": "methods on the embedded scenes",
-    "accuracy_quickstart_gpu": "six of the seeds, trained on a GPU",
-    "accuracy_nuclei": "methods on nuclei with 24 labels",
-    "accuracy_camvid_ablations": "one change at a time from `protoseg`",
-    "trust_camvid": "which score finds wrong pixels, and ranks images by their error",
-    "trust_camvid_weights": "the same for a checkpoint trained with class weights",
-    "trust_camvid_stages": "the same for the study's `protoseg`, 1,300 and 200 steps",
-    "suggest_study": "suggested against random labels, CamVid, 23 + 23",
-    "prototype_branch_camvid": "what the prototype branch costs, CamVid configuration",
-    "prototype_branch_pcr513": "the same for the paper's network at 513x513, B = 2",
-    "export_accuracy": "accuracy of the exported files",
-    "export_latency": "latency on a CPU: torch, ONNX Runtime fp32 and int8",
-    "export_latency_avx2": "the same on a processor without VNNI, an earlier network",
-    "gpu_latency": "latency on a GPU: torch, ONNX Runtime on CUDA, fp32 and fp16",
-    "export_matrix": "which network, precision and runtime passes parity",
-    "serving_speed": "served against bare `session.run`, stock BentoML, FastAPI + torch",
-    "gpu_serving": "requests per second on a GPU, with and without batches, and on the CPU beside it",
-    "serving_attacks": "hostile requests before and after",
-    "serving_decoder": "10,000 damaged images through the decoder",
-    "serving_soak": "memory and answers under load",
+# modules of this package that say what their result files answer (ANSWERS) and make tables of them (BLOCKS),
+# in the order of the index; importing one must not import torch
+OWNERS = (
+    "accuracy.tables", "trust.__main__", "suggest_study", "prototype_branch", "export_accuracy",
+    "export_latency", "gpu_latency", "export_matrix", "serving_speed",
+    "gpu_serving", "serving_attacks", "serving_soak",
+)  # fmt: skip
+ANSWERS: dict[str, Answer] = {}
+BLOCKS: dict[str, Block] = {}
+for _owner in OWNERS:
+    _module = importlib.import_module(f"benchmarks.{_owner}")
+    ANSWERS |= _module.ANSWERS
+    BLOCKS |= getattr(_module, "BLOCKS", {})
+SETTINGS: dict[str, Callable[[], str]] = {
+    "presets": reference.preset_table,
+    "training": reference.training_tables,
+    "service": lambda: reference.model_table(Settings, "variable", PREFIX, upper=True),
 }
-COMMANDS = {
-    "accuracy_camvid": "python -m benchmarks.accuracy benchmarks/studies/camvid.yaml",
-    "accuracy_camvid_long": "python -m benchmarks.accuracy benchmarks/studies/camvid_long.yaml",
-    "accuracy_quickstart": "python -m benchmarks.accuracy benchmarks/studies/quickstart.yaml",
-    "accuracy_nuclei": "python -m benchmarks.accuracy benchmarks/studies/nuclei.yaml",
-    "accuracy_camvid_ablations": "python -m benchmarks.accuracy benchmarks/studies/camvid_ablations.yaml",
-    "suggest_study": "python -m benchmarks.suggest_study --set method.preset=supervised --steps 400",
-    "accuracy_camvid_views": "python -m benchmarks.accuracy benchmarks/studies/camvid_views.yaml",
-    "export_matrix": "python -m benchmarks.export_matrix",
-    "gpu_serving": "python -m benchmarks.gpu_serving BUNDLE",
-}
-# these files keep the command of their last part; the index shows the whole one
-MADE_IN_PARTS = frozenset({"export_matrix"})
 
 
 class TableError(ValueError):
@@ -98,7 +79,7 @@ def machine_words(machine: dict[str, Any]) -> str:
     )
 
 
-def source_line(entry: Table, found: list[Result]) -> str:
+def source_line(entry: Block, found: list[Result]) -> str:
     """Where a block's figures come from: files, machine, versions, date."""
     files = ", ".join(f"[{name}.json](benchmarks/results/{name}.json)" for name in entry.results)
     machines = list(dict.fromkeys(
@@ -113,46 +94,49 @@ def source_line(entry: Table, found: list[Result]) -> str:
     return f"<sub>{files}; {'; '.join(machines)}; {packages}; {dates}.</sub>"
 
 
-def make_block(name: str, results: Path) -> str:
+def make_block(kind: str, name: str, results: Path) -> str:
     """The Markdown of a block, with links relative to the project's root.
 
     Raises:
         TableError: If there is no such block, or a result file lacks what it needs.
     """
+    if kind == "settings":
+        if name not in SETTINGS:
+            raise TableError(f"no table of settings has this name; there are {', '.join(SETTINGS)}")
+        return SETTINGS[name]().rstrip("\n")
     if name == "index":
         return index(results)
-    entry = TABLES.get(name)
+    entry = BLOCKS.get(name)
     if entry is None:
-        raise TableError(f"no table has this name; there are index, {', '.join(TABLES)}")
-    found = [result for item in entry.results if (result := read_result(results, item)) is not None]
-    if len(found) < len(entry.results):
-        return f"Not measured yet; made by `{entry.command}`."
+        raise TableError(f"no table has this name; there are index, {', '.join(BLOCKS)}")
+    found = {item: read_result(results, item) for item in entry.results}
+    if absent := dict.fromkeys(ANSWERS[item].command for item, result in found.items() if result is None):
+        return f"Not measured yet; made by {' and '.join(f'`{command}`' for command in absent)}."
+    there = [result for result in found.values() if result is not None]
     try:
-        return f"{entry.make(*found)}\n\n{source_line(entry, found)}"
+        return f"{entry.make(*there)}\n\n{source_line(entry, there)}"
     except (KeyError, IndexError, TypeError, ValueError) as error:
         files = ", ".join(f"{item}.json" for item in entry.results)
+        commands = " and ".join(f"`{ANSWERS[item].command}`" for item in entry.results)
         raise TableError(
             f"{files} lacks what the table shows ({type(error).__name__}: {error}); make it again with "
-            f"`{entry.command}`, or adapt benchmarks/table_blocks.py"
+            f"{commands}, or adapt {getattr(entry.make, 'func', entry.make).__module__}"
         ) from error
 
 
 def index(results: Path) -> str:
     """All result files: question, command, file, date, machine."""
-    there = {path.stem for path in results.glob("*.json")}
     rows = []
-    for name in [*QUESTIONS, *sorted(there - set(QUESTIONS))]:
+    for name in [*ANSWERS, *sorted({path.stem for path in results.glob("*.json")} - set(ANSWERS))]:
+        answer = ANSWERS.get(name, Answer(name.replace("_", " "), ""))
         result = read_result(results, name)
-        question = QUESTIONS.get(name, name.replace("_", " "))
         if result is None:
-            if name in COMMANDS:
-                rows.append([question, f"`{COMMANDS[name]}`", "not measured yet", "", ""])
+            rows.append([answer.question, f"`{answer.command}`", "not measured yet", "", ""])
             continue
         file = f"[{name}.json](benchmarks/results/{name}.json)"
-        words = machine_words(result["machine"])
-        command = COMMANDS[name] if name in MADE_IN_PARTS else result["command"]
-        rows.append([question, f"`{command}`", file, result["date"], words])
-    return table(["question", "command", "result", "date", "machine"], rows)
+        command = answer.command if answer.in_parts else result["command"]
+        rows.append([answer.question, f"`{command}`", file, result["date"], machine_words(result["machine"])])
+    return markdown_table(["question", "command", "result", "date", "machine"], rows)
 
 
 def relative_links(text: str, document: Path, root: Path) -> str:
@@ -173,22 +157,22 @@ def fill(document: Path, root: Path, results: Path) -> tuple[str, list[str]]:
     problems = []
 
     def replace(match: re.Match[str]) -> str:
-        name, old = match[1], match[2]
+        kind, name, old = match.groups()
         try:
-            block = relative_links(make_block(name, results), document, root) + "\n"
+            block = relative_links(make_block(kind, name, results), document, root) + "\n"
         except TableError as error:
-            problems.append(f"{place}, results:{name}: {error}")
+            problems.append(f"{place}, {kind}:{name}: {error}")
             return match[0]
         if block != old:
+            source = "benchmarks/results" if kind == "results" else "the code"
             problems.append(
-                f"{place}, results:{name}: says something else than benchmarks/results; run "
-                "python -m benchmarks.tables"
+                f"{place}, {kind}:{name}: says something else than {source}; run python -m benchmarks.tables"
             )
-        return f"<!-- results:{name} -->\n{block}<!-- /results -->"
+        return f"<!-- {kind}:{name} -->\n{block}<!-- /{kind} -->"
 
     filled = BLOCK.sub(replace, text)
     if len(OPENING.findall(text)) != len(BLOCK.findall(text)):
-        problems.append(f"{place}: a <!-- results:NAME --> line is not closed by <!-- /results -->")
+        problems.append(f"{place}: a <!-- results:NAME --> or settings line is not closed by its <!-- / -->")
     for name in dict.fromkeys(NAMED_RESULT.findall(filled)):
         if not (results / name).is_file():
             problems.append(f"{place}: names benchmarks/results/{name}, which does not exist")
@@ -197,21 +181,17 @@ def fill(document: Path, root: Path, results: Path) -> tuple[str, list[str]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.tables",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--check", action="store_true", help="change nothing, exit 1 on a difference")
-    parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
+    command = parser(__doc__, prog="python -m benchmarks.tables")
+    command.add_argument("--check", action="store_true", help="change nothing, exit 1 on a difference")
+    command.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
+    arguments = command.parse_args(argv)
     root = arguments.root.absolute()
     results = root / "benchmarks" / "results"
     failures = []
     for document in documents(root):
         filled, problems = fill(document, root, results)
         if not arguments.check and filled != document.read_text(encoding="utf-8"):
-            write_whole(document, filled)
+            write_text_whole(document, filled)
             print(f"wrote {document.relative_to(root)}")
             filled, problems = fill(document, root, results)
         failures += problems

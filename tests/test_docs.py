@@ -15,11 +15,9 @@ from tiny import PROJECT_ROOT
 
 import protoseg
 from protoseg.config.load import load_config
-from protoseg.config.presets import METHOD_PRESETS, MODEL_PRESETS
+from protoseg.config.reference import describe_settings
 from protoseg.config.sections import Config
 from protoseg.errors import ConfigError
-from protoseg.manifest import Section
-from serving.settings import Settings
 
 DOCS = PROJECT_ROOT / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), PROJECT_ROOT / "CONTRIBUTING.md", PROJECT_ROOT / "SECURITY.md"]
@@ -62,66 +60,6 @@ def test_the_nav_has_every_page_and_no_other(hooks):
         assert (PROJECT_ROOT / source).is_file()
 
 
-def fields(section, prefix):
-    """Dotted names of every setting below a section."""
-    for key, item in section.model_fields.items():
-        kind = item.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            yield from fields(kind, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
-
-
-def test_the_reference_has_every_setting_once_with_its_meaning(hooks):
-    text = hooks.training_reference()
-    for name, item in fields(Config, ""):
-        (row,) = re.findall(rf"^\| `{re.escape(name)}` \|.*$", text, re.M)
-        meaning = " ".join(item.description.split()).replace("``", "`")
-        assert meaning.replace("|", "\\|") in row, name
-    assert len(re.findall(r"^\| `\w+\.", text, re.M)) == len(list(fields(Config, ""))) + 2, (
-        "two inner sections"
-    )
-
-
-def test_the_reference_tells_ranges_choices_defaults_and_presets(hooks):
-    text = hooks.training_reference()
-    for row in (
-        "| `data.ignore_index` | integer, at least `0`, at most `255` | `255` |",
-        "| `optim.lr` | number, above `0` | `0.0002` |",
-        "| `views.mixing` | `cutmix` `classmix` `cutout` `none` | `cutmix` |",
-        "| `train.max_steps` | integer or null, at least `1` | `null` (`1000` without a `train` section) |",
-        "| `data.palette` | list of [integer, integer, integer] or null | `null` |",
-    ):
-        assert row in text, row
-    (row,) = re.findall(r"^\| `prototypes.sampling`.*$", text, re.M)
-    assert "`balanced` with `method.preset=protoseg`." in row
-    presets = hooks.preset_reference()
-    for name in METHOD_PRESETS:
-        assert f"`method.preset={name}`" in presets
-    for name in MODEL_PRESETS:
-        assert f"`model.preset={name}`" in presets
-
-
-def test_the_reference_has_every_setting_of_the_service(hooks):
-    text = hooks.serving_reference()
-    for key, item in Settings.model_fields.items():
-        (row,) = re.findall(rf"^\| `PROTOSEG_{key.upper()}` \|.*$", text, re.M)
-        assert " ".join(item.description.split()).replace("``", "`") in row
-    assert "| `PROTOSEG_MAX_BODY` | integer, at least `1` | `20MiB` |" in text
-
-
-def test_tables_of_the_reference_have_four_columns(hooks):
-    for text in (hooks.training_reference(), hooks.serving_reference()):
-        for row in re.findall(r"^\|.*$", text, re.M):
-            assert len(re.findall(r"(?<!\\)\|", row)) == 5, row
-
-
-def test_the_configuration_page_is_where_the_reference_goes():
-    text = (DOCS / "configuration.md").read_text()
-    for part in ("presets", "training", "serving"):
-        assert text.count(f"<!-- reference: {part} -->") == 1
-
-
 @pytest.mark.parametrize(
     ("folder", "link", "expected"),
     [
@@ -140,6 +78,11 @@ def test_links_that_leave_the_site(hooks, folder, link, expected):
     assert hooks.rewrite_links(link, PurePosixPath(folder)) == expected
 
 
+def settings():
+    """Dotted names of all settings."""
+    return set(re.findall(r"^  ([\w.]+)=", describe_settings(), re.M))
+
+
 def wrong_settings(override):
     """Settings that do not fit; a rule between settings, which may ask for a second one, names none."""
     try:
@@ -151,7 +94,7 @@ def wrong_settings(override):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
 def test_settings_in_the_text_exist_and_take_the_values_shown(path):
-    known = {name for name, _ in fields(Config, "")}
+    known = settings()
     sections = set(Config.model_fields)
     for name, value in re.findall(r"`((?:\w+\.)+\w+)(?:=([^`…]+))?`", path.read_text()):
         if name.split(".")[0] not in sections:
@@ -166,6 +109,22 @@ def test_files_named_in_the_text_exist(path):
     folders = "configs|deploy|tests|benchmarks|protoseg|export|serving|docs"
     for name in re.findall(rf"`((?:{folders})/[\w./-]+\w)`", path.read_text()):
         assert (PROJECT_ROOT / name).exists(), f"{path.name}: {name}"
+
+
+def test_the_map_has_every_folder_and_no_other():
+    text = (PROJECT_ROOT / "CONTRIBUTING.md").read_text()
+    (tree,) = re.findall(r"```text\n(protoseg/.*?)```", text, re.S)
+    shown, top = set(), ""
+    for indent, name in re.findall(r"^( *)([\w]+)/ ", tree, re.M):
+        top = top if indent else name
+        shown.add(f"{top}/{name}" if indent else name)
+    packages = {
+        str(path.parent.relative_to(PROJECT_ROOT))
+        for package in ("protoseg", "export", "serving", "benchmarks")
+        for path in (PROJECT_ROOT / package).rglob("__init__.py")
+    }
+    assert packages <= shown
+    assert all((PROJECT_ROOT / name).is_dir() for name in shown)
 
 
 def test_every_theme_of_troubleshooting_names_a_command_or_a_setting():
@@ -209,9 +168,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "site" / "configuration" / "index.html").read_text()
-    for name, _ in fields(Config, ""):
+    for name in settings():
         assert f"<code>{name}</code>" in page
-    assert "reference:" not in page
     assert 'class="mermaid"' in (tmp_path / "site" / "contributing" / "index.html").read_text()
     assert not list((tmp_path / "site").glob("**/hooks.py"))
     for path in (tmp_path / "site").rglob("*.html"):

@@ -20,19 +20,16 @@ from benchmarks.accuracy.records import Places
 from benchmarks.accuracy.runner import Runner, short
 from benchmarks.accuracy.study import Run, Study, StudyError, load_study, plan, unique_runs, with_starts
 from benchmarks.accuracy.summary import Found, find_records, summarize
-from benchmarks.common import RESULTS, ROOT, write_result
+from benchmarks.common import ASSETS, RESULTS, ROOT, parser, write_result
+from protoseg.errors import guarded
 
 COLUMNS = f"{'run':<44} {'steps':>6} {'student':>8} {'teacher':>8}  state"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.accuracy",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+    command = parser(__doc__, prog="python -m benchmarks.accuracy")
+    add = command.add_argument
     add("study", metavar="STUDY.yaml", help="study file, or the name of one in benchmarks/studies")
     add("--only", nargs="+", metavar="PATTERN", help="runs whose name matches, as 'protoseg_*' '*_seed0_*'")
     add("--dry-run", action="store_true", help="list what would run with its cost, and stop")
@@ -41,10 +38,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--report", action="store_true", help="write summary and plots of what is finished, and stop")
     add("--runs", type=Path, default=ROOT / "runs" / "accuracy", help="where run folders, logs and locks go")
     add("--results", type=Path, default=RESULTS, help="where records and the summary go")
-    add("--assets", type=Path, default=ROOT / "docs" / "assets", help="where plots go")
-    arguments = parser.parse_args(argv)
+    add("--assets", type=Path, default=ASSETS, help="where plots go")
+    arguments = command.parse_args(argv)
     if arguments.jobs < 1:
-        parser.error(f"--jobs must be at least 1, got {arguments.jobs}")
+        command.error(f"--jobs must be at least 1, got {arguments.jobs}")
     return arguments
 
 
@@ -89,38 +86,37 @@ def list_runs(runs: list[Run], wanted: list[Run], runner: Runner) -> None:
     print(f"{len(wanted)} of {len(runs)} to train, {images} encoder images, {guess}")
 
 
+def run(arguments: argparse.Namespace) -> int:
+    """List, report or train; returns the exit code."""
+    study = load_study(arguments.study)
+    places = Places(
+        arguments.runs.absolute() / study.name, arguments.results.absolute() / "accuracy" / study.name
+    )
+    cells = plan(study)
+    if arguments.report:
+        return report(study, find_records(cells, places), arguments)
+    runs = unique_runs(cells)
+    if arguments.only:
+        runs = [r for r in runs if any(fnmatch.fnmatchcase(r.name, p) for p in arguments.only)]
+        if not runs:
+            names = ", ".join(run.name for run in unique_runs(cells)[:5])
+            raise StudyError(f"--only {' '.join(arguments.only)} matches no run; there are {names}, ...")
+        runs = with_starts(runs)
+    runner = Runner(study, places, jobs=arguments.jobs, redo=arguments.redo)
+    wanted = runner.wanted(runs)
+    if arguments.dry_run:
+        list_runs(runs, wanted, runner)
+        return 0
+    if not wanted:
+        print(f"all {len(runs)} runs are finished; sum them up with --report")
+        return 0
+    return runner.train(wanted)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parse_arguments(argv)
-    try:
-        study = load_study(arguments.study)
-        places = Places(
-            arguments.runs.absolute() / study.name, arguments.results.absolute() / "accuracy" / study.name
-        )
-        cells = plan(study)
-        if arguments.report:
-            return report(study, find_records(cells, places), arguments)
-        runs = unique_runs(cells)
-        if arguments.only:
-            runs = [r for r in runs if any(fnmatch.fnmatchcase(r.name, p) for p in arguments.only)]
-            if not runs:
-                names = ", ".join(run.name for run in unique_runs(cells)[:5])
-                raise StudyError(f"--only {' '.join(arguments.only)} matches no run; there are {names}, ...")
-            runs = with_starts(runs)
-        runner = Runner(study, places, jobs=arguments.jobs, redo=arguments.redo)
-        wanted = runner.wanted(runs)
-        if arguments.dry_run:
-            list_runs(runs, wanted, runner)
-            return 0
-        if not wanted:
-            print(f"all {len(runs)} runs are finished; sum them up with --report")
-            return 0
-        return runner.train(wanted)
-    except StudyError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return guarded(lambda: run(arguments))
 
 
 if __name__ == "__main__":

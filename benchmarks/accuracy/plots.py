@@ -13,9 +13,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.accuracy.records import write_whole
-from benchmarks.accuracy.summary import drawn
-from benchmarks.table_blocks import against
+from benchmarks.accuracy.summary import against, cells_by_method, drawn, main_labels
+from protoseg.files import write_text_whole
 
 INK, FAINT, GRID = "#20242a", "#5b626b", "#e3e6ea"
 # Okabe and Ito's palette, told apart with every common colour blindness; yellow is too light on white
@@ -51,7 +50,8 @@ def _save(figure: Figure, path: Path) -> Path:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
-    write_whole(path, text + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_whole(path, text + "\n")
     return path
 
 
@@ -88,8 +88,9 @@ def by_labels(summary: dict[str, Any]) -> Figure:
         for method, (color, marker, label) in _looks(summary).items():
             points = sorted(
                 (counts[c["labels"]], c["miou"][c["head"]])
-                for c in _cells(summary, budget["name"], method)
-            )  # fmt: skip
+                for c in summary["cells"]
+                if (c["budget"], c["method"]) == (budget["name"], method)
+            )
             if not points:
                 continue
             xs = [x for x, _ in points]
@@ -111,18 +112,15 @@ def by_steps(summary: dict[str, Any]) -> Figure:
 
     The band is one standard deviation to each side.
     """
-    runs: dict[str, int] = {}
-    for cell in summary["cells"]:
-        runs[cell["labels"]] = runs.get(cell["labels"], 0) + len(cell["seeds"])
-    labels = max(runs, key=lambda name: runs[name])
+    labels = main_labels(summary)
     figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
     panels = list(figure.subplots(1, len(summary["budgets"]), sharey=True, squeeze=False)[0])
     for axes, budget in zip(panels, summary["budgets"], strict=True):
         costs = budget["encoder_images"] is not None
+        cells = cells_by_method(summary, budget["name"], labels)
         for method, (color, marker, label) in _looks(summary).items():
-            for cell in _cells(summary, budget["name"], method):
-                if cell["labels"] == labels:
-                    _draw_curve(axes, cell, costs, color, marker, label)
+            if method in cells:
+                _draw_curve(axes, cells[method], costs, color, marker, label)
         axes.set(
             xlabel="encoder images (student + teacher)" if costs else "step",
             title=f"{labels} labels, {budget['title']}",
@@ -165,7 +163,3 @@ def to_baseline(summary: dict[str, Any]) -> Figure:
     axes.invert_yaxis()
     axes.set(xlabel=f"points of val mIoU against {names[summary['baseline']]}", title=summary["title"])
     return figure
-
-
-def _cells(summary: dict[str, Any], budget: str, method: str) -> list[dict[str, Any]]:
-    return [c for c in summary["cells"] if c["budget"] == budget and c["method"] == method]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from benchmarks.accuracy.study import Run, Study, StudyError, changed_settings, 
 from benchmarks.common import machine, versions
 from protoseg.config.load import load_config
 from protoseg.errors import ConfigError
+from protoseg.files import write_text_whole
 
 SCHEMA = 1
 
@@ -115,14 +115,6 @@ def read_record(path: Path) -> Record | None:
         raise StudyError(
             f"{path} is not a record ({' '.join(first[:3])}); delete it and run the study again"
         ) from error
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def folder_hash(folder: Path) -> str | None:
@@ -249,4 +241,4 @@ class Clock:
         return sum(span[1] - span[0] for span in self.spans if len(span) == 2)
 
     def _save(self) -> None:
-        write_whole(self.path, json.dumps(self.spans))
+        write_text_whole(self.path, json.dumps(self.spans))

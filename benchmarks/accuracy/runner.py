@@ -23,10 +23,10 @@ from benchmarks.accuracy.records import (
     finished,
     folder_hash,
     read_record,
-    write_whole,
 )
 from benchmarks.accuracy.study import START, Run, Study, changed_settings, with_starts
 from benchmarks.common import ROOT
+from protoseg.files import write_text_whole
 
 LOOK_EVERY = 0.5
 STATUS_EVERY = 300.0
@@ -192,7 +192,9 @@ class Runner:
     def _write_record(self, item: Active) -> None:
         run, folder = item.run, self.places.runs / item.run.name
         record = collect(self.study, run, folder, command=item.command, clock=item.clock, jobs=self.jobs)
-        write_whole(self.places.record(run.name), record.model_dump_json(indent=1) + "\n")
+        path = self.places.record(run.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text_whole(path, record.model_dump_json(indent=1) + "\n")
         shutil.rmtree(folder / STATE_DIR, ignore_errors=True)
         self.done += 1
         self._learn(record)

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from benchmarks.common import ROOT
-from protoseg.config.load import load_config, read_yaml
+from protoseg.config.load import explain_problems, load_config, read_yaml
 from protoseg.config.sections import Config
-from protoseg.errors import ConfigError
+from protoseg.errors import ConfigError, UserError
 
 STUDIES = ROOT / "benchmarks" / "studies"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -21,23 +21,15 @@ Head = Literal["linear", "prototype", "fused"]
 HEADS: tuple[Head, ...] = ("linear", "prototype", "fused")
 
 # settings that say where results go or how data is read, and never change a figure
-NO_EFFECT = frozenset(
-    {
-        "run.name", "run.dir", "data.cache", "data.num_workers", "train.trackers", "train.save_every",
-        "train.keep_states",
-    }
-)  # fmt: skip
+NO_EFFECT = {"run.name", "run.dir", "data.cache", "data.num_workers", "train.trackers", "train.save_every",
+             "train.keep_states"}  # fmt: skip
 # settings that the study itself decides
-OWN = frozenset(
-    {
-        "run.name", "run.dir", "train.seed", "train.max_steps", "train.warmup_steps", "train.eval_every",
-        "data.cache", "train.trackers", "train.save_every", "train.keep_states", "train.start_from",
-    }
-)  # fmt: skip
+OWN = NO_EFFECT - {"data.num_workers"} | {"train.seed", "train.max_steps", "train.warmup_steps",
+                                          "train.eval_every", "train.start_from"}  # fmt: skip
 START = "start"
 
 
-class StudyError(ValueError):
+class StudyError(UserError):
     """A study that cannot be used; the text says what to change."""
 
 
@@ -232,13 +224,7 @@ def load_study(path: str | Path) -> Study:
     except ConfigError as error:
         raise StudyError(str(error).replace("config file", "study file")) from error
     except ValidationError as error:
-        lines = [f"{path}: {error.error_count()} problem(s)"]
-        for item in error.errors():
-            place = ".".join(map(str, item["loc"])) or "study"
-            message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
-            got = "" if isinstance(item["input"], dict | list) else f" (got {item['input']!r})"
-            lines.append(f"  {place}: {message.removeprefix('Value error, ')}{got}")
-        raise StudyError("\n".join(lines)) from error
+        raise StudyError(explain_problems(error, str(path), "study")) from error
 
 
 def plan(study: Study) -> list[Cell]:
@@ -379,23 +365,16 @@ def steps_within(budget: Budget, config: Config, share: float) -> int:
         return budget.steps
     assert budget.encoder_images is not None
 
-    def total(steps: int) -> int:
-        return cost_of(config, steps, warmup_steps(steps, share)).total
-
-    batch = config.train.batch_size * config.train.accumulate
-    per_later_step = 1 + (1 + config.views.strong_views if config.method.unlabeled else 0)
-    # the bounds are the steps if none was supervised, and one more than if all were
-    low = budget.encoder_images // (batch * per_later_step)
-    high = budget.encoder_images // batch + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if total(middle) <= budget.encoder_images else (low, middle)
-    if low < 1:
+    # the most that it would pay for if all were supervised, and down from there
+    steps = budget.encoder_images // cost_of(config, 1, 1).total
+    while steps and cost_of(config, steps, warmup_steps(steps, share)).total > budget.encoder_images:
+        steps -= 1
+    if not steps:
         raise StudyError(
             f"budget {budget.name}: {budget.encoder_images} encoder images do not pay for a step of "
-            f"{batch * per_later_step}; raise encoder_images"
+            f"{cost_of(config, 1, 0).total}; raise encoder_images"
         )
-    return low
+    return steps
 
 
 def changed_settings(config: Config) -> dict[str, Any]:

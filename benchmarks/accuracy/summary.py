@@ -72,6 +72,12 @@ def spread(by_seed: Mapping[int, float]) -> dict[str, Any]:
     }
 
 
+def short_spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation and n."""
+    full = spread(dict(enumerate(values)))
+    return {key: full[key] for key in ("mean", "sd", "n")}
+
+
 def summarize(study: Study, cells: list[Cell], found: Found) -> dict[str, Any]:
     """The summary file's figures; shares are in [0, 1]."""
     groups: dict[tuple[str, str, str], list[Cell]] = {}
@@ -157,8 +163,7 @@ def class_spread(by_run: Sequence[Mapping[str, float | None]]) -> dict[str, Any]
     table = {}
     for name in by_run[0] if by_run else ():
         values = [value for item in by_run if (value := item[name]) is not None]
-        full = spread(dict(enumerate(values))) if values else None
-        table[name] = {key: full[key] for key in ("mean", "sd", "n")} if full else None
+        table[name] = short_spread(values) if values else None
     return table
 
 
@@ -175,14 +180,12 @@ def curve(cell: Cell, records: Sequence[Record], head: str, before: Sequence[flo
     """
     points = []
     if before:
-        full = spread(dict(enumerate(before)))
-        points.append({"step": 0, "encoder_images": 0} | {k: full[k] for k in ("mean", "sd", "n")})
+        points.append({"step": 0, "encoder_images": 0, **short_spread(before)})
     for step in records[0].miou_by_step[head]:
         values = [r.miou_by_step[head][step] for r in records if step in r.miou_by_step[head]]
-        full = spread(dict(enumerate(values)))
         warmup = min(step, cell.run.config.train.warmup_steps or 0)
         images = cost_of(cell.run.config, step, warmup).total
-        points.append({"step": step, "encoder_images": images} | {k: full[k] for k in ("mean", "sd", "n")})
+        points.append({"step": step, "encoder_images": images, **short_spread(values)})
     return points
 
 
@@ -191,14 +194,14 @@ def differences(
 ) -> list[dict[str, Any]]:
     """Paired differences of the methods' figures over common seeds: the later method minus the earlier."""
     order = [method.name for method in study.methods]
+    by_seed = {
+        key: {c.run.seed: records[c.run.name].miou[c.run.method.head] for c in cells}
+        for key, cells in groups.items()
+    }
     found = []
-    for (budget, labels, minus), earlier in groups.items():
-        figures = {c.run.seed: records[c.run.name].miou[c.run.method.head] for c in earlier}
+    for (budget, labels, minus), figures in by_seed.items():
         for name in order[order.index(minus) + 1 :]:
-            later = {
-                c.run.seed: records[c.run.name].miou[c.run.method.head]
-                for c in groups.get((budget, labels, name), ())
-            }
+            later = by_seed.get((budget, labels, name), {})
             common = {seed: later[seed] - figures[seed] for seed in later if seed in figures}
             if common:
                 found.append(
@@ -222,3 +225,33 @@ def drawn(summary: dict[str, Any]) -> list[str]:
     if few:
         return [*names, "steps"]
     return ["differences"] if summary["differences"] and summary["baseline"] else []
+
+
+def cells_by_method(summary: Mapping[str, Any], budget: str, labels: str) -> dict[str, dict[str, Any]]:
+    """Cells of a budget and label count by method."""
+    return {c["method"]: c for c in summary["cells"] if (c["budget"], c["labels"]) == (budget, labels)}
+
+
+def main_labels(summary: Mapping[str, Any]) -> str:
+    """The label count with the most runs."""
+    count: dict[str, int] = {}
+    for cell in summary["cells"]:
+        count[cell["labels"]] = count.get(cell["labels"], 0) + len(cell["seeds"])
+    return max(count, key=lambda name: count[name])
+
+
+def opposite(figure: Mapping[str, Any]) -> dict[str, Any]:
+    """A difference seen from the other side."""
+    return {**figure, "mean": -figure["mean"]}
+
+
+def against(summary: Mapping[str, Any]) -> list[tuple[dict[str, Any], str, dict[str, Any]]]:
+    """Each difference that the baseline is part of, the other method, and that method minus the baseline."""
+    baseline = summary["baseline"]
+    found = []
+    for item in summary["differences"]:
+        if item["minus"] == baseline:
+            found.append((item, item["of"], item))
+        elif item["of"] == baseline:
+            found.append((item, item["minus"], opposite(item)))
+    return found

@@ -43,14 +43,16 @@ def apply_override(raw: dict[str, Any], item: str) -> None:
         raise ConfigError(f"override {item!r}: the value is not valid JSON ({error})") from error
 
 
-def _explain(error: ValidationError, source: str) -> str:
+def explain_problems(error: ValidationError, source: str, top: str = "config") -> str:
+    """Every problem of a file on a line of its own; ``top`` names one that belongs to no key."""
     lines = [f"{source}: {error.error_count()} problem(s)"]
     for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"]) or "config"
+        place = ".".join(str(part) for part in item["loc"]) or top
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = "unknown key"
-        got = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
+        value = repr(item["input"])
+        got = "" if isinstance(item["input"], dict) or len(value) > 100 else f" (got {value})"
         lines.append(f"  {place}: {message}{got}")
     return "\n".join(lines)
 
@@ -70,7 +72,14 @@ def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(_explain(error, source)) from error
+        raise ConfigError(explain_problems(error, source)) from error
+
+
+def find_config(path: str | Path) -> Path:
+    """The file itself, or the one of this name in the project."""
+    file = Path(path)
+    inside = not file.is_file() and not file.is_absolute() and (PROJECT_ROOT / file).is_file()
+    return PROJECT_ROOT / file if inside else file
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -79,11 +88,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: If the file is missing, is not YAML or is not a mapping.
     """
-    file = Path(path)
-    if not file.is_file() and not file.is_absolute() and (PROJECT_ROOT / file).is_file():
-        file = PROJECT_ROOT / file
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        raw = yaml.safe_load(find_config(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         known = sorted(p.name for p in (PROJECT_ROOT / "configs").glob("*.yaml"))
         raise ConfigError(f"config file {path} not found; configs/ has {', '.join(known)}") from None
@@ -96,13 +102,40 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return raw
 
 
+def read_config(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a YAML mapping over the file that its ``base`` key names, which may have a base itself.
+
+    Args:
+        path: File; a base is relative to the file that names it.
+        above: Files whose base this is, the first one first.
+
+    Raises:
+        ConfigError: If a file cannot be used, or is its own base.
+    """
+    raw = read_yaml(path)
+    base = raw.pop("base", None)
+    if base is None:
+        return raw
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base must be the path of a config file, got {base!r}")
+    file = find_config(path).resolve()
+    chain = (*above, file)
+    below = (file.parent / base).resolve()
+    if below in chain:
+        names = " -> ".join(item.name for item in (*chain, below))
+        raise ConfigError(f"{path}: base leads back to where it started: {names}")
+    if not below.is_file():
+        raise ConfigError(f"{path}: base {base} not found; it is looked for in {file.parent}")
+    return merge(read_config(below, chain), raw)
+
+
 def load_config(path: str | Path | None, overrides: list[str] | None = None) -> Config:
-    """Read a YAML file (or the defaults, for None) and apply ``key.sub=value`` overrides.
+    """Read a YAML file with its bases (or the defaults, for None) and apply ``key.sub=value`` overrides.
 
     Raises:
         ConfigError: With a readable text naming file, key and cure.
     """
-    raw = read_yaml(path) if path is not None else {}
+    raw = read_config(path) if path is not None else {}
     for item in overrides or []:
         apply_override(raw, item)
     return parse_config(raw, str(path) if path is not None else "config")

@@ -1,23 +1,40 @@
-"""Results tables: what the documents say is what the result files say."""
+"""Results tables: what the documents say is what the result files and the settings say."""
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
-from small_study import write_record, write_study
-from tiny import PROJECT_ROOT
+from tiny import PROJECT_ROOT, quiet_environment
 
-from benchmarks import table_blocks as blocks
-from benchmarks.accuracy.records import Places
-from benchmarks.accuracy.study import load_study, plan, unique_runs
-from benchmarks.accuracy.summary import find_records, summarize
-from benchmarks.common import machine
-from benchmarks.table_blocks import TABLES
-from benchmarks.tables import documents, machine_words, main, make_block, source_line
+from benchmarks import gpu_latency
+from benchmarks.accuracy import tables as blocks
+from benchmarks.common import Block, machine, signed
+from benchmarks.tables import BLOCKS, OWNERS, documents, machine_words, main, make_block, source_line
 
 
 def test_documents_of_the_project_say_what_the_results_say(capsys):
     assert main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_every_benchmark_with_results_is_asked_for_its_tables():
+    folder = PROJECT_ROOT / "benchmarks"
+    owners = {
+        ".".join(path.relative_to(folder).with_suffix("").parts)
+        for path in folder.rglob("*.py")
+        if "\nANSWERS = {" in path.read_text()
+    }
+    assert owners == set(OWNERS)
+
+
+def test_tables_are_made_without_torch():
+    code = "import sys, benchmarks.tables; print([m for m in ('torch', 'sklearn') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT_ROOT, env=quiet_environment(), text=True,
+        capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == "[]\n", done.stderr
 
 
 @pytest.fixture
@@ -73,7 +90,7 @@ def test_wrong_markers_and_absent_files_are_caught(copy, capsys):
     page.write_text("<!-- results:index -->\nold\n")
     code, error = check(copy, capsys)
     assert code == 1
-    assert "docs/extra.md: a <!-- results:NAME --> line is not closed" in error
+    assert "docs/extra.md: a <!-- results:NAME --> or settings line is not closed" in error
 
 
 def test_a_result_file_of_another_shape_is_an_error_with_a_cure(copy, capsys):
@@ -90,86 +107,19 @@ def test_a_result_file_of_another_shape_is_an_error_with_a_cure(copy, capsys):
     assert "serving_attacks.json is not JSON" in error
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", BLOCKS)
 def test_a_block_without_results_says_which_command_makes_them(tmp_path, name):
-    text = make_block(name, tmp_path)
+    text = make_block("results", name, tmp_path)
     assert text.startswith("Not measured yet; made by `python -m benchmarks.")
     assert len(text.splitlines()) == 1
 
 
-@pytest.fixture
-def summary(tmp_path):
-    """Two methods at two label counts, one with three seeds; values by hand."""
-    labels = [{"name": "4", "count": 4}, {"name": "8", "count": 8, "seeds": [0]}]
-    budgets = [
-        {"name": "steps", "title": "4 steps", "steps": 4},
-        {"name": "cost", "title": "20 images", "encoder_images": 20, "labels": ["4"]},
-    ]
-    study = load_study(
-        write_study(tmp_path, seeds=[0, 1, 2], labels=labels, budgets=budgets, baseline="protoseg")
-    )
-    cells = plan(study)
-    places = Places(tmp_path / "runs", tmp_path / "records")
-    values = {"supervised": (0.40, 0.43, 0.46), "protoseg": (0.44, 0.47, 0.53)}
-    for run in unique_runs(cells):
-        bonus = 0.1 if run.labels.name == "8" or run.steps != 4 else 0.0
-        write_record(study, run, places, values[run.method.name][run.seed] + bonus)
-    return summarize(study, cells, find_records(cells, places))
+def test_a_loss_that_rounds_to_nothing_has_no_minus():
+    assert [signed(value) for value in (-0.002, 0.06, -0.172)] == ["+0.00", "+0.06", "-0.17"]
 
 
 def rows(text):
     return [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("| ")]
-
-
-def test_study_tables_by_hand(summary):
-    head, supervised, protoseg = rows(blocks.study_main(summary))
-    assert head[-2:] == ["at 20 images", "runs"]
-    # 20 images pay for 10 supervised steps of 2; four steps of protoseg cost 2 + 3 x 6 = 20
-    assert supervised == ["supervised", "**43.0 ± 3.0**", "", "", "53.0 ± 3.0 (10 steps)", "3"]
-    # 44, 47, 53: mean 48, deviations -4, -1, 5, so sd = sqrt(42 / 2)
-    assert protoseg == [
-        "protoseg", "48.0 ± 4.6", "49.0 ± 4.6", "**50.0 ± 4.6**", "50.0 ± 4.6 (4 steps)", "3",
-    ]  # fmt: skip
-    head, supervised, protoseg = rows(blocks.study_labels(summary))
-    assert head == ["method, head", "4 labels", "8 labels"]
-    assert supervised == ["supervised, linear", "43.0 ± 3.0 (n = 3)", "50.0 (n = 1)"]
-    # fused minus linear of the same seed: 6, 6, 9 points
-    paired = rows(blocks.study_paired(summary))
-    assert paired[1] == ["4 steps", "4", "supervised", "+7.0 ± 1.7", "3"]
-    assert paired[2] == ["4 steps", "8", "supervised", "+6.0", "1"]
-    assert paired[3] == ["20 images", "4", "supervised", "-3.0 ± 1.7", "3"]
-    assert rows(blocks.study_classes(summary))[1:] == [["sky", "43.0 ± 3.0", "50.0 ± 4.6"], ["car", "", ""]]
-    assert "not finished" not in blocks.study_main(summary)
-    assert "2 runs of this study are not finished" in blocks.study_main({**summary, "missing": ["a", "b"]})
-
-
-def test_ablation_table_gives_differences_to_the_baseline(summary):
-    summary["baseline"] = "supervised"
-    head, baseline, variant = rows(blocks.study_ablations(summary))
-    assert head[-1] == "difference, points"
-    assert baseline == ["supervised", "43.0 ± 3.0", "", "", ""]
-    assert variant == ["protoseg", "48.0 ± 4.6", "49.0 ± 4.6", "50.0 ± 4.6", "+7.0 ± 1.7"]
-
-
-def test_a_loss_that_rounds_to_nothing_has_no_minus():
-    assert [blocks.signed(value) for value in (-0.002, 0.06, -0.172)] == ["+0.00", "+0.06", "-0.17"]
-
-
-def difference(of, minus, mean, **other):
-    return {
-        "budget": "steps", "labels": "4", "of": of, "minus": minus, "mean": mean, "sd": 0.01, "n": 3, **other
-    }  # fmt: skip
-
-
-def test_gains_are_those_of_the_main_labels_at_the_first_budget(summary):
-    summary["differences"] = [
-        difference("fixmatch", "supervised", 0.9, labels="8"),
-        difference("protoseg", "fixmatch", 0.9, budget="cost"),
-        difference("fixmatch", "supervised", 0.02),
-        difference("protoseg", "fixmatch", -0.005),
-    ]
-    _, row = rows(blocks.gains(summary))
-    assert row[1:] == ["+2.0 ± 1.0", "-0.5 ± 1.0", "3"]
 
 
 def test_gpu_table_gives_the_worst_share_of_equal_labels():
@@ -178,13 +128,13 @@ def test_gpu_table_gives_the_worst_share_of_equal_labels():
         f"1x3x{side}x{side}": {"times": times, "labels_equal_to_torch_fp32": {"onnx fp32": share}}
         for side, share in ((64, 0.9996), (96, 0.9992))
     }
-    head, row = rows(blocks.gpu_latency({"sizes": sizes}))
+    head, row = rows(gpu_latency.table({"sizes": sizes}))
     assert head == ["", "1x64x64", "1x96x96", "labels equal to torch fp32"]
     assert row == ["ONNX Runtime, CUDA, fp32", "2.2 (2.0 to 2.5)", "2.2 (2.0 to 2.5)", "99.92 %"]
 
 
 def test_versions_of_several_results_are_all_named():
-    entry = blocks.Table(blocks.study_main, ("a", "b"), "", ("torch", "numpy"))
+    entry = Block(blocks.by_method, ("a", "b"), ("torch", "numpy"))
     found = [
         {"machine": {}, "date": "2026-01-01", "versions": {"torch": version, "numpy": "2.4.6"}}
         for version in ("2.11.0", "2.14.1")

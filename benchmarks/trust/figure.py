@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from benchmarks.ranking import Floats
+from benchmarks.trust.ranking import Floats
+from protoseg.files import write_whole
 
 # name, label, colour, line
 SHOWN = (
@@ -60,7 +61,5 @@ def draw(path: Path, curves: dict[str, dict[str, tuple[Floats, Floats]]]) -> Pat
         )
         figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.png")
-        figure.savefig(partial, dpi=110, metadata={"Software": None})
-        partial.replace(path)
+        write_whole(path, lambda beside: figure.savefig(beside, dpi=110, metadata={"Software": None}))
     return path

@@ -2,8 +2,6 @@ import pytest
 import yaml
 
 from protoseg.config.load import load_config
-from protoseg.config.reference import describe_settings
-from protoseg.config.sections import Config
 from protoseg.errors import ConfigError
 from protoseg.files import PROJECT_ROOT
 from protoseg.manifest import ResizeConfig
@@ -99,6 +97,47 @@ def test_a_resolved_config_reads_back_the_same(tmp_path):
     assert load_config(file) == config
 
 
+def test_a_file_holds_only_what_differs_from_its_base(tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "a.yaml").write_text(
+        "train: {max_steps: 9, batch_size: 2}\nviews: {crop: [64, 64]}\noptim: {lr: 0.1}\nrun: {name: a}\n"
+    )
+    (tmp_path / "b.yaml").write_text("base: shared/a.yaml\nrun: {name: b}\nviews: {crop: [32, 96]}\n")
+    (tmp_path / "c.yaml").write_text("base: b.yaml\ntrain: {max_steps: null, epochs: 3}\n")
+    config = load_config(tmp_path / "c.yaml", ["optim.lr=0.3"])
+    assert (config.run.name, config.views.crop, config.optim.lr) == ("b", (32, 96), 0.3)
+    assert (config.train.batch_size, config.train.max_steps, config.train.epochs) == (2, None, 3)
+    assert load_config(tmp_path / "b.yaml").train.max_steps == 9
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("b.yaml", r"b\.yaml: base leads back to where it started: a\.yaml -> b\.yaml -> a\.yaml"),
+        ("a.yaml", r"base leads back to where it started: a\.yaml -> a\.yaml"),
+        ("none.yaml", r"a\.yaml: base none\.yaml not found; it is looked for in"),
+        ("[b.yaml]", r"a\.yaml: base must be the path of a config file, got \['b\.yaml'\]"),
+    ],
+)
+def test_a_base_that_cannot_be_used(tmp_path, base, message):
+    (tmp_path / "a.yaml").write_text(f"base: {base}\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_variants_differ_from_their_base_in_what_their_names_say():
+    folder = PROJECT_ROOT / "configs"
+    for variant, base, changed in (
+        ("camvid_23_efficientnet_lite0", "camvid_46_efficientnet_lite0",
+         {"run.name", "data.labeled", "data.unlabeled"}),
+        ("voc_183_pcr_resnet101_1gpu", "voc_183_pcr_resnet101", {"run.name", "train.accumulate"}),
+    ):  # fmt: skip
+        one, other = (load_config(folder / f"{name}.yaml").model_dump() for name in (variant, base))
+        found = {f"{s}.{k}" for s, values in one.items() for k, v in values.items() if v != other[s][k]}
+        assert found == changed
+
+
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "just text"])
 def test_files_that_are_not_mappings(tmp_path, text):
     file = tmp_path / "c.yaml"
@@ -110,23 +149,6 @@ def test_files_that_are_not_mappings(tmp_path, text):
 def test_missing_file_lists_the_shipped_ones():
     with pytest.raises(ConfigError, match=r"quickstart\.yaml"):
         load_config("nowhere.yaml")
-
-
-def test_settings_say_what_presets_change_and_show_nested_ones():
-    lines = describe_settings().splitlines()
-    place = lines.index("  prototypes.weight=1.0")
-    assert lines[place + 1] == "    * 0.5 with method.preset=protoseg"
-    assert '  data.resize.mode="none"' in lines
-    assert not any("{...}" in line for line in lines)
-
-
-def test_every_setting_is_described():
-    text = describe_settings()
-    for section, field in Config.model_fields.items():
-        assert f"{section}: " in text
-        for key, item in field.annotation.model_fields.items():
-            assert f"  {section}.{key}" in text
-            assert item.description, f"{section}.{key} has no docstring"
 
 
 @pytest.mark.parametrize(

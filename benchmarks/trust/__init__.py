@@ -1,0 +1,1 @@
+"""Which score finds wrong pixels; the command is ``python -m benchmarks.trust``."""
