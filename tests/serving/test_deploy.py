@@ -130,7 +130,7 @@ def test_documented_settings_exist() -> None:
 
 def test_every_error_code_is_documented() -> None:
     text = (ROOT / "docs" / "serving.md").read_text()
-    source = "".join(path.read_text() for path in (ROOT / "serving").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "serving").rglob("*.py"))
     codes = set(re.findall(r"ServingError\(\s*\d{3}, \"(\w+)\"", source))
     assert len(codes) > 20
     for code in codes:

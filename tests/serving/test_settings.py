@@ -42,6 +42,12 @@ def test_units(text: str, expected: int) -> None:
         ("PROTOSEG_MAX_BODY", "1GiB", "body_memory"),
         ("PROTOSEG_FORMATS", "png,exe", "exe"),
         ("PROTOSEG_API_KEYS", "secret", "sha256sum"),
+        ("PROTOSEG_CORS", "https://app.example/", "as https://app.example, or"),
+        ("PROTOSEG_CORS", "https://App.example", "as https://app.example, or"),
+        ("PROTOSEG_CORS", "https://app.example:443", "as https://app.example, or"),
+        ("PROTOSEG_CORS", "http://127.0.0.1:3000/page", "as http://127.0.0.1:3000, or"),
+        ("PROTOSEG_CORS", "app.example", "scheme://host"),
+        ("PROTOSEG_CORS", "https://*.example", "no browser sends the origin"),
         ("PROTOSEG_CONFIG", "absent.yaml", "absent.yaml"),
         ("PROTOSEG_API_KEYS_FILE", "absent.txt", "absent.txt"),
     ],
@@ -51,6 +57,14 @@ def test_bad_values_give_one_line(name: str, value: str, says: str) -> None:
         load_settings({name: value})
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "null", "https://app.example", "http://localhost:8080", "http://[::1]:3000", "tauri://localhost"],
+)
+def test_origins_that_browsers_send(origin: str) -> None:
+    assert load_settings({"PROTOSEG_CORS": f"{origin}, https://b.example"}).cors[0] == origin
 
 
 def test_a_key_is_never_echoed() -> None:
