@@ -38,6 +38,7 @@ from serving.worker.signals import install_worker_signals
 from serving.worker.state import PINNED_BUNDLE, ServingState
 
 logger = logging.getLogger(__name__)
+_Png = Annotated[Path, bentoml.validators.ContentType("image/png")]
 
 
 class SegmentInput(IODescriptor):  # type: ignore[misc]
@@ -54,18 +55,11 @@ class SegmentInput(IODescriptor):  # type: ignore[misc]
         return cls.model_construct(image=await incoming_of(request), output="")
 
 
-class BatchInput(IODescriptor):  # type: ignore[misc]
+class BatchInput(SegmentInput):
     """Up to 16 images as multipart file fields called image."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    image: list[Path] = Field(description="The images")
+    image: list[Path] = Field(description="The images")  # type: ignore[assignment]
     output: str = Field("mask", description="as for one image")
-
-    @classmethod
-    async def from_http_request(cls, request: Request, serde: object) -> Any:
-        """Hand the bytes on, as ``SegmentInput`` does."""
-        return cls.model_construct(image=await incoming_of(request), output="")
 
 
 def _check_in_subprocess(folder: Path) -> None:
@@ -144,16 +138,12 @@ def build_service(settings: Settings) -> Any:
             return state.ready
 
         @bentoml.api(route=SEGMENT, input_spec=SegmentInput)
-        async def segment_v1(
-            self, image: Any, output: str = "mask"
-        ) -> Annotated[Path, bentoml.validators.ContentType("image/png")]:
+        async def segment_v1(self, image: Any, output: str = "mask") -> _Png:
             response: Any = await as_response(state, image, lambda: handlers.segment(state, image))
             return response  # type: ignore[no-any-return]
 
         @bentoml.api(route=SEGMENT_ALIAS, input_spec=SegmentInput)
-        async def segment(
-            self, image: Any, output: str = "mask"
-        ) -> Annotated[Path, bentoml.validators.ContentType("image/png")]:
+        async def segment(self, image: Any, output: str = "mask") -> _Png:
             response: Any = await as_response(state, image, lambda: handlers.segment(state, image))
             return response  # type: ignore[no-any-return]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from email.message import Message
+from email.parser import HeaderParser
 from email.utils import collapse_rfc2231_value
 
 from python_multipart import MultipartParser
@@ -47,60 +47,41 @@ def is_form(content_type: str) -> bool:
     return content_type.split(";")[0].strip().lower() == "multipart/form-data"
 
 
-class _Parts:
-    """Takes the events of python-multipart and bounds what they may bring."""
+def _part(head: bytes, data: bytes) -> Part:
+    if len(head) > _MAX_PART_HEAD:
+        raise _bad_multipart(f"the header of a part is longer than {_MAX_PART_HEAD} bytes")
+    # the standard library reads every form of a parameter: quoted or not, and filename*=utf-8''...
+    message = HeaderParser().parsestr(head.decode("utf-8", "replace"))
+    kind, name, filename = (
+        message.get_param(key, header="content-disposition") for key in ("form-data", "name", "filename")
+    )
+    if kind is None or name is None:
+        raise _bad_multipart("a part has no form-data name")
+    called = None if filename is None else collapse_rfc2231_value(filename)[:255]
+    return Part(collapse_rfc2231_value(name), called, data)
 
-    def __init__(self) -> None:
+
+class _Parts:
+    """Takes the events of python-multipart for a body that it gets in one piece."""
+
+    def __init__(self, body: bytes) -> None:
         self.found: list[Part] = []
         self.ended = False
+        self._body = body
 
     def on_part_begin(self) -> None:
-        if len(self.found) == _MAX_PARTS:
-            raise _bad_multipart(f"it has more than {_MAX_PARTS} parts")
-        self._names: list[bytes] = [b""]
-        self._values: list[bytes] = [b""]
-        self._data: list[bytes] = []
-        self._head_bytes = 0
+        self._head = self._data = (0, 0)
 
-    def _head(self, texts: list[bytes], data: bytes, start: int, end: int) -> None:
-        self._head_bytes += end - start
-        if self._head_bytes > _MAX_PART_HEAD:
-            raise _bad_multipart(f"the header of a part is longer than {_MAX_PART_HEAD} bytes")
-        texts[-1] += data[start:end]
+    def on_header_field(self, _: bytes, start: int, end: int) -> None:
+        self._head = (self._head[0] or start, end)
 
-    def on_header_field(self, data: bytes, start: int, end: int) -> None:
-        self._head(self._names, data, start, end)
+    on_header_value = on_header_field
 
-    def on_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._head(self._values, data, start, end)
-
-    def on_header_end(self) -> None:
-        self._names.append(b"")
-        self._values.append(b"")
-
-    def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        self._data.append(data[start:end])
+    def on_part_data(self, _: bytes, start: int, end: int) -> None:
+        self._data = (self._data[0] or start, end)
 
     def on_part_end(self) -> None:
-        # the standard library knows every form of a parameter: quoted or not, and name*=utf-8''...
-        head = Message()
-        for name, value in zip(self._names, self._values, strict=True):
-            if name.strip().lower() == b"content-disposition":
-                head["content-disposition"] = value.decode("utf-8", "replace").strip()
-        given = {
-            key: head.get_param(key, header="content-disposition")
-            for key in ("form-data", "name", "filename")
-        }
-        if given["form-data"] is None or given["name"] is None:
-            raise _bad_multipart("a part has no form-data name")
-        filename = given["filename"]
-        self.found.append(
-            Part(
-                collapse_rfc2231_value(given["name"]),
-                None if filename is None else collapse_rfc2231_value(filename)[:255],
-                self._data[0] if len(self._data) == 1 else b"".join(self._data),
-            )
-        )
+        self.found.append(_part(self._body[slice(*self._head)], self._body[slice(*self._data)]))
 
     def on_end(self) -> None:
         self.ended = True
@@ -116,21 +97,22 @@ def parse_multipart(body: bytes, content_type: str) -> list[Part]:
     Raises:
         ServingError: 400 when it is malformed or has too many parts.
     """
-    head = Message()
-    head["content-type"] = content_type
-    boundary = head.get_boundary()
+    boundary = HeaderParser().parsestr(f"Content-Type: {content_type}").get_boundary()
     if not boundary:
         raise _bad_multipart("the Content-Type has no boundary")
     delimiter = b"--" + boundary.encode("latin-1", "replace")
     start = 0 if body.startswith(delimiter) else body.find(b"\r\n" + delimiter) + 2
     if start == 1:
         raise _bad_multipart("the boundary does not occur")
+    # counted before they are parsed, which takes longer for lines that only begin like a boundary
+    if body.count(b"\r\n" + delimiter) > _MAX_PARTS + 1:
+        raise _bad_multipart(f"it has more than {_MAX_PARTS} parts")
     # RFC 2046 allows a preamble and blanks behind a boundary; python-multipart wants the first one bare
     after = body[start + len(delimiter) : start + len(delimiter) + 64]
     blanks = len(after) - len(after.lstrip(b" \t"))
     if start or blanks:
         body = delimiter + body[start + len(delimiter) + blanks :]
-    parts = _Parts()
+    parts = _Parts(body)
     events = {name: getattr(parts, name) for name in dir(parts) if name.startswith("on_")}
     try:
         MultipartParser(delimiter[2:], events).write(body)  # type: ignore[arg-type]

@@ -36,6 +36,10 @@ def _stage(request: RequestState, name: str) -> Iterator[None]:
         request.stages[name] = request.stages.get(name, 0.0) + time.perf_counter() - start
 
 
+def _timing(request: RequestState) -> dict[str, float]:
+    return {name: round(1000 * seconds, 2) for name, seconds in request.stages.items()}
+
+
 def _headers(model: Model, request: RequestState, result: Prediction | None) -> dict[str, str]:
     timing = ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in request.stages.items())
     headers = {
@@ -137,7 +141,7 @@ def _records(model: Model, result: Prediction, options: Options, request: Reques
         "mean_agreement": None if mean is None else round(mean, 4),
         "tiles": result.tiles,
         "upsampling": model.upsampling,
-        "timing_ms": {name: round(1000 * seconds, 2) for name, seconds in request.stages.items()},
+        "timing_ms": _timing(request),
         "request_id": request.request_id,
     }
     return value, "application/json"
@@ -155,6 +159,27 @@ def _read(incoming: Incoming, model: Model, accept: str, max_files: int) -> tupl
     return files, options
 
 
+def _decode(state: ServingState, model: Model, data: bytes, request: RequestState) -> Pixels:
+    with _stage(request, "decode"):
+        return decode(data, state.limits, model.manifest.input.channels)
+
+
+def _compute(
+    state: ServingState, model: Model, data: bytes, image: Pixels, options: Options, request: RequestState
+) -> tuple[Any, str, Prediction]:
+    """The result for one image: JSON value or encoded image, its content type, and the maps behind it."""
+    check_alive(request)
+    result = _predict(state, model, image, options, request)
+    check_alive(request)
+    with _stage(request, "encode"):
+        if options.is_json:
+            value, media_type = _records(model, result, options, request)
+        else:
+            value, media_type = _encode(model, image, result, options)
+    _keep_hard(state, model, data, result, request.request_id)
+    return value, media_type, result
+
+
 def segment(state: ServingState, incoming: Incoming) -> Answer:
     """Answer ``POST /v1/segment``.
 
@@ -164,21 +189,11 @@ def segment(state: ServingState, incoming: Incoming) -> Answer:
     request = incoming.state
     with state.model as model:
         files, options = _read(incoming, model, incoming.accept, 1)
-        data = files[0].data
-        with _stage(request, "decode"):
-            image = decode(data, state.limits, model.manifest.input.channels)
+        image = _decode(state, model, files[0].data, request)
         request.facts |= {"width": image.shape[1], "height": image.shape[0], "output": options.output}
-        check_alive(request)
-        result = _predict(state, model, image, options, request)
-        check_alive(request)
-        with _stage(request, "encode"):
-            if options.is_json:
-                value, media_type = _records(model, result, options, request)
-                body = to_json(value)
-            else:
-                body, media_type = _encode(model, image, result, options)
-        _keep_hard(state, model, data, result, request.request_id)
+        value, media_type, result = _compute(state, model, files[0].data, image, options, request)
         request.facts["model"] = model.manifest.version
+        body = to_json(value) if options.is_json else value
         return Answer(body, media_type, _headers(model, request, result))
 
 
@@ -187,27 +202,20 @@ def _batch_item(
 ) -> dict[str, Any]:
     item: dict[str, Any] = {"name": part.filename or part.name}
     try:
-        with _stage(request, "decode"):
-            image = decode(part.data, state.limits, model.manifest.input.channels)
-        result = _predict(state, model, image, options, request)
-        with _stage(request, "encode"):
-            if options.is_json:
-                value, _ = _records(model, result, options, request)
-                if isinstance(value, dict):
-                    for key in ("model", "timing_ms", "request_id"):
-                        value.pop(key, None)
-                item |= {"status": 200, "result": value}
-            else:
-                body, media_type = _encode(model, image, result, options)
-                height, width = result.labels.shape
-                item |= {"status": 200, "width": width, "height": height, "content_type": media_type}
-                item["data"] = base64.b64encode(body).decode("ascii")
-        _keep_hard(state, model, part.data, result, request.request_id)
+        image = _decode(state, model, part.data, request)
+        value, media_type, result = _compute(state, model, part.data, image, options, request)
     except ServingError as error:
         if error.status == 504:
             raise
-        item |= {"status": error.status, "error": {"code": error.code, "message": error.message}}
-    return item
+        return item | {"status": error.status, "error": {"code": error.code, "message": error.message}}
+    if options.is_json:
+        if isinstance(value, dict):
+            for key in ("model", "timing_ms", "request_id"):
+                value.pop(key, None)
+        return item | {"status": 200, "result": value}
+    height, width = result.labels.shape
+    data = base64.b64encode(value).decode("ascii")
+    return item | {"status": 200, "width": width, "height": height, "content_type": media_type, "data": data}
 
 
 def segment_batch(state: ServingState, incoming: Incoming) -> Answer:
@@ -224,18 +232,13 @@ def segment_batch(state: ServingState, incoming: Incoming) -> Answer:
                 "a batch is multipart/form-data with up to 16 file fields image",
             )  # fmt: skip
         files, options = _read(incoming, model, "", MAX_BATCH_FILES)
-        items = []
-        for part in files:
-            check_alive(request)
-            items.append(_batch_item(state, model, part, options, request))
+        items = [_batch_item(state, model, part, options, request) for part in files]
         request.facts |= {"files": len(files), "output": options.output, "model": model.manifest.version}
-        body = to_json(
-            {
-                "model": model_record(model),
-                "output": options.output,
-                "items": items,
-                "timing_ms": {name: round(1000 * s, 2) for name, s in request.stages.items()},
-                "request_id": request.request_id,
-            }
-        )
-        return Answer(body, "application/json", _headers(model, request, None))
+        value = {
+            "model": model_record(model),
+            "output": options.output,
+            "items": items,
+            "timing_ms": _timing(request),
+            "request_id": request.request_id,
+        }
+        return Answer(to_json(value), "application/json", _headers(model, request, None))
