@@ -46,7 +46,14 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
             kept = {key: value for key, value in schema.items() if key not in ("title", "description")}
             if kept.get("default", "") is None:
                 del kept["default"]
-            found.append({"name": name, "in": "query", "description": schema["description"], "schema": kept})
+            found.append(
+                {
+                    "name": name,
+                    "in": "query",
+                    "description": " ".join(schema["description"].split()),
+                    "schema": kept,
+                }
+            )
     return found
 
 

@@ -25,8 +25,8 @@ class Bundle:
     """Its contract."""
     artifact: ArtifactFile
     """The file that is served."""
-    cut: ArtifactFile | None = None
-    """A graph cut from it that answers, on a CPU, requests that need no more."""
+    cuts: tuple[ArtifactFile, ...] = ()
+    """Graphs cut from it that answer, on a CPU, requests that need no more."""
 
     @property
     def path(self) -> Path:
@@ -115,18 +115,19 @@ def select_files(manifest: Manifest, settings: Settings) -> list[ArtifactFile]:
     return [*found, files[0]]
 
 
-def select_cut(manifest: Manifest, artifact: ArtifactFile, settings: Settings) -> ArtifactFile | None:
-    """The proven cut of a graph that answers mask requests on a CPU with the fewest outputs, if there is one.
+def select_cuts(manifest: Manifest, artifact: ArtifactFile, settings: Settings) -> tuple[ArtifactFile, ...]:
+    """The proven cuts of a graph that mask requests on a CPU may ask for, the preferred one first.
 
     Bundles of earlier exports have none; then the graph itself answers everything.
     """
     if artifact.kind != "onnx" or settings.device == "cuda":
-        return None
-    for name in ("logits_stride", "labels") if settings.fused else ("labels",):
-        cuts = [c for c in manifest.cuts(artifact.name) if name in {item.name for item in c.outputs}]
-        if cuts:
-            return min(cuts, key=lambda cut: len(cut.outputs))
-    return None
+        return ()
+    wanted = ("logits_stride", "labels") if settings.fused else ("labels",)
+    found = []
+    for name in wanted:
+        having = [cut for cut in manifest.cuts(artifact.name) if name in {o.name for o in cut.outputs}]
+        found += sorted(having, key=lambda cut: len(cut.outputs))[:1]
+    return tuple(found)
 
 
 def check_parity(artifact: ArtifactFile) -> None:
@@ -158,7 +159,7 @@ def check_bundle(folder: Path, settings: Settings) -> list[Bundle]:
         raise BundleError(
             f"the network takes {manifest.input.channels} channels; the service reads images of 1, 3 or 4"
         )
-    bundles = [Bundle(folder, manifest, item, select_cut(manifest, item, settings)) for item in artifacts]
+    bundles = [Bundle(folder, manifest, item, select_cuts(manifest, item, settings)) for item in artifacts]
     for bundle in bundles:
         artifact = bundle.artifact
         outputs = {item.name: item.dtype for item in artifact.outputs}
@@ -167,7 +168,7 @@ def check_bundle(folder: Path, settings: Settings) -> list[Bundle]:
                 f"{artifact.name} has no output labels of uint8 (it has {outputs or 'none'}); export it "
                 "again with at most 256 classes"
             )
-        for file in filter(None, (artifact, bundle.cut)):
+        for file in (artifact, *bundle.cuts):
             _check_file(folder, file.name, file.sha256)
     for sample in manifest.samples:
         for name, expected in sample.sha256.items():

@@ -47,7 +47,7 @@ class Model:
         self.fused = False
         self.equal_labels = 0.0
         """Smallest share of a sample's pixels with the label that torch gave them; of the self test."""
-        self._network = network
+        self.network = network
         self._settings = settings
         self._users = 0
         self._closing = False
@@ -196,7 +196,7 @@ class Model:
     def _infer(self, images: list[Pixels], names: frozenset[str]) -> Result:
         graph = self.manifest.graph
         number = graph.static_shape[0] if graph.static_shape else len(images)
-        return self._network(pack(images, graph.input_layout, number), names)
+        return self.network(pack(images, graph.input_layout, number), names)
 
     def infer(self, batch: NDArray[np.uint8], names: frozenset[str]) -> Result:
         """Run the graph on a ``(B, H, W, C)`` uint8 batch as it is: no resizing, no tiles."""
@@ -227,4 +227,4 @@ class Model:
     def _release(self) -> None:
         if self.batcher is not None:
             self.batcher.close()
-        self._network.close()
+        self.network.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -18,34 +19,45 @@ LABEL_PROBABILITY = "agreement"
 
 
 class Network:
-    """A graph with all outputs and, on a CPU, a graph cut from it.
+    """A graph with all outputs and, on a CPU, graphs cut from it.
 
     ONNX Runtime computes every node of a graph, also those behind outputs that nobody asked for.
 
     Args:
         full: The graph with all outputs.
-        cut: The same network with fewer of them, or None.
+        cuts: The same network with fewer of them, the preferred one first.
     """
 
-    def __init__(self, full: Runner, cut: Runner | None = None) -> None:
+    def __init__(self, full: Runner, cuts: Sequence[Runner] = ()) -> None:
         self.outputs = tuple(item.name for item in full.outputs)
-        self.cut_outputs = frozenset(item.name for item in cut.outputs) if cut else frozenset[str]()
         self.description = full.description
         self.on_gpu = full.provider != "cpu"
         self._full = full
-        self._cut = cut
+        self._cuts = [(frozenset(item.name for item in cut.outputs), cut) for cut in cuts]
+
+    @property
+    def cut_outputs(self) -> frozenset[str]:
+        """What the cuts give."""
+        return frozenset[str]().union(*(outputs for outputs, _ in self._cuts))
 
     def __call__(self, batch: NDArray[Any], names: frozenset[str]) -> dict[str, NDArray[Any]]:
         """Run a batch; gives at least the outputs ``names``."""
-        if self._cut is not None and names <= self.cut_outputs:
-            return self._cut(batch)
+        for outputs, cut in self._cuts:
+            if names <= outputs:
+                return cut(batch)
         return self._full(batch)
+
+    def keep_cuts_with(self, output: str) -> None:
+        """Free the cuts without an output: nobody will ask for them."""
+        for outputs, cut in self._cuts:
+            if output not in outputs:
+                cut.close()
+        self._cuts = [(outputs, cut) for outputs, cut in self._cuts if output in outputs]
 
     def close(self) -> None:
         """Free the graphs."""
-        self._full.close()
-        if self._cut is not None:
-            self._cut.close()
+        for graph in (self._full, *(cut for _, cut in self._cuts)):
+            graph.close()
 
 
 def open_network(bundle: Bundle, settings: Settings) -> Network:
@@ -63,8 +75,8 @@ def open_network(bundle: Bundle, settings: Settings) -> Network:
     try:
         full = load_runner(bundle.folder, bundle.artifact.name, provider, intra_threads=threads)
         # on a GPU the other outputs cost little and the weights' memory counts
-        if bundle.cut is None or full.provider != "cpu":
-            return Network(full)
-        return Network(full, load_runner(bundle.folder, bundle.cut.name, "cpu", intra_threads=threads))
+        names = [cut.name for cut in bundle.cuts] if full.provider == "cpu" else []
+        cuts = [load_runner(bundle.folder, name, "cpu", intra_threads=threads) for name in names]
+        return Network(full, cuts)
     except (ExportError, ImportError, ValueError, OSError) as error:
         raise BundleError(" ".join(str(error).split())) from error

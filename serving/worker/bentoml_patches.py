@@ -13,17 +13,12 @@ import signal
 from typing import Any
 
 import uvicorn.protocols.http.auto as auto
-from _bentoml_sdk.io_models import IODescriptor
-from _bentoml_sdk.service.factory import Service
+from _bentoml_sdk.io_models import IODescriptor as IODescriptor
+from _bentoml_sdk.service.factory import Service as Service
 from bentoml._internal.context import server_context
 from bentoml.exceptions import BentoMLException
 
 from serving.settings import Settings
-
-__all__ = [
-    "IODescriptor", "Service", "drop_middleware", "explain_taken_port", "forward_hangup", "in_worker",
-    "install_protocol", "workers_of",
-]  # fmt: skip
 
 # BentoML's timer holds every request in memory until it fires (deadlines are the gateway's), and its
 # spans cost as much as the rest of the framework

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any
 
@@ -27,11 +27,11 @@ def install_worker_signals(state: ServingState) -> None:
         if callable(stop):
             loop.add_signal_handler(number, _drain, state, number, stop)
     if hasattr(signal, "SIGHUP"):
-        loop.add_signal_handler(signal.SIGHUP, _start, _reload(state))
+        loop.add_signal_handler(signal.SIGHUP, lambda: _start(_reload(state)))
 
 
-def _start(work: Any) -> None:
-    task = asyncio.get_running_loop().create_task(work() if callable(work) else work)
+def _start(work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.get_running_loop().create_task(work)
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
 
@@ -48,16 +48,13 @@ def _drain(state: ServingState, number: int, stop: Callable[[int, FrameType | No
         await asyncio.sleep(state.settings.drain)
         stop(number, None)
 
-    _start(finish)
+    _start(finish())
 
 
-def _reload(state: ServingState) -> Callable[[], Any]:
-    async def work() -> None:
-        # refusals are logged and counted by the state
-        with contextlib.suppress(UserError):
-            await asyncio.to_thread(state.reload)
-
-    return work
+async def _reload(state: ServingState) -> None:
+    # refusals are logged and counted by the state
+    with contextlib.suppress(UserError):
+        await asyncio.to_thread(state.reload)
 
 
 def signal_siblings() -> int:

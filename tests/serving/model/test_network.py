@@ -22,39 +22,56 @@ ALL = ("labels", "confidence", "agreement", "logits", "logits_stride")
 
 def calls(model: Model, **options: Any) -> list[str]:
     """Which graph a prediction runs."""
-    network, ran = model._network, []
-    full, cut = network._full, network._cut
-    network._full = lambda batch: ran.append("full") or full(batch)  # type: ignore[assignment]
-    if cut is not None:
-        network._cut = lambda batch: ran.append("cut") or cut(batch)  # type: ignore[assignment]
+    network, ran = model.network, list[str]()
+    full, cuts = network._full, network._cuts
+
+    def spy(name: str, graph: Any) -> Any:
+        return lambda batch: ran.append(name) or graph(batch)
+
+    network._full = spy("full", full)
+    network._cuts = [(outputs, spy("+".join(outputs), cut)) for outputs, cut in cuts]
     model.predict(sample_image(40, 56), **options)
-    network._full, network._cut = full, cut
+    network._full, network._cuts = full, cuts
     return ran
 
 
 @pytest.mark.parametrize(
-    ("outputs", "fused", "cut"),
+    ("outputs", "fused", "cuts", "used"),
     [
-        (("labels", "confidence", "agreement"), True, "model.labels.onnx"),
-        (ALL, True, "model.logits_stride.onnx"),
-        (ALL, False, "model.labels.onnx"),
-        (("labels",), True, None),
+        (("labels", "confidence", "agreement"), True, ["labels"], "labels"),
+        (ALL, True, ["logits_stride", "labels"], "logits_stride"),
+        (ALL, False, ["labels"], "labels"),
+        (("labels",), True, [], "full"),
     ],
 )
 def test_masks_come_from_the_cut(
-    outputs: tuple[str, ...], fused: bool, cut: str | None, tmp_path: Path
+    outputs: tuple[str, ...], fused: bool, cuts: list[str], used: str, tmp_path: Path
 ) -> None:
     folder = make_bundle(tmp_path, outputs=outputs)
     settings = Settings(fused=fused, device="cpu")
     (bundle,) = check_bundle(folder, settings)
-    assert (bundle.cut.name if bundle.cut else None) == cut
+    assert [cut.name for cut in bundle.cuts] == [f"model.{name}.onnx" for name in cuts]
     assert bundle.artifact.name == "model.onnx"
     with open_model(folder, settings) as model:
         assert model.outputs == outputs
-        assert calls(model) == ["cut" if cut else "full"]
-        assert calls(model, confidence=True) == ["cut" if model.fused else "full"]
+        assert calls(model) == [used]
+        assert len(model.network._cuts) == len(cuts[:1])
+        assert calls(model, confidence=True) == [used if model.fused else "full"]
         if "agreement" in outputs:
             assert calls(model, label_probability=True) == ["full"]
+
+
+def test_labels_are_cut_too_where_the_argmax_stays_in_the_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(*args: Any) -> Any:
+        return np.zeros((96, 128), np.uint8), None
+
+    folder = make_bundle(tmp_path, outputs=ALL)
+    monkeypatch.setattr("serving.model.model.argmax_planes", other)
+    with open_model(folder, Settings(device="cpu")) as model:
+        assert not model.fused
+        assert calls(model) == ["labels"]
 
 
 def test_cut_and_graph_give_the_same_labels(tmp_path: Path) -> None:
@@ -63,7 +80,7 @@ def test_cut_and_graph_give_the_same_labels(tmp_path: Path) -> None:
         open_model(make_bundle(tmp_path / "old", cuts=False), Settings()) as old,
     ):
         image = sample_image(61, 85, seed=4)
-        assert (calls(new), calls(old)) == (["cut"], ["full"])
+        assert (calls(new), calls(old)) == (["labels"], ["full"])
         np.testing.assert_array_equal(new.predict(image).labels, old.predict(image).labels)
 
 
@@ -79,7 +96,7 @@ def test_a_cut_that_is_not_proven_is_not_opened(tmp_path: Path, status: str) -> 
     folder = make_bundle(tmp_path)
     edit_cut(folder, parity={"status": status, "reason": "", "cases": []})
     (bundle,) = check_bundle(folder, Settings())
-    assert bundle.cut is None
+    assert bundle.cuts == ()
     with open_model(folder, Settings()) as model:
         assert calls(model) == ["full"]
 
@@ -95,7 +112,7 @@ def test_a_cut_that_was_changed_is_refused(tmp_path: Path) -> None:
 def test_a_cut_of_another_graph_is_left_alone(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path)
     edit_cut(folder, cut_of="model.int8.onnx")
-    assert check_bundle(folder, Settings())[0].cut is None
+    assert check_bundle(folder, Settings())[0].cuts == ()
     # a cut alone is never what is served
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"] = [item for item in manifest["files"] if item["cut_of"]]
