@@ -280,7 +280,7 @@ def make_bundle(
     created: str | None = None,
     cuts: bool = True,
 ) -> Path:
-    """Write a servable bundle and return its folder; without ``cuts`` as exports before 0.2 did."""
+    """Write a servable bundle and return its folder; without ``cuts`` as exports of 0.1 did."""
     bundle = Path(folder)
     (bundle / "samples").mkdir(parents=True, exist_ok=True)
     options = {"layout": layout, "static_shape": static_shape, "width": width, "depth": depth}

@@ -280,17 +280,17 @@ def validation_problems(
 
     Args:
         error: The error.
-        names: What to call a key, where that is not the key itself (a variable, say).
+        names: What to call the first part of a key, where that is not the part itself (a variable, say).
         secret: First parts of keys whose value is not told.
     """
     problems = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
+        first, *rest = (str(part) for part in item["loc"] or [""])
         message = item["msg"].removeprefix("Value error, ")
         message = "unknown key" if item["type"] == "extra_forbidden" else message
-        hidden = isinstance(item["input"], dict) or key.split(".")[0] in secret
+        hidden = isinstance(item["input"], dict) or first in secret
         got = "" if hidden else f" (got {item['input']!r})"
-        problems.append(f"{(names or {}).get(key, key)}: {message}{got}")
+        problems.append(f"{'.'.join([(names or {}).get(first, first), *rest])}: {message}{got}")
     return problems
 
 

@@ -67,6 +67,18 @@ def test_origins_that_browsers_send(origin: str) -> None:
     assert load_settings({"PROTOSEG_CORS": f"{origin}, https://b.example"}).cors[0] == origin
 
 
+def test_all_problems_of_a_file_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "serving.yaml"
+    file.write_text("formats: [png, 1]\ncolour: blue\nadmin_keys: hidden\n")
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"PROTOSEG_CONFIG": str(file)})
+    problems = str(caught.value).split("; ")
+    assert problems[0] == f"{file}: formats.1: Input should be a valid string (got 1)"
+    assert problems[1].startswith(f"{file}: admin_keys: give SHA-256")
+    assert problems[2] == f"{file}: colour: unknown key (got 'blue')"
+    assert "hidden" not in str(caught.value)
+
+
 def test_a_key_is_never_echoed() -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings({"PROTOSEG_API_KEYS": "my-plain-key"})
