@@ -289,7 +289,7 @@ def validation_problems(
         message = item["msg"].removeprefix("Value error, ")
         message = "unknown key" if item["type"] == "extra_forbidden" else message
         hidden = isinstance(item["input"], dict) or first in secret
-        got = "" if hidden else f" (got {item['input']!r})"
+        got = "" if hidden else f" (got {repr(item['input'])[:200]})"
         problems.append(f"{'.'.join([(names or {}).get(first, first), *rest])}: {message}{got}")
     return problems
 
