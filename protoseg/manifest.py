@@ -6,6 +6,7 @@ Shared by checkpoint, export and serving. Needs pydantic only, so that serving c
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -272,10 +273,30 @@ class Manifest(Record):
         return [item for item in self.files if item.parity.status == "passed" and item.cut_of == name]
 
 
+def validation_problems(
+    error: ValidationError, names: Mapping[str, str] | None = None, secret: Collection[str] = ()
+) -> list[str]:
+    """Every problem of a pydantic error as ``key: message (got value)``.
+
+    Args:
+        error: The error.
+        names: What to call the first part of a key, where that is not the part itself (a variable, say).
+        secret: First parts of keys whose value is not told.
+    """
+    problems = []
+    for item in error.errors():
+        first, *rest = (str(part) for part in item["loc"] or [""])
+        message = item["msg"].removeprefix("Value error, ")
+        message = "unknown key" if item["type"] == "extra_forbidden" else message
+        hidden = isinstance(item["input"], dict) or first in secret
+        got = "" if hidden else f" (got {repr(item['input'])[:200]})"
+        problems.append(f"{'.'.join([(names or {}).get(first, first), *rest])}: {message}{got}")
+    return problems
+
+
 def explain_validation(error: ValidationError) -> str:
-    """The first problem of a pydantic error as ``key: message``."""
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    """The first problem of a pydantic error as ``key: message (got value)``."""
+    return validation_problems(error)[0]
 
 
 def read_manifest(bundle: str | Path) -> Manifest:

@@ -1,8 +1,10 @@
 """Client of the service, and a command: ``python -m serving.client IMAGE... -o DIR``.
 
-with Client("http://127.0.0.1:3000") as client:
-png = client.segment(Path("street.jpg"))
-numbers = client.describe(Path("street.jpg"))
+::
+
+    with Client("http://127.0.0.1:3000") as client:
+        png = client.segment(Path("street.jpg"))
+        numbers = client.describe(Path("street.jpg"))
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from typing import Any, Self
 
 import httpx
 
+from protoseg.errors import INTERRUPTED, UserError, guarded
+from protoseg.files import write_bytes_whole
+
 SUFFIXES = {
     "mask": ".png", "json": ".json", "rle": ".json", "polygons": ".json", "overlay": ".jpg",
     "confidence": ".png", "agreement": ".png", "hf": ".json",
@@ -29,7 +34,7 @@ _RETRIED = frozenset({429, 502, 503})
 _LONGEST_WAIT_S = 30.0
 
 
-class ClientError(Exception):
+class ClientError(UserError):
     """An answer that is not a result.
 
     Attributes:
@@ -156,7 +161,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
 
     Raises:
         FileNotFoundError: If a path does not exist.
-        ValueError: If there is no image.
+        UserError: If there is no image.
     """
     found: list[Path] = []
     for text in paths:
@@ -168,7 +173,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
         else:
             raise FileNotFoundError(f"{path} does not exist")
     if not found:
-        raise ValueError(f"no images in {', '.join(paths)}")
+        raise UserError(f"no images in {', '.join(paths)}")
     return found
 
 
@@ -178,18 +183,9 @@ def _targets(images: Iterable[Path], folder: Path, suffix: str) -> dict[Path, Pa
     for image in images:
         target = folder / f"{image.stem}{suffix}"
         if taken.setdefault(target, image) != image:
-            raise ValueError(f"{taken[target]} and {image} would both become {target}; rename one")
+            raise UserError(f"{taken[target]} and {image} would both become {target}; rename one")
         targets[image] = target
     return targets
-
-
-def _write(target: Path, data: bytes) -> None:
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(data)
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -222,7 +218,7 @@ def _run(args: argparse.Namespace, targets: dict[Path, Path]) -> list[str]:
     ):
 
         def work(image: Path) -> None:
-            _write(targets[image], client.segment(image, args.output, **parameters))
+            write_bytes_whole(targets[image], client.segment(image, args.output, **parameters))
 
         futures = {pool.submit(work, image): image for image in targets}
         try:
@@ -243,26 +239,25 @@ def main(argv: list[str] | None = None) -> int:
     """Segment files through the service."""
     args = _parser().parse_args(argv)
     folder = Path(args.out)
-    targets: dict[Path, Path] = {}
-    try:
+
+    def send() -> int:
         if args.concurrency < 1:
-            raise ValueError(f"--concurrency must be at least 1, got {args.concurrency}")
+            raise UserError(f"--concurrency must be at least 1, got {args.concurrency}")
         targets = _targets(find_images(args.images), folder, SUFFIXES[args.output])
         folder.mkdir(parents=True, exist_ok=True)
-        failures = _run(args, targets)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        done = sum(target.exists() for target in targets.values())
-        sys.stderr.write(f"interrupted; {done} of {len(targets)} results are in {folder}\n")
-        return 130
-    for failure in failures:
-        sys.stderr.write(f"error: {failure}\n")
-    if failures:
-        return 1
-    sys.stdout.write(f"{len(targets)} results in {folder}\n")
-    return 0
+        try:
+            failures = _run(args, targets)
+        except KeyboardInterrupt:
+            done = sum(target.exists() for target in targets.values())
+            sys.stderr.write(f"interrupted; {done} of {len(targets)} results are in {folder}\n")
+            return INTERRUPTED
+        for failure in failures:
+            sys.stderr.write(f"error: {failure}\n")
+        if not failures:
+            sys.stdout.write(f"{len(targets)} results in {folder}\n")
+        return 1 if failures else 0
+
+    return guarded(send)
 
 
 if __name__ == "__main__":

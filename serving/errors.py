@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from protoseg.errors import UserError
+
 # what a client is told when no more precise error is known
 DEFAULT_CODES = {
     400: ("bad_request", "the request cannot be understood"),
@@ -40,7 +42,7 @@ class ServingError(Exception):
         self.retry_after = retry_after
 
 
-class BundleError(Exception):
+class BundleError(UserError):
     """A bundle that cannot be served; the text is one line and says what to do."""
 
 

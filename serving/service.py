@@ -10,29 +10,35 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import bentoml
-from _bentoml_sdk.io_models import IODescriptor
-from _bentoml_sdk.service.factory import Service
 from pydantic import ConfigDict, Field
 from starlette.requests import Request
 
+from protoseg.errors import UserError
+from protoseg.files import PROJECT_ROOT
 from serving.errors import BundleError
 from serving.http import segment as handlers
-from serving.http.gateway import Gateway
+from serving.http.gateway import guard
 from serving.http.pages import make_pages
 from serving.http.respond import as_response, incoming_of
+from serving.http.routes import SEGMENT, SEGMENT_ALIAS, SEGMENT_BATCH
 from serving.model.bundle import check_bundle, find_bundle
-from serving.settings import PROJECT_ROOT, Settings, SettingsError, load_settings
-from serving.worker.bentoml_patches import install_protocol
+from serving.settings import Settings, load_settings
+from serving.worker.bentoml_patches import (
+    IODescriptor,
+    Service,
+    drop_middleware,
+    explain_taken_port,
+    forward_hangup,
+    in_worker,
+    install_protocol,
+)
 from serving.worker.log import configure_log
 from serving.worker.parent import PARENT, tie_to_parent
-from serving.worker.signals import explain_taken_port, forward_hangup, in_worker, install_worker_signals
+from serving.worker.signals import install_worker_signals
 from serving.worker.state import PINNED_BUNDLE, ServingState
 
 logger = logging.getLogger(__name__)
-
-# BentoML's timer holds every request in memory until it fires (deadlines are the gateway's), and its
-# spans cost as much as the rest of the framework
-UNWANTED_MIDDLEWARE = ("TimeoutMiddleware", "OpenTelemetryMiddleware")
+_Png = Annotated[Path, bentoml.validators.ContentType("image/png")]
 
 
 class SegmentInput(IODescriptor):  # type: ignore[misc]
@@ -49,24 +55,17 @@ class SegmentInput(IODescriptor):  # type: ignore[misc]
         return cls.model_construct(image=await incoming_of(request), output="")
 
 
-class BatchInput(IODescriptor):  # type: ignore[misc]
+class BatchInput(SegmentInput):
     """Up to 16 images as multipart file fields called image."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    image: list[Path] = Field(description="The images")
+    image: list[Path] = Field(description="The images")  # type: ignore[assignment]
     output: str = Field("mask", description="as for one image")
-
-    @classmethod
-    async def from_http_request(cls, request: Request, serde: object) -> Any:
-        """Hand the bytes on, as ``SegmentInput`` does."""
-        return cls.model_construct(image=await incoming_of(request), output="")
 
 
 def _check_in_subprocess(folder: Path) -> None:
     """Run the bundle once outside of this process, which then stays small and free of CUDA."""
     path = os.pathsep.join(filter(None, (str(PROJECT_ROOT), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "serving.model.bundle", str(folder)]
+    command = [sys.executable, "-m", "serving.check", str(folder)]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
     )
@@ -90,9 +89,8 @@ def build_service(settings: Settings) -> Any:
         def to_asgi(self, is_main: bool = True) -> Any:
             install_protocol(settings)
             app = super().to_asgi(is_main)
-            unwanted = UNWANTED_MIDDLEWARE[: 1 if settings.otel else 2]
-            app.user_middleware = [m for m in app.user_middleware if m.cls.__name__ not in unwanted]
-            return Gateway(app, state)
+            drop_middleware(app, keep_spans=settings.otel)
+            return guard(app, state)
 
     @bentoml.asgi_app(make_pages(state), path="/")
     @bentoml.service(
@@ -114,7 +112,7 @@ def build_service(settings: Settings) -> Any:
                 folder = find_bundle(settings.model)
                 check_bundle(folder, settings)
                 _check_in_subprocess(folder)
-            except BundleError as error:
+            except UserError as error:
                 sys.exit(f"error: {error}")
             os.environ[PINNED_BUNDLE] = str(folder)
             os.environ[PARENT] = str(os.getpid())
@@ -139,21 +137,17 @@ def build_service(settings: Settings) -> Any:
         def __is_ready__(self) -> bool:
             return state.ready
 
-        @bentoml.api(route="/v1/segment", input_spec=SegmentInput)
-        async def segment_v1(
-            self, image: Any, output: str = "mask"
-        ) -> Annotated[Path, bentoml.validators.ContentType("image/png")]:
+        @bentoml.api(route=SEGMENT, input_spec=SegmentInput)
+        async def segment_v1(self, image: Any, output: str = "mask") -> _Png:
             response: Any = await as_response(state, image, lambda: handlers.segment(state, image))
             return response  # type: ignore[no-any-return]
 
-        @bentoml.api(route="/segment", input_spec=SegmentInput)
-        async def segment(
-            self, image: Any, output: str = "mask"
-        ) -> Annotated[Path, bentoml.validators.ContentType("image/png")]:
+        @bentoml.api(route=SEGMENT_ALIAS, input_spec=SegmentInput)
+        async def segment(self, image: Any, output: str = "mask") -> _Png:
             response: Any = await as_response(state, image, lambda: handlers.segment(state, image))
             return response  # type: ignore[no-any-return]
 
-        @bentoml.api(route="/v1/segment/batch", input_spec=BatchInput)
+        @bentoml.api(route=SEGMENT_BATCH, input_spec=BatchInput)
         async def segment_batch(self, image: Any, output: str = "mask") -> dict[str, Any]:
             response: Any = await as_response(state, image, lambda: handlers.segment_batch(state, image))
             return response  # type: ignore[no-any-return]
@@ -164,7 +158,7 @@ def build_service(settings: Settings) -> Any:
 def _default_service() -> Any:
     try:
         return build_service(load_settings())
-    except SettingsError as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
 
 

@@ -7,12 +7,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from protoseg.errors import UserError
+from protoseg.manifest import Section, validation_problems
 
 PREFIX = "PROTOSEG_"
-PROJECT_ROOT = Path(__file__).resolve().parents[1]
 FORMATS = ("jpeg", "png", "webp", "bmp", "tiff", "gif")
 # of the trainer, the export and the client; Kubernetes adds the last kind for a Service called protoseg
 _FOREIGN = re.compile(
@@ -21,9 +24,13 @@ _FOREIGN = re.compile(
 _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SECRET = ("api_keys", "admin_keys")
+# as browsers write it: lower case, no path, the scheme's own port left out
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+_OWN_PORT = {"http": ":80", "https": ":443"}
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError):
     """Settings that cannot be used; the text is one line."""
 
 
@@ -34,12 +41,8 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-class Settings(BaseModel):
+class Settings(Section):
     """Settings of the service; each key is also ``PROTOSEG_KEY`` in the environment."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
-    )
 
     model: str | None = None
     """Bundle folder; null takes the newest ``runs/*/bundle``."""
@@ -101,7 +104,7 @@ class Settings(BaseModel):
     rate_burst: int = Field(20, ge=1)
     """Requests that may come at once before the rate counts."""
     cors: tuple[str, ...] = ()
-    """Origins that browsers may call from (``https://example.org``)."""
+    """Origins whose pages may call (``https://example.org``); ``*`` allows every one."""
     access_log: bool = True
     """One JSON line on standard output for each request."""
     otel: bool = False
@@ -140,6 +143,20 @@ class Settings(BaseModel):
         unknown = [name for name in value if name not in FORMATS]
         if unknown or not value:
             raise ValueError(f"got {', '.join(unknown) or 'nothing'}; known: {', '.join(FORMATS)}")
+        return value
+
+    @field_validator("cors")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            parts = urlsplit(origin)
+            host = parts.netloc.lower().removesuffix(_OWN_PORT.get(parts.scheme, "-"))
+            written = f"{parts.scheme}://{host}" if parts.netloc else "https://example.org"
+            if not _ORIGIN.fullmatch(origin) or (parts.netloc and origin != written):
+                raise ValueError(
+                    f"no browser sends the origin {origin!r}; write scheme://host or scheme://host:port, "
+                    f"as {written}, or * for all"
+                )
         return value
 
     @field_validator("api_keys", "admin_keys")
@@ -186,18 +203,6 @@ class Settings(BaseModel):
         return frozenset(key.encode() for key in keys)
 
 
-def _explain(error: ValidationError, sources: Mapping[str, str]) -> str:
-    problems = []
-    for item in error.errors():
-        key = str(item["loc"][0]) if item["loc"] else "settings"
-        message = item["msg"].removeprefix("Value error, ")
-        message = "unknown key" if item["type"] == "extra_forbidden" else message
-        secret = key in ("api_keys", "admin_keys") or isinstance(item["input"], dict)
-        got = "" if secret else f" (got {item['input']!r})"
-        problems.append(f"{sources.get(key, key)}: {message}{got}")
-    return "; ".join(problems)
-
-
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the YAML named by ``PROTOSEG_CONFIG`` and ``PROTOSEG_*`` variables.
 
@@ -233,5 +238,6 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         settings = Settings.model_validate(raw)
         settings.key_hashes()
     except ValidationError as error:
-        raise SettingsError(_explain(error, sources)) from error
+        names = {"": "settings", **sources}
+        raise SettingsError("; ".join(validation_problems(error, names, _SECRET))) from error
     return settings

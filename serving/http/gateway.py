@@ -11,15 +11,38 @@ import sys
 import time
 from typing import Any
 
+from starlette.middleware.cors import CORSMiddleware
+
 from serving.errors import DEFAULT_CODES, ServingError
 from serving.http.exchange import CURRENT, App, ClientGoneError, Exchange, Message, Receive, Scope, Send
 from serving.http.rate import RateLimiter
-from serving.http.routes import PROBES, PUBLIC, Route, find_route
+from serving.http.routes import READY, Route, find_route
 from serving.worker.metrics import metrics
 from serving.worker.state import ServingState
 
-_EXPOSED = b"x-request-id, x-model-name, x-model-version, server-timing, x-tiles, retry-after"
+_EXPOSED = ("x-request-id", "x-model-name", "x-model-version", "server-timing", "x-tiles", "retry-after")
+_ALLOWED = ("authorization", "content-type", "x-api-key", "x-request-id")
 logger = logging.getLogger(__name__)
+
+
+def guard(app: App, state: ServingState) -> App:
+    """The application behind the gateway and, where the settings name origins, their CORS headers.
+
+    Args:
+        app: The application.
+        state: State of the worker.
+    """
+    gateway = Gateway(app, state)
+    if not state.settings.cors:
+        return gateway
+    # outermost, because browsers only show a page those errors that have the headers too
+    return CORSMiddleware(
+        gateway,
+        allow_origins=state.settings.cors,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=_ALLOWED,
+        expose_headers=_EXPOSED,
+    )
 
 
 class Gateway:
@@ -37,7 +60,6 @@ class Gateway:
         self._keys = settings.key_hashes()
         self._admin_keys = frozenset(key.encode() for key in settings.admin_keys)
         self._rate = RateLimiter(settings.rate / settings.workers, settings.rate_burst)
-        self._origins = frozenset(origin.encode() for origin in settings.cors)
         self._admitted = 0
         self._body_bytes = 0
 
@@ -64,21 +86,17 @@ class Gateway:
             self._finish(exchange, route)
 
     async def _handle(self, exchange: Exchange, route: Route | None) -> None:
-        self._allow_origin(exchange)
         method = exchange.scope["method"]
         if route is None:
             raise ServingError(404, "not_found", "no such path; GET /docs.json lists them")
-        if method == "OPTIONS" and exchange.extra_headers:
-            await self._preflight(exchange, route)
-            return
         if method not in route.methods:
             exchange.extra_headers.append((b"allow", ", ".join(route.methods).encode()))
             raise ServingError(405, "method_not_allowed", f"use {' or '.join(route.methods)} for this path")
-        if route.path in ("/readyz", "/v2/health/ready") and not self.state.ready:
+        if route.path in READY and not self.state.ready:
             code = "draining" if self.state.draining else "not_ready"
             raise ServingError(503, code, self.state.refused or "the service is not ready", retry_after=5)
         self._authorise(exchange, route)
-        if not route.infers:
+        if route.body is None:
             # a slow answer of a page is cut off too, by the same deadline
             await self._run(exchange, exchange.receive)
             return
@@ -91,7 +109,7 @@ class Gateway:
                 401, "unauthorized", "no admin key is configured: set PROTOSEG_ADMIN_KEYS, or send SIGHUP"
             )
         caller = str((exchange.scope.get("client") or ("unknown", 0))[0]).encode()
-        if keys and route.path not in PROBES and route.path not in PUBLIC:
+        if keys and not route.probe and not route.public:
             given = exchange.headers.get(b"authorization", b"")
             bearer = given[:7].lower() == b"bearer "
             key = given[7:].strip() if bearer else exchange.headers.get(b"x-api-key", b"")
@@ -101,7 +119,7 @@ class Gateway:
             if not any(matches):
                 raise ServingError(401, "unauthorized", "a valid API key is required")
             caller = digest
-        if route.infers:
+        if route.body is not None:
             wait = self._rate.take(caller)
             if wait > 0:
                 raise ServingError(
@@ -229,32 +247,14 @@ class Gateway:
         logger.error("request %s failed", exchange.state.request_id, exc_info=error)
         raise ServingError(500, *DEFAULT_CODES[500])
 
-    def _allow_origin(self, exchange: Exchange) -> None:
-        origin = exchange.headers.get(b"origin")
-        if origin is not None and origin in self._origins:
-            exchange.extra_headers += [
-                (b"access-control-allow-origin", origin),
-                (b"vary", b"origin"),
-                (b"access-control-expose-headers", _EXPOSED),
-            ]
-
-    async def _preflight(self, exchange: Exchange, route: Route) -> None:
-        exchange.extra_headers += [
-            (b"access-control-allow-methods", ", ".join(route.methods).encode()),
-            (b"access-control-allow-headers", b"authorization, content-type, x-api-key, x-request-id"),
-            (b"access-control-max-age", b"600"),
-        ]
-        await exchange.send({"type": "http.response.start", "status": 204, "headers": []})
-        await exchange.send({"type": "http.response.body", "body": b""})
-
     def _finish(self, exchange: Exchange, route: Route | None) -> None:
-        name = route.path if route is not None else "other"
+        name = route.label if route is not None else "other"
         seconds = time.perf_counter() - exchange.started
         metrics().requests.labels(name, str(exchange.status)).inc()
         metrics().seconds.labels(name).observe(seconds)
         for stage, duration in exchange.state.stages.items():
             metrics().stages.labels(stage).observe(duration)
-        if not self.state.settings.access_log or (name in PROBES and exchange.status < 500):
+        if not self.state.settings.access_log or (route and route.probe and exchange.status < 500):
             return
         line = {
             "time": round(time.time(), 3),

@@ -1,11 +1,15 @@
-"""The OpenAPI description at ``/docs.json``."""
+"""The OpenAPI description at ``/docs.json``, made from the table of routes and the models of what is sent."""
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
-from serving.http.options import MAX_BATCH_FILES, OUTPUTS
+from serving.http.body import MAX_BATCH_FILES
+from serving.http.inference_protocol import Question
+from serving.http.options import Options
+from serving.http.routes import BINARY, JSON, ROUTES, Route
 
 _ERRORS = {
     400: "The body is empty, malformed or has no image.",
@@ -21,182 +25,96 @@ _ERRORS = {
     503: "Overloaded, not ready or shutting down; see Retry-After.",
     504: "The deadline passed.",
 }
-_IMAGE_BODY = {"schema": {"type": "string", "format": "binary"}}
+_ALWAYS = {401, 404, 405, 500, 503}
+_OF_BODIES = {400, 408, 413, 415, 429, 504}
+_FILE = {"type": "string", "format": "binary"}
+_IMAGES = ("image/jpeg", "image/png", "image/webp", "image/bmp", BINARY)
+_REF = "#/components/schemas/"
 
 
-def _parameters() -> list[dict[str, Any]]:
-    def query(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
-        return {"name": name, "in": "query", "description": description, "schema": schema}
-
-    return [
-        query("output", "What to answer with.", {"type": "string", "enum": list(OUTPUTS)}),
-        query("size", "Maps at the image's own or the network's size.",
-              {"type": "string", "enum": ["original", "model"], "default": "original"}),
-        query("classes", "Class names or ids, separated by commas; others become ignore_index or are "
-              "left out.", {"type": "string"}),
-        query("tile", "1: compute at the image's own size in overlapping, blended tiles.",
-              {"type": "string", "enum": ["0", "1", "false", "true"], "default": "0"}),
-        query("alpha", "Share of the class colour in an overlay.",
-              {"type": "number", "minimum": 0, "maximum": 1, "default": 0.5}),
-        query("format", "Form of polygons.", {"type": "string", "enum": ["json", "geojson"]}),
-        query("simplify", "Pixels that a polygon may deviate.",
-              {"type": "number", "minimum": 0, "maximum": 100, "default": 0}),
-    ]  # fmt: skip
-
-
-def _responses(ok: dict[str, Any], codes: tuple[int, ...]) -> dict[str, Any]:
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    replies: dict[str, Any] = {"200": ok}
-    for code in sorted({*codes, 401, 404, 405, 500, 503}):
-        replies[str(code)] = {"description": _ERRORS[code], "content": error}
-    return replies
-
-
-def _segment(batch: bool) -> dict[str, Any]:
-    file = {"type": "string", "format": "binary"}
-    image: dict[str, Any] = file
-    if batch:
-        image = {"type": "array", "items": file, "minItems": 1, "maxItems": MAX_BATCH_FILES}
-    form = {"schema": {"type": "object", "required": ["image"], "properties": {"image": image}}}
-    content: dict[str, Any] = {"multipart/form-data": form}
-    if not batch:
-        raw = ("image/jpeg", "image/png", "image/webp", "image/bmp", "application/octet-stream")
-        content |= dict.fromkeys(raw, _IMAGE_BODY)
-    answers: dict[str, Any] = {"application/json": {"schema": {}}}
-    if not batch:
-        answers |= {"image/png": _IMAGE_BODY, "image/jpeg": _IMAGE_BODY,
-                    "application/geo+json": {"schema": {}}}  # fmt: skip
-    return {
-        "post": {
-            "summary": "Segment up to 16 images" if batch else "Segment an image",
-            "description": "By default a palette PNG of class ids at the upright image's own size.",
-            "parameters": _parameters(),
-            "requestBody": {"required": True, "content": content},
-            "responses": _responses(
-                {"description": "The result.", "content": answers}, (400, 408, 413, 415, 422, 429, 504)
-            ),
+def _parameters(route: Route) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [
+        {
+            "name": name, "in": "path", "required": True,
+            "schema": {"type": "integer", "minimum": 0, "maximum": 9999} if name == "index"
+            else {"type": "string"},
         }
-    }
+        for name in re.findall(r"\{(\w+)\}", route.path)
+    ]  # fmt: skip
+    if route.body in ("image", "images"):
+        for name, schema in Options.model_json_schema()["properties"].items():
+            kept = {key: value for key, value in schema.items() if key not in ("title", "description")}
+            if kept.get("default", "") is None:
+                del kept["default"]
+            found.append(
+                {
+                    "name": name,
+                    "in": "query",
+                    "description": " ".join(schema["description"].split()),
+                    "schema": kept,
+                }
+            )
+    return found
 
 
-def _get(summary: str, kind: str = "application/json", codes: tuple[int, ...] = ()) -> dict[str, Any]:
-    ok = {"description": summary, "content": {kind: {"schema": {}}}}
-    return {"get": {"summary": summary, "responses": _responses(ok, codes)}}
+def _body(route: Route) -> dict[str, Any]:
+    if route.body == "tensor":
+        return {JSON: {"schema": {"$ref": f"{_REF}Question"}}, BINARY: {"schema": _FILE}}
+    image: dict[str, Any] = _FILE
+    if route.body == "images":
+        image = {"type": "array", "items": _FILE, "minItems": 1, "maxItems": MAX_BATCH_FILES}
+    form = {"schema": {"type": "object", "required": ["image"], "properties": {"image": image}}}
+    raw = _IMAGES if route.body == "image" else ()
+    return {"multipart/form-data": form, **{kind: {"schema": _FILE} for kind in raw}}
 
 
-def _in_path(name: str, schema: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"name": name, "in": "path", "required": True, "schema": schema}]
-
-
-def _inference_schema() -> dict[str, Any]:
-    tensor = {
-        "type": "object",
-        "required": ["name", "datatype", "shape"],
-        "properties": {
-            "name": {"const": "image"},
-            "datatype": {"const": "UINT8"},
-            "shape": {
-                "type": "array", "minItems": 4, "maxItems": 4,
-                "items": {"type": "integer", "minimum": 1, "maximum": 65535},
-                "description": "batch, height, width, channels",
-            },
-            "data": {"type": "array", "description": "Values from 0 to 255, flat or nested."},
-            "parameters": {"type": "object", "description": "binary_data_size of the binary extension"},
+def _operation(route: Route) -> dict[str, Any]:
+    binary = (BINARY, "image/png", "image/jpeg") if route.body else ()
+    content = {kind: {"schema": _FILE if kind in binary else {}} for kind in route.answers}
+    codes = _ALWAYS | (_OF_BODIES if route.body else set())
+    if route.admin or route.body in ("image", "images"):
+        codes |= {422}
+    error = {JSON: {"schema": {"$ref": f"{_REF}Error"}}}
+    operation: dict[str, Any] = {
+        "summary": route.summary,
+        "parameters": _parameters(route),
+        "responses": {
+            "200": {"description": "The result." if route.body else route.summary, "content": content},
+            **{str(code): {"description": _ERRORS[code], "content": error} for code in sorted(codes)},
         },
-    }  # fmt: skip
-    output = {
-        "type": "object",
-        "required": ["name"],
-        "properties": {"name": {"type": "string"}, "parameters": {"type": "object"}},
     }
-    return {
-        "type": "object",
-        "required": ["inputs"],
-        "properties": {
-            "id": {"type": "string"},
-            "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 1},
-            "outputs": {"type": "array", "items": output},
-            "parameters": {"type": "object"},
-        },
-    }
+    if route.body:
+        operation["requestBody"] = {"required": True, "content": _body(route)}
+    if route.body in ("image", "images"):
+        operation["description"] = "By default a palette PNG of class ids at the upright image's own size."
+    return operation
 
 
 @cache
 def openapi() -> dict[str, Any]:
     """The description (OpenAPI 3.1)."""
+    question = Question.model_json_schema(ref_template=f"{_REF}{{model}}")
     text = {"type": "string"}
-    model = _in_path("name", text)
-    versioned = [*model, *_in_path("version", text)]
-    infer = {
-        "post": {
-            "summary": "Infer on a tensor",
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/json": {"schema": _inference_schema()},
-                    "application/octet-stream": _IMAGE_BODY,
-                },
-            },
-            "responses": _responses(
-                {"description": "Tensors.", "content": {"application/json": {"schema": {}},
-                                                       "application/octet-stream": _IMAGE_BODY}},
-                (400, 408, 413, 415, 429, 504),
-            ),
-        }
-    }  # fmt: skip
-    sample = _in_path("index", {"type": "integer", "minimum": 0, "maximum": 9999})
-    keys: dict[str, Any] = {
-        "bearer": {"type": "http", "scheme": "bearer"},
-        "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    error = {
+        "type": "object",
+        "required": ["code", "message", "request_id"],
+        "properties": {"code": text, "message": text, "request_id": text},
     }
     return {
         "openapi": "3.1.0",
         "info": {"title": "protoseg", "version": "1", "description": "Semantic segmentation over HTTP."},
         "paths": {
-            "/v1/segment": _segment(batch=False),
-            "/segment": _segment(batch=False),
-            "/v1/segment/batch": _segment(batch=True),
-            "/v1/model": _get("The served model, its classes and settings"),
-            "/v1/samples/{index}": {"parameters": sample, **_get("A sample image", "image/png")},
-            "/v1/reload": {
-                "post": {
-                    "summary": "Check the bundle again and swap it in (admin key)",
-                    "responses": _responses(
-                        {"description": "The model now served.", "content": {"application/json": {}}}, (422,)
-                    ),
-                }
-            },
-            "/livez": _get("The process answers", "text/plain"),
-            "/readyz": _get("Requests are answered", "text/plain"),
-            "/healthz": _get("The process answers", "text/plain"),
-            "/metrics": _get("Prometheus metrics", "text/plain"),
-            "/v2": _get("Server metadata (Open Inference Protocol)"),
-            "/v2/health/live": _get("Live"),
-            "/v2/health/ready": _get("Ready"),
-            "/v2/models/{name}": {"parameters": model, **_get("Model metadata")},
-            "/v2/models/{name}/ready": {"parameters": model, **_get("Model readiness")},
-            "/v2/models/{name}/infer": {"parameters": model, **infer},
-            "/v2/models/{name}/versions/{version}": {"parameters": versioned, **_get("Model metadata")},
-            "/v2/models/{name}/versions/{version}/ready": {
-                "parameters": versioned,
-                **_get("Model readiness"),
-            },
-            "/v2/models/{name}/versions/{version}/infer": {"parameters": versioned, **infer},
+            route.path: {route.methods[0].lower(): _operation(route)} for route in ROUTES if route.summary
         },
         "components": {
-            "securitySchemes": keys,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
             "schemas": {
-                "Error": {
-                    "type": "object",
-                    "required": ["error"],
-                    "properties": {
-                        "error": {
-                            "type": "object",
-                            "required": ["code", "message", "request_id"],
-                            "properties": {"code": text, "message": text, "request_id": text},
-                        }
-                    },
-                }
+                "Error": {"type": "object", "required": ["error"], "properties": {"error": error}},
+                **question.pop("$defs"),
+                "Question": question,
             },
         },
         "security": [{}, {"bearer": []}, {"header": []}],

@@ -1,11 +1,18 @@
-"""Paths that exist. Everything else is 404 before any other code sees it."""
+"""The one table of paths: nothing else passes the gateway; pages and ``/docs.json`` are made from it."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
-_GET = ("GET", "HEAD")
+SEGMENT, SEGMENT_ALIAS, SEGMENT_BATCH = "/v1/segment", "/segment", "/v1/segment/batch"
+READY = frozenset({"/readyz", "/v2/health/ready"})
+JSON, PNG, TEXT, BINARY = "application/json", "image/png", "text/plain", "application/octet-stream"
+
+_MAPS = (JSON, PNG, "image/jpeg", "application/geo+json")
+_NAME = r"[A-Za-z0-9._-]{1,128}"
+_PARAMETERS = {"file": r"app\.(?:js|css)", "index": r"\d{1,4}", "name": _NAME, "version": _NAME}
 
 
 @dataclass(frozen=True)
@@ -13,53 +20,74 @@ class Route:
     """One path or path pattern."""
 
     path: str
-    """As it appears in logs and metrics."""
-    methods: tuple[str, ...] = _GET
-    """Accepted methods."""
-    infers: bool = False
-    """Takes a body and a place in the queue."""
+    """Path; a name in braces is a parameter."""
+    page: str = ""
+    """Method of ``pages.Pages`` that answers; empty: BentoML does."""
+    summary: str = ""
+    """What it is for, in ``/docs.json``; empty: it is not described."""
+    answers: tuple[str, ...] = (JSON,)
+    """Content types of the answer."""
+    body: Literal["image", "images", "tensor"] | None = None
+    """What is sent; such a request takes a place in the queue."""
     admin: bool = False
-    """Needs an admin key."""
+    """Needs an admin key, and POST."""
+    probe: bool = False
+    """Answered without a key and left out of the log."""
+    public: bool = False
+    """Answered without a key."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Accepted methods."""
+        return ("POST",) if self.body or self.admin else ("GET", "HEAD")
+
+    @property
+    def label(self) -> str:
+        """The path in logs and metrics."""
+        return self.path.removesuffix("/versions/{version}").replace("/versions/{version}/", "/")
 
 
-# answered without a key
-PROBES = frozenset({"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready"})
-PUBLIC = frozenset({"/", "/demo/{file}"})
-
-_ROUTES = (
-    Route("/v1/segment", ("POST",), infers=True),
-    Route("/segment", ("POST",), infers=True),
-    Route("/v1/segment/batch", ("POST",), infers=True),
-    Route("/v1/reload", ("POST",), admin=True),
-    Route("/v1/model"),
-    Route("/"),
-    Route("/livez"),
-    Route("/readyz"),
-    Route("/healthz"),
-    Route("/metrics"),
-    Route("/docs.json"),
+ROUTES = (
+    Route(SEGMENT, summary="Segment an image", answers=_MAPS, body="image"),
+    Route(SEGMENT_ALIAS, summary="Segment an image", answers=_MAPS, body="image"),
+    Route(SEGMENT_BATCH, summary="Segment up to 16 images", body="images"),
+    Route("/v1/model", "model", "The served model, its classes and settings"),
+    Route("/v1/samples/{index}", "sample", "A sample image", (PNG,)),
+    Route("/v1/reload", "reload", "Check the bundle again and swap it in (admin key)", admin=True),
+    Route("/", "page", public=True),
+    Route("/demo/{file}", "page", public=True),
+    Route("/livez", summary="The process answers", answers=(TEXT,), probe=True),
+    Route("/readyz", summary="Requests are answered", answers=(TEXT,), probe=True),
+    Route("/healthz", summary="The process answers", answers=(TEXT,), probe=True),
+    Route("/metrics", "metrics", "Prometheus metrics", (TEXT,)),
+    Route("/docs.json", "docs"),
     Route("/schema.json"),
-    Route("/v2"),
-    Route("/v2/health/live"),
-    Route("/v2/health/ready"),
+    Route("/v2", "v2_server", "Server metadata (Open Inference Protocol)"),
+    Route("/v2/health/live", "v2_health", "Live", probe=True),
+    Route("/v2/health/ready", "v2_health", "Ready", probe=True),
+    *(
+        route
+        for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+        for route in (
+            Route(base, "v2_model", "Model metadata"),
+            Route(f"{base}/ready", "v2_ready", "Model readiness"),
+            Route(f"{base}/infer", "v2_infer", "Infer on a tensor", (JSON, BINARY), body="tensor"),
+        )
+    ),
 )
-_FIXED = {route.path: route for route in _ROUTES}
-_MODEL = r"/v2/models/[A-Za-z0-9._-]{1,128}(/versions/[A-Za-z0-9._-]{1,128})?"
-_PATTERNS = (
-    (re.compile(r"/demo/(app\.js|app\.css)"), Route("/demo/{file}")),
-    (re.compile(r"/v1/samples/\d{1,4}"), Route("/v1/samples/{index}")),
-    (re.compile(_MODEL), Route("/v2/models/{name}")),
-    (re.compile(rf"{_MODEL}/ready"), Route("/v2/models/{name}/ready")),
-    (re.compile(rf"{_MODEL}/infer"), Route("/v2/models/{name}/infer", ("POST",), infers=True)),
-)
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    fixed = re.split(r"\{(\w+)\}", path)
+    return re.compile("".join(_PARAMETERS[t] if i % 2 else re.escape(t) for i, t in enumerate(fixed)))
+
+
+_FIXED = {route.path: route for route in ROUTES if "{" not in route.path}
+_PATTERNS = [(_pattern(route.path), route) for route in ROUTES if "{" in route.path]
 
 
 def find_route(path: str) -> Route | None:
-    """The route of a path, or None."""
-    route = _FIXED.get(path)
-    if route is not None:
-        return route
-    for pattern, candidate in _PATTERNS:
-        if pattern.fullmatch(path):
-            return candidate
-    return None
+    """The route of a path, or None: that is 404 before any other code sees it."""
+    if path in _FIXED:
+        return _FIXED[path]
+    return next((route for pattern, route in _PATTERNS if pattern.fullmatch(path)), None)

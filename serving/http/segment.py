@@ -1,67 +1,30 @@
-"""What the service computes for a request, from body bytes to answer bytes. Runs in worker threads."""
+"""What the service computes for a request, from body bytes to answer bytes. Runs in worker threads.
+
+On the wire (JSON, log, ``output=``) the linear head's probability of the label is called ``agreement``.
+"""
 
 from __future__ import annotations
 
 import base64
-import json
-import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from serving.errors import RequestState, ServingError
-from serving.http.options import MAX_BATCH_FILES, Options, Part, parse_options, split_body
-from serving.model.model import Engine, Prediction
+from serving.http.body import MAX_BATCH_FILES, Part, is_form, read_body
+from serving.http.options import Options, parse_options
+from serving.http.respond import Answer, Incoming, model_record, to_json
+from serving.model.model import Model
+from serving.model.prediction import Prediction
 from serving.pixels.decode import Pixels, decode, sniff
-from serving.pixels.records import (
-    class_pixels,
-    class_records,
-    encode_overlay,
-    encode_png,
-    geojson,
-    hf_segments,
-    keep_classes,
-    polygons_by_class,
-    rle_by_class,
-    scores_to_bytes,
-)
+from serving.pixels.maps import class_pixels, keep_classes
+from serving.pixels.overlay import encode_overlay
+from serving.pixels.png import encode_png, scores_to_bytes
+from serving.pixels.records import class_records, hf_segments
+from serving.pixels.regions import geojson, polygons_by_class, rle_by_class
 from serving.worker.metrics import metrics
 from serving.worker.state import ServingState, check_alive
-
-logger = logging.getLogger(__name__)
-
-_NEED_CONFIDENCE = frozenset({"json", "confidence", "hf", "rle", "polygons"})
-_NEED_AGREEMENT = frozenset({"json", "agreement", "rle", "polygons"})
-
-
-@dataclass(frozen=True)
-class Incoming:
-    """A request whose body is complete."""
-
-    body: bytes
-    """Body."""
-    content_type: str
-    """Content-Type header, may be empty."""
-    accept: str
-    """Accept header, may be empty."""
-    query: list[tuple[str, str]]
-    """Query parameters."""
-    state: RequestState
-    """Shared with the gateway."""
-
-
-@dataclass
-class Answer:
-    """A successful response."""
-
-    body: bytes
-    """Body."""
-    media_type: str
-    """Content-Type."""
-    headers: dict[str, str] = field(default_factory=dict)
-    """More headers."""
 
 
 @contextmanager
@@ -73,22 +36,15 @@ def _stage(request: RequestState, name: str) -> Iterator[None]:
         request.stages[name] = request.stages.get(name, 0.0) + time.perf_counter() - start
 
 
-def to_json(value: Any) -> bytes:
-    """Compact JSON."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+def _timing(request: RequestState) -> dict[str, float]:
+    return {name: round(1000 * seconds, 2) for name, seconds in request.stages.items()}
 
 
-def model_record(engine: Engine) -> dict[str, str]:
-    """Name, version and hash of the served model."""
-    artifact = engine.bundle.artifact
-    return {"name": engine.manifest.name, "version": engine.manifest.version, "sha256": artifact.sha256}
-
-
-def _headers(engine: Engine, request: RequestState, result: Prediction | None) -> dict[str, str]:
+def _headers(model: Model, request: RequestState, result: Prediction | None) -> dict[str, str]:
     timing = ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in request.stages.items())
     headers = {
-        "x-model-name": engine.manifest.name.encode("ascii", "replace").decode(),
-        "x-model-version": engine.manifest.version.encode("ascii", "replace").decode(),
+        "x-model-name": model.manifest.name.encode("ascii", "replace").decode(),
+        "x-model-version": model.manifest.version.encode("ascii", "replace").decode(),
         "server-timing": timing,
     }
     if result is not None and result.tiles > 1:
@@ -97,41 +53,41 @@ def _headers(engine: Engine, request: RequestState, result: Prediction | None) -
 
 
 def _predict(
-    state: ServingState, engine: Engine, image: Pixels, options: Options, request: RequestState
+    state: ServingState, model: Model, image: Pixels, options: Options, request: RequestState
 ) -> Prediction:
     sampled = False
-    if options.output not in _NEED_CONFIDENCE and state.settings.confidence_every:
+    if not options.needs_confidence and state.settings.confidence_every:
         sampled = next(state.mask_requests) % state.settings.confidence_every == 0
     with _stage(request, "infer"):
-        result = engine.predict(
+        result = model.predict(
             image,
-            confidence=options.output in _NEED_CONFIDENCE or sampled,
-            agreement=options.output in _NEED_AGREEMENT or state.keeper is not None or sampled,
-            tile=options.tile,
-            at_model_size=options.at_model_size,
+            confidence=options.needs_confidence or sampled,
+            label_probability=options.needs_label_probability or state.keeper is not None or sampled,
+            tile=options.tile in ("1", "true"),
+            at_model_size=options.size == "model",
             deadline=request.deadline,
             alive=lambda: check_alive(request),
         )
-    agreement = None if result.agreement is None else float(result.agreement.mean())
-    pixels = class_pixels(result.labels, len(engine.manifest.classes))
-    metrics().observe_prediction(engine.manifest, pixels, result.confidence, agreement)
-    if agreement is not None:
-        request.facts["agreement"] = round(agreement, 4)
+    mean = result.mean_label_probability
+    pixels = class_pixels(result.labels, len(model.manifest.classes))
+    metrics().observe_prediction(model.manifest, pixels, result.confidence, mean)
+    if mean is not None:
+        request.facts["agreement"] = round(mean, 4)
     return result
 
 
-def _keep_hard(state: ServingState, engine: Engine, data: bytes, result: Prediction, request_id: str) -> None:
-    keeper = state.keeper
-    if keeper is None or result.agreement is None or not float(result.agreement.mean()) < keeper.below:
+def _keep_hard(state: ServingState, model: Model, data: bytes, result: Prediction, request_id: str) -> None:
+    keeper, mean = state.keeper, result.mean_label_probability
+    if keeper is None or mean is None or not mean < keeper.below:
         return
     record = {
         "request_id": request_id,
         "time": time.time(),
-        "model": model_record(engine),
-        "agreement": round(float(result.agreement.mean()), 4),
-        "classes": class_records(result.labels, None, result.agreement, engine.manifest, None),
+        "model": model_record(model),
+        "agreement": round(mean, 4),
+        "classes": class_records(result.labels, None, result.label_probability, model.manifest, None),
     }
-    mask = encode_png(result.labels, engine.palette)
+    mask = encode_png(result.labels, model.palette)
     kept = keeper.keep(data, sniff(data) or "bin", mask, record)
     metrics().hard_kept.labels(kept).inc()
 
@@ -140,27 +96,27 @@ def _missing(what: str) -> ServingError:
     return ServingError(422, "bad_output", f"this bundle's graph has no {what}; export it with that output")
 
 
-def _encode(engine: Engine, image: Pixels, result: Prediction, options: Options) -> tuple[bytes, str]:
+def _encode(model: Model, image: Pixels, result: Prediction, options: Options) -> tuple[bytes, str]:
     """Body and content type of every output but those made of records."""
-    ignore = engine.manifest.ignore_index
+    ignore = model.manifest.ignore_index
     if options.output == "mask":
         labels = keep_classes(result.labels, options.classes, ignore)
-        return encode_png(labels, engine.palette), "image/png"
+        return encode_png(labels, model.palette), "image/png"
     if options.output == "overlay":
-        if options.at_model_size and image.shape[:2] != result.labels.shape:
+        if options.size == "model" and image.shape[:2] != result.labels.shape:
             raise ServingError(422, "bad_parameter", "overlay is drawn at size=original only")
-        jpeg = encode_overlay(image, result.labels, engine.palette, options.alpha, options.classes)
+        jpeg = encode_overlay(image, result.labels, model.palette, options.alpha, options.classes)
         return jpeg, "image/jpeg"
-    scores = result.confidence if options.output == "confidence" else result.agreement
+    scores = result.confidence if options.output == "confidence" else result.label_probability
     if scores is None:
         raise _missing(options.output)
     return encode_png(scores_to_bytes(scores)), "image/png"
 
 
-def _records(engine: Engine, result: Prediction, options: Options, request: RequestState) -> tuple[Any, str]:
+def _records(model: Model, result: Prediction, options: Options, request: RequestState) -> tuple[Any, str]:
     """JSON value and content type of the outputs made of records."""
     records = class_records(
-        result.labels, result.confidence, result.agreement, engine.manifest, options.classes
+        result.labels, result.confidence, result.label_probability, model.manifest, options.classes
     )
     if options.output == "hf":
         return hf_segments(result.labels, records), "application/json"
@@ -171,30 +127,57 @@ def _records(engine: Engine, result: Prediction, options: Options, request: Requ
             record["rle"] = {"size": [height, width], "counts": runs[record["id"]]}
     elif options.output == "polygons":
         polygons = polygons_by_class(result.labels, options.simplify)
-        if options.geojson:
+        if options.format == "geojson":
             return geojson(polygons, records), "application/geo+json"
         for record in records:
             record["polygons"] = polygons.get(record["id"], [])
+    mean = result.mean_label_probability
     value = {
         "width": width,
         "height": height,
-        "model": model_record(engine),
+        "model": model_record(model),
         "classes": records,
         "mean_confidence": None if result.confidence is None else round(float(result.confidence.mean()), 4),
-        "mean_agreement": None if result.agreement is None else round(float(result.agreement.mean()), 4),
+        "mean_agreement": None if mean is None else round(mean, 4),
         "tiles": result.tiles,
-        "upsampling": engine.upsampling,
-        "timing_ms": {name: round(1000 * seconds, 2) for name, seconds in request.stages.items()},
+        "upsampling": model.upsampling,
+        "timing_ms": _timing(request),
         "request_id": request.request_id,
     }
     return value, "application/json"
 
 
-def _check_output(engine: Engine, options: Options) -> None:
-    if options.output == "confidence" and not engine.has_confidence:
+def _read(incoming: Incoming, model: Model, accept: str, max_files: int) -> tuple[list[Part], Options]:
+    """Files and options of a request, once it is known that the model has what they ask for."""
+    files, fields = read_body(incoming.body, incoming.content_type, max_files)
+    names = [item.name for item in model.manifest.classes]
+    options = parse_options([*incoming.query, *fields], accept, names)
+    if options.output == "confidence" and not model.has_confidence:
         raise _missing("confidence")
-    if options.output == "agreement" and not engine.has_agreement:
+    if options.output == "agreement" and not model.has_label_probability:
         raise _missing("agreement")
+    return files, options
+
+
+def _decode(state: ServingState, model: Model, data: bytes, request: RequestState) -> Pixels:
+    with _stage(request, "decode"):
+        return decode(data, state.limits, model.manifest.input.channels)
+
+
+def _compute(
+    state: ServingState, model: Model, data: bytes, image: Pixels, options: Options, request: RequestState
+) -> tuple[Any, str, Prediction]:
+    """The result for one image: JSON value or encoded image, its content type, and the maps behind it."""
+    check_alive(request)
+    result = _predict(state, model, image, options, request)
+    check_alive(request)
+    with _stage(request, "encode"):
+        if options.is_json:
+            value, media_type = _records(model, result, options, request)
+        else:
+            value, media_type = _encode(model, image, result, options)
+    _keep_hard(state, model, data, result, request.request_id)
+    return value, media_type, result
 
 
 def segment(state: ServingState, incoming: Incoming) -> Answer:
@@ -204,54 +187,35 @@ def segment(state: ServingState, incoming: Incoming) -> Answer:
         ServingError: As the table in ``docs/serving.md`` says.
     """
     request = incoming.state
-    with state.engine as engine:
-        files, fields = split_body(incoming.body, incoming.content_type)
-        options = parse_options([*incoming.query, *fields], incoming.accept, engine.manifest)
-        _check_output(engine, options)
-        data = files[0].data
-        with _stage(request, "decode"):
-            image = decode(data, state.limits, engine.manifest.input.channels)
+    with state.model as model:
+        files, options = _read(incoming, model, incoming.accept, 1)
+        image = _decode(state, model, files[0].data, request)
         request.facts |= {"width": image.shape[1], "height": image.shape[0], "output": options.output}
-        check_alive(request)
-        result = _predict(state, engine, image, options, request)
-        check_alive(request)
-        with _stage(request, "encode"):
-            if options.output in ("json", "rle", "polygons", "hf"):
-                value, media_type = _records(engine, result, options, request)
-                body = to_json(value)
-            else:
-                body, media_type = _encode(engine, image, result, options)
-        _keep_hard(state, engine, data, result, request.request_id)
-        request.facts["model"] = engine.manifest.version
-        return Answer(body, media_type, _headers(engine, request, result))
+        value, media_type, result = _compute(state, model, files[0].data, image, options, request)
+        request.facts["model"] = model.manifest.version
+        body = to_json(value) if options.is_json else value
+        return Answer(body, media_type, _headers(model, request, result))
 
 
 def _batch_item(
-    state: ServingState, engine: Engine, part: Part, options: Options, request: RequestState
+    state: ServingState, model: Model, part: Part, options: Options, request: RequestState
 ) -> dict[str, Any]:
     item: dict[str, Any] = {"name": part.filename or part.name}
     try:
-        with _stage(request, "decode"):
-            image = decode(part.data, state.limits, engine.manifest.input.channels)
-        result = _predict(state, engine, image, options, request)
-        with _stage(request, "encode"):
-            if options.output in ("json", "rle", "polygons", "hf"):
-                value, _ = _records(engine, result, options, request)
-                if isinstance(value, dict):
-                    for key in ("model", "timing_ms", "request_id"):
-                        value.pop(key, None)
-                item |= {"status": 200, "result": value}
-            else:
-                body, media_type = _encode(engine, image, result, options)
-                height, width = result.labels.shape
-                item |= {"status": 200, "width": width, "height": height, "content_type": media_type}
-                item["data"] = base64.b64encode(body).decode("ascii")
-        _keep_hard(state, engine, part.data, result, request.request_id)
+        image = _decode(state, model, part.data, request)
+        value, media_type, result = _compute(state, model, part.data, image, options, request)
     except ServingError as error:
         if error.status == 504:
             raise
-        item |= {"status": error.status, "error": {"code": error.code, "message": error.message}}
-    return item
+        return item | {"status": error.status, "error": {"code": error.code, "message": error.message}}
+    if options.is_json:
+        if isinstance(value, dict):
+            for key in ("model", "timing_ms", "request_id"):
+                value.pop(key, None)
+        return item | {"status": 200, "result": value}
+    height, width = result.labels.shape
+    data = base64.b64encode(value).decode("ascii")
+    return item | {"status": 200, "width": width, "height": height, "content_type": media_type, "data": data}
 
 
 def segment_batch(state: ServingState, incoming: Incoming) -> Answer:
@@ -261,30 +225,20 @@ def segment_batch(state: ServingState, incoming: Incoming) -> Answer:
         ServingError: When the request as a whole is bad; a bad image only spoils its own item.
     """
     request = incoming.state
-    with state.engine as engine:
-        if incoming.content_type.split(";")[0].strip().lower() != "multipart/form-data":
+    with state.model as model:
+        if not is_form(incoming.content_type):
             raise ServingError(
                 415, "unsupported_media_type",
                 "a batch is multipart/form-data with up to 16 file fields image",
             )  # fmt: skip
-        files, fields = split_body(incoming.body, incoming.content_type, MAX_BATCH_FILES)
-        options = parse_options([*incoming.query, *fields], "", engine.manifest)
-        _check_output(engine, options)
-        items = []
-        for part in files:
-            check_alive(request)
-            items.append(_batch_item(state, engine, part, options, request))
-        request.facts |= {"files": len(files), "output": options.output, "model": engine.manifest.version}
-        body = to_json(
-            {
-                "model": model_record(engine),
-                "output": options.output,
-                "items": items,
-                "timing_ms": {name: round(1000 * s, 2) for name, s in request.stages.items()},
-                "request_id": request.request_id,
-            }
-        )
-        return Answer(body, "application/json", _headers(engine, request, None))
-
-
-Handler = Callable[[ServingState, Incoming], Answer]
+        files, options = _read(incoming, model, "", MAX_BATCH_FILES)
+        items = [_batch_item(state, model, part, options, request) for part in files]
+        request.facts |= {"files": len(files), "output": options.output, "model": model.manifest.version}
+        value = {
+            "model": model_record(model),
+            "output": options.output,
+            "items": items,
+            "timing_ms": _timing(request),
+            "request_id": request.request_id,
+        }
+        return Answer(to_json(value), "application/json", _headers(model, request, None))

@@ -1,22 +1,16 @@
-"""Finds the bundle to serve and checks it: schema, hashes, parity, and that it runs here.
-
-``python -m serving.model.bundle [BUNDLE]`` makes the same check as the start of the service.
-"""
+"""Finds the bundle to serve and checks what needs no runtime: schema, hashes, parity."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from protoseg.errors import ManifestError
-from protoseg.files import sha256_file
+from protoseg.files import PROJECT_ROOT, sha256_file
 from protoseg.manifest import MANIFEST_NAME, ArtifactFile, Manifest, read_manifest
 from serving.errors import BundleError
-from serving.settings import PROJECT_ROOT, Settings, SettingsError, load_settings
+from serving.settings import Settings
 
 HOW_TO_MAKE = "make one with: python -m export.onnx CKPT"
 
@@ -31,6 +25,8 @@ class Bundle:
     """Its contract."""
     artifact: ArtifactFile
     """The file that is served."""
+    cuts: tuple[ArtifactFile, ...] = ()
+    """Graphs cut from it that answer, on a CPU, requests that need no more."""
 
     @property
     def path(self) -> Path:
@@ -107,15 +103,31 @@ def select_files(manifest: Manifest, settings: Settings) -> list[ArtifactFile]:
             )
         return found
     wanted = precision or "fp32"
-    files = [f for f in manifest.files if f.kind == "onnx" and f.precision == wanted]
+    graphs = [f for f in manifest.files if f.kind == "onnx" and f.cut_of is None]
+    files = [f for f in graphs if f.precision == wanted]
     if not files:
-        has = ", ".join(sorted({f.precision for f in manifest.files if f.kind == "onnx"}))
+        has = ", ".join(sorted({f.precision for f in graphs}))
         raise BundleError(
             f"the bundle has no {wanted} ONNX file (it has {has or 'none'}); export with "
             f"--precision {wanted}, or set PROTOSEG_PRECISION"
         )
     check_parity(files[0])
     return [*found, files[0]]
+
+
+def select_cuts(manifest: Manifest, artifact: ArtifactFile, settings: Settings) -> tuple[ArtifactFile, ...]:
+    """The proven cuts of a graph that mask requests on a CPU may ask for, the preferred one first.
+
+    Bundles of earlier exports have none; then the graph itself answers everything.
+    """
+    if artifact.kind != "onnx" or settings.device == "cuda":
+        return ()
+    wanted = ("logits_stride", "labels") if settings.fused else ("labels",)
+    found = []
+    for name in wanted:
+        having = [cut for cut in manifest.cuts(artifact.name) if name in {o.name for o in cut.outputs}]
+        found += sorted(having, key=lambda cut: len(cut.outputs))[:1]
+    return tuple(found)
 
 
 def check_parity(artifact: ArtifactFile) -> None:
@@ -139,53 +151,26 @@ def check_bundle(folder: Path, settings: Settings) -> list[Bundle]:
         One bundle for each file that may be served, best first.
 
     Raises:
-        BundleError: With one line that says what is wrong and what to do.
+        UserError: With one line that says what is wrong and what to do.
     """
-    try:
-        manifest = read_manifest(folder)
-    except ManifestError as error:
-        raise BundleError(str(error)) from error
+    manifest = read_manifest(folder)
     artifacts = select_files(manifest, settings)
     if manifest.input.channels not in (1, 3, 4):
         raise BundleError(
             f"the network takes {manifest.input.channels} channels; the service reads images of 1, 3 or 4"
         )
-    for artifact in artifacts:
+    bundles = [Bundle(folder, manifest, item, select_cuts(manifest, item, settings)) for item in artifacts]
+    for bundle in bundles:
+        artifact = bundle.artifact
         outputs = {item.name: item.dtype for item in artifact.outputs}
         if outputs.get("labels") != "uint8":
             raise BundleError(
                 f"{artifact.name} has no output labels of uint8 (it has {outputs or 'none'}); export it "
                 "again with at most 256 classes"
             )
-        _check_file(folder, artifact.name, artifact.sha256)
+        for file in (artifact, *bundle.cuts):
+            _check_file(folder, file.name, file.sha256)
     for sample in manifest.samples:
         for name, expected in sample.sha256.items():
             _check_file(folder, name, expected)
-    return [Bundle(folder, manifest, artifact) for artifact in artifacts]
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Check that a bundle can be served on this machine."""
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.model.bundle",
-        description="Check a bundle as the service does at its start: schema, hashes, parity, and a "
-        "run of its samples. Settings come from PROTOSEG_* variables.",
-    )
-    parser.add_argument("bundle", nargs="?", help="bundle folder (default: as the service finds it)")
-    args = parser.parse_args(argv)
-    from serving.model.model import open_engine
-
-    try:
-        settings = load_settings()
-        engine = open_engine(find_bundle(args.bundle or settings.model), settings)
-        line = f"{engine.bundle.folder}: {engine.bundle.artifact.name} runs on {engine.runtime}"
-        engine.close()
-    except (BundleError, SettingsError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    sys.stdout.write(f"{line}; samples agree to {engine.sample_agreement:.4%}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return bundles

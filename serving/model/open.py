@@ -1,94 +1,40 @@
-"""Opens the network of a bundle for serving: which file, on what, and with which outputs."""
+"""From a bundle folder to a model that has reproduced its samples on this machine."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import logging
+from pathlib import Path
 
-from numpy.typing import NDArray
-
-from export.errors import ExportError
-from export.runners.ort import OrtRunner, Provider, load_runner
-from export.runners.ort import Runner as NetworkRunner
 from serving.errors import BundleError
-from serving.model.bundle import Bundle
-from serving.model.prune import prune_outputs
+from serving.model.bundle import Bundle, check_bundle
+from serving.model.model import Model
+from serving.model.network import open_network
+from serving.model.selftest import self_test
 from serving.settings import Settings
 
-
-class Runner(Protocol):
-    """A network that is told which outputs are wanted."""
-
-    outputs: tuple[str, ...]
-    """Outputs of the graph."""
-    description: str
-    """Runtime, version and provider."""
-    on_gpu: bool
-    """Whether it computes on a GPU."""
-
-    def __call__(self, batch: NDArray[Any], names: frozenset[str]) -> dict[str, NDArray[Any]]:
-        """Run a batch; gives at least the outputs ``names``."""
-        ...
-
-    def close(self) -> None:
-        """Free the network."""
-        ...
+logger = logging.getLogger(__name__)
 
 
-class VariantRunner:
-    """A network with a lean copy for requests that need few outputs.
-
-    Args:
-        full: The network with all its outputs.
-        lean: The same network cut down, or None.
-    """
-
-    def __init__(self, full: NetworkRunner, lean: NetworkRunner | None) -> None:
-        self.outputs = tuple(item.name for item in full.outputs)
-        self.description = full.description
-        self.on_gpu = full.provider != "cpu"
-        self._full = full
-        self._lean = lean
-        self._lean_outputs = frozenset(item.name for item in lean.outputs) if lean else frozenset()
-
-    def __call__(self, batch: NDArray[Any], names: frozenset[str]) -> dict[str, NDArray[Any]]:
-        """See ``Runner``."""
-        if self._lean is not None and names <= self._lean_outputs:
-            return self._lean(batch)
-        return self._full(batch)
-
-    def close(self) -> None:
-        """See ``Runner``."""
-        self._full.close()
-        if self._lean is not None:
-            self._lean.close()
-
-
-def _lean_outputs(outputs: frozenset[str], fused: bool) -> frozenset[str]:
-    return frozenset({"logits_stride"} if fused and "logits_stride" in outputs else {"labels"})
-
-
-def open_runner(bundle: Bundle, settings: Settings) -> Runner:
-    """Load the file of a checked bundle as the settings ask.
+def open_model(folder: Path, settings: Settings) -> Model:
+    """Check a bundle and load the best of its files that works here.
 
     Raises:
-        BundleError: If it cannot run here as asked.
+        UserError: If none can be served.
     """
-    provider: Provider = settings.device
-    if bundle.artifact.kind != "onnx":
-        provider = "tensorrt"
-    elif bundle.artifact.precision == "int8-cpu":
-        provider = "cpu"
+    bundles = check_bundle(folder, settings)
+    for bundle in bundles[:-1]:
+        try:
+            return _open(bundle, settings)
+        except BundleError as error:
+            logger.warning("%s is passed over: %s", bundle.artifact.name, error)
+    return _open(bundles[-1], settings)
+
+
+def _open(bundle: Bundle, settings: Settings) -> Model:
+    model = Model(bundle, open_network(bundle, settings), settings)
     try:
-        full = load_runner(
-            bundle.folder, bundle.artifact.name, provider, intra_threads=settings.intra_threads
-        )
-        lean = None
-        outputs = frozenset(item.name for item in full.outputs)
-        wanted = _lean_outputs(outputs, settings.fused)
-        if full.provider == "cpu" and bundle.artifact.kind == "onnx" and outputs != wanted:
-            # on a GPU the other outputs cost little and the weights' memory counts
-            model = prune_outputs(bundle.path.read_bytes(), wanted)
-            lean = OrtRunner(model, "cpu", intra_threads=settings.intra_threads)
-    except (ExportError, ImportError, ValueError, OSError) as error:
-        raise BundleError(" ".join(str(error).split())) from error
-    return VariantRunner(full, lean)
+        self_test(model, fuse=settings.fused)
+    except BaseException:
+        model.close()
+        raise
+    return model

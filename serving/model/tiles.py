@@ -1,4 +1,4 @@
-"""Puts overlapping tiles together with linear blending, in memory bounded by one row of overlaps."""
+"""Large images in overlapping tiles that are blended linearly, in memory bounded by one row of overlaps."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Scores = NDArray[np.float32]
+from serving.model.batching import Result
+from serving.model.network import LABEL_PROBABILITY
+from serving.model.prediction import Prediction
+from serving.model.upsample import softmax
+from serving.pixels.decode import Pixels
+from serving.pixels.maps import Scores
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Span:
         return weights
 
 
-def plan(length: int, tile: int) -> list[Span]:
+def spans(length: int, tile: int) -> list[Span]:
     """Evenly spaced tiles over ``length`` pixels that overlap by at least a quarter."""
     if length <= tile:
         return [Span(0, length, 0, length, 0, 0)]
@@ -51,13 +55,13 @@ def plan(length: int, tile: int) -> list[Span]:
     starts = [round(index * (length - tile) / (number - 1)) for index in range(number)]
     # the ramp lies in the middle of the overlap of two neighbours
     seams = [(a + tile + b - ramp) // 2 for a, b in itertools.pairwise(starts)]
-    spans = []
+    found = []
     for index, start in enumerate(starts):
         first, last = index == 0, index == number - 1
         low = 0 if first else seams[index - 1]
         high = length if last else seams[index] + ramp
-        spans.append(Span(start, start + tile, low, high, 0 if first else ramp, 0 if last else ramp))
-    return spans
+        found.append(Span(start, start + tile, low, high, 0 if first else ramp, 0 if last else ramp))
+    return found
 
 
 def blend(
@@ -102,3 +106,52 @@ def blend(
                 below[:, :, place] = done[:, bottom:]
             finish(row.low, column.low, done[:, :bottom])
         above = below
+
+
+def predict_tiles(
+    image: Pixels,
+    window: tuple[int, int],
+    classes: int,
+    forward: Callable[[Pixels], Result],
+    *,
+    confidence: bool,
+    label_probability: bool,
+) -> Prediction:
+    """Segment an image tile by tile.
+
+    Args:
+        image: ``(H, W, C)`` uint8.
+        window: (height, width) of a tile.
+        classes: Classes of the network.
+        forward: The network's outputs for a tile: ``logits``, or else ``labels`` (and ``confidence``) as
+            votes; with ``label_probability`` that one too.
+        confidence: Give the largest blended probability.
+        label_probability: Give the blended probability of the label.
+    """
+    height, width = image.shape[:2]
+    rows, columns = spans(height, window[0]), spans(width, window[1])
+    labels = np.empty((height, width), np.uint8)
+    best = np.empty((height, width), np.float32) if confidence else None
+    linear = np.empty((height, width), np.float32) if label_probability else None
+
+    def scores(row: Span, column: Span) -> Scores:
+        tile = np.ascontiguousarray(image[row.start : row.stop, column.start : column.stop])
+        out = forward(tile)
+        if "logits" in out:
+            probs = softmax(out["logits"].astype(np.float32, copy=False))
+        else:
+            probs = np.zeros((classes, *tile.shape[:2]), np.float32)
+            votes = np.broadcast_to(out.get("confidence", np.float32(1)), tile.shape[:2])[None]
+            np.put_along_axis(probs, out["labels"][None].astype(np.intp), votes, axis=0)
+        return np.concatenate([probs, out[LABEL_PROBABILITY][None]]) if label_probability else probs
+
+    def finish(top: int, left: int, block: Scores) -> None:
+        place = (slice(top, top + block.shape[1]), slice(left, left + block.shape[2]))
+        labels[place] = block[:classes].argmax(axis=0)
+        if best is not None:
+            best[place] = block[:classes].max(axis=0)
+        if linear is not None:
+            linear[place] = block[classes]
+
+    blend(rows, columns, scores, finish)
+    return Prediction(labels, best, linear, len(rows) * len(columns))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import cv2
 import numpy as np
 
-from serving.pixels.records import Labels, Scores
+from serving.pixels.maps import Labels, Scores
 
 
 def upsample(

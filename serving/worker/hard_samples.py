@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import threading
 from pathlib import Path
 from typing import Any
 
+from protoseg.files import write_bytes_whole
 from serving.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -61,18 +61,10 @@ class HardSamples:
                 if self._used() + len(data) + len(mask_png) + len(text) > self._limit:
                     return "full"
                 # the record comes last: an image with a record is complete
-                self._write(f"{name}.{suffix}", data)
-                self._write(f"{name}.mask.png", mask_png)
-                self._write(f"{name}.json", text)
+                write_bytes_whole(self.folder / f"{name}.{suffix}", data)
+                write_bytes_whole(self.folder / f"{name}.mask.png", mask_png)
+                write_bytes_whole(self.folder / f"{name}.json", text)
             except OSError as error:
                 logger.warning("PROTOSEG_KEEP_HARD %s: %s", self.folder, error)
                 return "failed"
         return "kept"
-
-    def _write(self, name: str, data: bytes) -> None:
-        beside = self.folder / f".{name}.{os.getpid()}.tmp"
-        try:
-            beside.write_bytes(data)
-            beside.replace(self.folder / name)
-        finally:
-            beside.unlink(missing_ok=True)

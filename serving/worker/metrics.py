@@ -81,9 +81,9 @@ class Metrics:
         manifest: Manifest,
         pixels: NDArray[np.int64],
         confidence: NDArray[np.float32] | None,
-        agreement: float | None,
+        label_probability: float | None,
     ) -> None:
-        """Count classes, confidence and agreement of one image."""
+        """Count classes, confidence and the mean probability of the labels of one image."""
         for index in np.flatnonzero(pixels).tolist():
             self.class_pixels.labels(manifest.classes[index].name).inc(int(pixels[index]))
         if confidence is not None:
@@ -92,8 +92,8 @@ class Metrics:
             shares = np.histogram(confidence.ravel()[::step], _BINS, (0.0, 1.0))[0]
             for index in np.flatnonzero(shares).tolist():
                 self.confidence_pixels.labels(_bin(index)).inc(int(shares[index]) * step)
-        if agreement is not None:
-            self.agreement.observe(agreement)
+        if label_probability is not None:
+            self.agreement.observe(label_probability)
 
 
 def _bin(index: int) -> str:

@@ -1,4 +1,4 @@
-"""What a worker process knows: its engine, its threads, whether it drains; and how it reloads."""
+"""What a worker process knows: its model, its threads, whether it drains; and how it reloads."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from serving.errors import BundleError, RequestState, ServingError
+from protoseg.errors import UserError
+from protoseg.files import write_text_whole
+from serving.errors import RequestState, ServingError
 from serving.model.bundle import find_bundle
-from serving.model.model import Engine, open_engine
+from serving.model.model import Model
+from serving.model.open import open_model
 from serving.pixels.decode import ImageLimits
 from serving.settings import Settings
 from serving.worker.hard_samples import HardSamples
@@ -43,79 +46,76 @@ class ServingState:
         self.draining = False
         self.mask_requests = itertools.count()
         self.refused: str | None = None
-        self._engine: Engine | None = None
+        self._model: Model | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._reloading = threading.Lock()
 
     @property
     def ready(self) -> bool:
         """Whether requests are answered."""
-        return self._engine is not None and not self.draining
+        return self._model is not None and not self.draining
 
     @property
     def threads(self) -> int:
         """Requests that are computed at a time."""
-        return self._engine.pool_threads if self._engine is not None else 1
+        return self._model.pool_threads if self._model is not None else 1
 
     @property
-    def engine(self) -> Engine:
-        """The engine that serves now; use it as a context manager while computing.
+    def model(self) -> Model:
+        """The model that serves now; use it as a context manager while computing.
 
         Raises:
             ServingError: 503 when there is none.
         """
-        if self._engine is None:
+        if self._model is None:
             raise ServingError(503, "not_ready", "no model is loaded", retry_after=5)
-        return self._engine
+        return self._model
 
     def load(self) -> None:
         """Load the bundle at the start of a worker; a refused one leaves the worker unready."""
         try:
-            self._swap(self._open(self._pinned() or find_bundle(self.settings.model)))
-        except BundleError as error:
+            self._swap(open_model(self._pinned() or find_bundle(self.settings.model), self.settings))
+        except UserError as error:
             # ending here would make BentoML start this worker again for ever
             self.refused = str(error)
             logger.error("%s", error)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="segment")
 
-    def reload(self) -> Engine:
+    def reload(self) -> Model:
         """Check and load the bundle that would be served now, then swap it in.
 
         Raises:
-            BundleError: If it is refused; the old one goes on serving.
+            UserError: If it is refused; the old one goes on serving.
         """
         with self._reloading:
             try:
-                engine = self._open(find_bundle(self.settings.model))
-            except BundleError as error:
+                model = open_model(find_bundle(self.settings.model), self.settings)
+            except UserError as error:
                 metrics().reloads.labels("refused").inc()
                 logger.error("reload refused: %s", error)
                 raise
-            self._swap(engine)
-            self._remember(engine.bundle.folder)
+            self._swap(model)
+            self._remember(model.bundle.folder)
             metrics().reloads.labels("swapped").inc()
-            logger.info("reloaded %s %s", engine.manifest.name, engine.manifest.version)
-            return engine
+            logger.info("reloaded %s %s", model.manifest.name, model.manifest.version)
+            return model
 
     def close(self) -> None:
-        """Stop the threads and free the engine."""
+        """Stop the threads and free the model."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        if self._model is not None:
+            self._model.close()
+            self._model = None
 
-    def _open(self, folder: Path) -> Engine:
-        return open_engine(folder, self.settings)
-
-    def _swap(self, engine: Engine) -> None:
-        old, self._engine = self._engine, engine
+    def _swap(self, model: Model) -> None:
+        old, self._model = self._model, model
         self.refused = None
-        if engine.batcher is not None:
-            engine.batcher.on_batch = metrics().batch_size.observe
-        metrics().serve(engine.manifest, engine.bundle.artifact.sha256)
+        if model.batcher is not None:
+            model.batcher.on_batch = metrics().batch_size.observe
+        metrics().serve(model.manifest, model.bundle.artifact.sha256)
         if old is not None:
             old.close()
 
@@ -133,9 +133,7 @@ class ServingState:
         """Let a worker that is started anew serve what its siblings serve."""
         folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
         if folder is not None:
-            beside = Path(folder, f"{_RELOADED}.{os.getpid()}")
-            beside.write_text(str(bundle), encoding="utf-8")
-            beside.replace(Path(folder, _RELOADED))
+            write_text_whole(Path(folder, _RELOADED), str(bundle))
 
     async def compute(self, request: RequestState, work: Callable[[], T]) -> T:
         """Run ``work`` in the worker's threads.

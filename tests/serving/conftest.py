@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.serving_bundle import make_bundle, sample_image
+from protoseg.manifest import Manifest, read_manifest
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 
@@ -27,6 +28,11 @@ def bentoml_home(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("bundle") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def manifest(bundle: Path) -> Manifest:
+    return read_manifest(bundle)
 
 
 @pytest.fixture(scope="session")

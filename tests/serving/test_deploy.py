@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +79,37 @@ def test_image_copies_what_the_service_needs() -> None:
     for source in " ".join(copied).split():
         assert list(ROOT.glob(source)), source
         assert any(fnmatch.fnmatch(source, item) for item in allowed), source
+
+
+def packed(sources: list[str], folder: Path) -> None:
+    """Copy what a packing file names (files or folders) to ``folder``."""
+    for source in sources:
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, folder / source, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            (folder / source).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / source, folder / source)
+
+
+def test_the_service_imports_from_what_is_packed(tmp_path: Path) -> None:
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    sources = " ".join(re.findall(r"^COPY (?!--from)(.*) /app/\S+$", dockerfile, re.M)).split()
     bento = yaml.safe_load((ROOT / "bentofile.yaml").read_text())["include"]
-    for source in ("protoseg/config/sections.py", "protoseg/manifest.py"):
-        assert source in bento
-        assert source in dockerfile
+    assert {item.rstrip("/") for item in bento} == {*sources, "runs/*/bundle"}
+    packed(sources, tmp_path)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        # an editable installation would lend what is missing
+        "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in getattr(f, '__module__', '')]\n"
+        "import serving; serving.svc; import serving.check, export.runners.ort, export.runners.tensorrt\n"
+        "print(sorted({'torch', 'accelerate', 'onnx'} & set(sys.modules)))"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path, env=environ, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
 def metric_names() -> set[str]:
@@ -130,7 +161,7 @@ def test_documented_settings_exist() -> None:
 
 def test_every_error_code_is_documented() -> None:
     text = (ROOT / "docs" / "serving.md").read_text()
-    source = "".join(path.read_text() for path in (ROOT / "serving").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "serving").rglob("*.py"))
     codes = set(re.findall(r"ServingError\(\s*\d{3}, \"(\w+)\"", source))
     assert len(codes) > 20
     for code in codes:

@@ -42,6 +42,12 @@ def test_units(text: str, expected: int) -> None:
         ("PROTOSEG_MAX_BODY", "1GiB", "body_memory"),
         ("PROTOSEG_FORMATS", "png,exe", "exe"),
         ("PROTOSEG_API_KEYS", "secret", "sha256sum"),
+        ("PROTOSEG_CORS", "https://app.example/", "as https://app.example, or"),
+        ("PROTOSEG_CORS", "https://App.example", "as https://app.example, or"),
+        ("PROTOSEG_CORS", "https://app.example:443", "as https://app.example, or"),
+        ("PROTOSEG_CORS", "http://127.0.0.1:3000/page", "as http://127.0.0.1:3000, or"),
+        ("PROTOSEG_CORS", "app.example", "scheme://host"),
+        ("PROTOSEG_CORS", "https://*.example", "no browser sends the origin"),
         ("PROTOSEG_CONFIG", "absent.yaml", "absent.yaml"),
         ("PROTOSEG_API_KEYS_FILE", "absent.txt", "absent.txt"),
     ],
@@ -51,6 +57,26 @@ def test_bad_values_give_one_line(name: str, value: str, says: str) -> None:
         load_settings({name: value})
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "null", "https://app.example", "http://localhost:8080", "http://[::1]:3000", "tauri://localhost"],
+)
+def test_origins_that_browsers_send(origin: str) -> None:
+    assert load_settings({"PROTOSEG_CORS": f"{origin}, https://b.example"}).cors[0] == origin
+
+
+def test_all_problems_of_a_file_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "serving.yaml"
+    file.write_text("formats: [png, 1]\ncolour: blue\nadmin_keys: hidden\n")
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"PROTOSEG_CONFIG": str(file)})
+    problems = str(caught.value).split("; ")
+    assert problems[0] == f"{file}: formats.1: Input should be a valid string (got 1)"
+    assert problems[1].startswith(f"{file}: admin_keys: give SHA-256")
+    assert problems[2] == f"{file}: colour: unknown key (got 'blue')"
+    assert "hidden" not in str(caught.value)
 
 
 def test_a_key_is_never_echoed() -> None:

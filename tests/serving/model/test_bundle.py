@@ -1,19 +1,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.serving_bundle import make_bundle
+from protoseg.errors import UserError
 from serving.errors import BundleError
-from serving.model.bundle import check_bundle, find_bundle, main
+from serving.model.bundle import check_bundle, find_bundle
 from serving.settings import Settings
 
 Edit = Callable[[dict[str, Any]], None]
@@ -68,7 +65,7 @@ def test_bad_manifests_give_one_line(copy: Path, change: Edit, says: str | None)
     if says is None:
         assert check_bundle(copy, Settings())[0].folder == copy
         return
-    with pytest.raises(BundleError) as caught:
+    with pytest.raises(UserError) as caught:
         check_bundle(copy, Settings())
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -83,7 +80,7 @@ def test_tampered_and_missing_files(copy: Path) -> None:
     with pytest.raises(BundleError, match="cannot be read"):
         check_bundle(copy, Settings())
     (copy / "manifest.json").write_text("{")
-    with pytest.raises(BundleError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         check_bundle(copy, Settings())
 
 
@@ -117,42 +114,9 @@ def test_the_project_is_searched_from_elsewhere(
     assert find_bundle("runs/a/bundle", tmp_path / "project") == folder.resolve()
 
 
-def test_command_reports_both_ways(bundle: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(bundle)]) == 0
-    assert "samples agree to 100.0000%" in capsys.readouterr().out
-    (copy / "model.onnx").write_bytes(b"not a network")
-    edit(copy, set_key("files", 0, "sha256", value="x"))
-    assert main([str(copy)]) == 1
-    assert capsys.readouterr().err.startswith("error: ")
-
-
-def test_command_as_a_process_without_torch(bundle: Path) -> None:
-    code = (
-        "import sys, serving.model.bundle; code = serving.model.bundle.main(); "
-        "sys.exit(code or bool({'torch', 'accelerate'} & set(sys.modules)))"
-    )
-    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(bundle)], env=environ, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_a_graph_that_does_not_load_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from protoseg.files import sha256_file
-
-    folder = make_bundle(tmp_path)
-    (folder / "model.onnx").write_bytes(b"not a network")
-    edit(folder, set_key("files", 0, "sha256", value=sha256_file(folder / "model.onnx")))
-    assert main([str(folder)]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ONNX Runtime cannot load")
-    assert error.count("\n") == 1
-
-
 def test_proven_engines_come_first_and_onnx_steps_in(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     from protoseg.files import sha256_file
-    from serving.model.model import open_engine
+    from serving.model.open import open_model
 
     (copy / "model.plan").write_bytes(b"not an engine")
 
@@ -166,11 +130,11 @@ def test_proven_engines_come_first_and_onnx_steps_in(copy: Path, caplog: pytest.
     assert names == ["model.plan", "model.onnx"]
     for settings in (Settings(device="cpu"), Settings(backend="onnx"), Settings(precision="fp32")):
         assert [item.artifact.name for item in check_bundle(copy, settings)] == ["model.onnx"]
-    engine = open_engine(copy, Settings())
-    assert engine.bundle.artifact.name == "model.onnx"
+    model = open_model(copy, Settings())
+    assert model.bundle.artifact.name == "model.onnx"
     assert "model.plan is passed over" in caplog.text
-    engine.close()
+    model.close()
     with pytest.raises(BundleError):
-        open_engine(copy, Settings(backend="tensorrt"))
+        open_model(copy, Settings(backend="tensorrt"))
     with pytest.raises(BundleError, match=r"export\.tensorrt"):
         check_bundle(copy, Settings(backend="tensorrt", precision="int8"))

@@ -6,15 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from serving.model.tiles import Span, blend, plan
+from serving.model.tiles import Span, blend, spans
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 700), st.integers(32, 128))
 def test_weights_add_up_to_one_everywhere(length: int, tile: int) -> None:
     total = np.zeros(length)
-    spans = plan(length, tile)
-    for span in spans:
+    found = spans(length, tile)
+    for span in found:
         assert 0 <= span.start <= span.low < span.high <= span.stop <= length
         assert span.stop - span.start == min(tile, length)
         total[span.low : span.high] += span.weights()
@@ -23,7 +23,7 @@ def test_weights_add_up_to_one_everywhere(length: int, tile: int) -> None:
 
 def test_two_tiles_by_hand() -> None:
     # 8 pixels of overlap asked for, 28 there: the ramp lies in their middle
-    first, second = plan(36, 32)
+    first, second = spans(36, 32)
     assert (first.start, first.high, second.start, second.low) == (0, 22, 4, 14)
     assert first.weights()[-8:].tolist() == pytest.approx([(15 - 2 * i) / 16 for i in range(8)])
 
@@ -42,12 +42,12 @@ def test_blending_equal_scores_changes_nothing(size: tuple[int, int]) -> None:
     def tile(row: Span, column: Span) -> NDArray[np.float32]:
         return scores[:, row.start : row.stop, column.start : column.stop]
 
-    blend(plan(size[0], 32), plan(size[1], 32), tile, finish)
+    blend(spans(size[0], 32), spans(size[1], 32), tile, finish)
     np.testing.assert_allclose(result, scores, rtol=1e-5)
 
 
 def test_a_seam_is_a_ramp() -> None:
-    rows, columns = plan(32, 32), plan(56, 32)
+    rows, columns = spans(32, 32), spans(56, 32)
     result = np.zeros((1, 32, 56), np.float32)
 
     def finish(top: int, left: int, block: NDArray[np.float32]) -> None:

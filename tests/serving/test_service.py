@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.serving_bundle import COLORS, NAMES, make_bundle, sample_image
-from serving.http.routes import PROBES
+from serving.http.routes import ROUTES
 
 Pixels = NDArray[np.uint8]
 PICKLE = {"content-type": "application/vnd.bentoml+pickle"}
@@ -233,7 +233,7 @@ def test_keys(serve: Any, png: bytes, helpers: Any) -> None:
     for headers in ({"authorization": "Bearer open sesame"}, {"x-api-key": "open sesame"}):
         assert post(keyed, png, **headers).status_code == 200
     assert error_of(post(keyed, png, authorization="Bearer open sesam")) == (401, "unauthorized")
-    for path in [*PROBES, "/", "/demo/app.js"]:
+    for path in [*(route.path for route in ROUTES if route.probe), "/", "/demo/app.js"]:
         assert keyed.get(path).status_code == 200, path
     for path in ("/metrics", "/v1/model", "/docs.json", "/v1/samples/0", "/schema.json"):
         assert error_of(keyed.get(path)) == (401, "unauthorized")
@@ -256,13 +256,26 @@ def test_rate_limit(serve: Any, png: bytes) -> None:
 def test_cors_only_for_named_origins(serve: Any, png: bytes) -> None:
     shared = serve(cors="https://app.example")
     good, bad = {"origin": "https://app.example"}, {"origin": "https://evil.example"}
-    preflight = shared.options("/v1/segment", headers=good | {"access-control-request-method": "POST"})
-    assert preflight.status_code == 204
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
+    preflight = shared.options("/v1/segment", headers=good | asks)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == "https://app.example"
     assert "POST" in preflight.headers["access-control-allow-methods"]
+    refused = shared.options("/v1/segment", headers=bad | asks)
+    assert refused.status_code == 400
+    assert "access-control-allow-origin" not in refused.headers
     assert post(shared, png, **good).headers["access-control-allow-origin"] == "https://app.example"
     assert "access-control-allow-origin" not in post(shared, png, **bad).headers
     assert shared.options("/v1/segment", headers=bad).status_code == 405
     assert post(shared, b"x", **good).headers["access-control-allow-origin"] == "https://app.example"
+
+
+def test_cors_for_every_origin(serve: Any, png: bytes) -> None:
+    shared = serve(cors="*")
+    response = post(shared, png, origin="https://app.example")
+    assert response.headers["access-control-allow-origin"] == "*"
+    assert "x-tiles" in response.headers["access-control-expose-headers"]
+    assert "access-control-allow-origin" not in post(shared, png).headers
 
 
 def test_model_description_and_samples(client: Any) -> None:

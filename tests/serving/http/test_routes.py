@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from serving.http.openapi import openapi
+from serving.http.options import Options
+from serving.http.pages import Pages
+from serving.http.routes import ROUTES, find_route
+
+
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [
+        ("/v1/segment", "/v1/segment"),
+        ("/demo/app.js", "/demo/{file}"),
+        ("/demo/index.html", None),
+        ("/v1/samples/12", "/v1/samples/{index}"),
+        ("/v1/samples/x", None),
+        ("/v1/samples/12345", None),
+        ("/v2/models/a.b-c", "/v2/models/{name}"),
+        ("/v2/models/a/versions/1", "/v2/models/{name}"),
+        ("/v2/models/a/versions/1/infer", "/v2/models/{name}/infer"),
+        ("/v2/models/a/b/infer", None),
+        ("/v2/models/" + "a" * 129, None),
+        ("/v1/segment/", None),
+        ("//v1/segment", None),
+    ],
+)
+def test_only_paths_of_the_table_are_found(path: str, label: str | None) -> None:
+    route = find_route(path)
+    assert (route.label if route else None) == label
+
+
+def test_every_page_has_its_method() -> None:
+    pages = {route.page for route in ROUTES if route.page}
+    assert pages == {name for name in vars(Pages) if not name.startswith("_")}
+
+
+def test_the_description_has_every_option_and_path() -> None:
+    value: Any = openapi()
+    assert set(value["paths"]) == {route.path for route in ROUTES if route.summary}
+    assert len(value["paths"]) == 19
+    post = value["paths"]["/v1/segment"]["post"]
+    parameters = {item["name"]: item for item in post["parameters"]}
+    assert set(parameters) == set(Options.model_fields)
+    assert parameters["alpha"]["schema"] == {"type": "number", "minimum": 0, "maximum": 1, "default": 0.5}
+    assert parameters["classes"]["schema"] == {"type": "string"}
+    assert parameters["tile"]["schema"] == {
+        "type": "string", "enum": ["0", "1", "false", "true"], "default": "0",
+    }  # fmt: skip
+    assert "agreement" in parameters["output"]["schema"]["enum"]
+    assert all(item["description"] for item in parameters.values())
+    assert set(post["responses"]) == {
+        str(c) for c in (200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504)
+    }
+    assert set(post["requestBody"]["content"]) >= {"multipart/form-data", "image/png"}
+    batch = value["paths"]["/v1/segment/batch"]["post"]["requestBody"]["content"]
+    assert batch["multipart/form-data"]["schema"]["properties"]["image"]["maxItems"] == 16
+    infer = value["paths"]["/v2/models/{name}/versions/{version}/infer"]["post"]
+    assert [item["name"] for item in infer["parameters"]] == ["name", "version"]
+    schemas = value["components"]["schemas"]
+    assert infer["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2] in schemas
+    assert schemas["Tensor"]["properties"]["name"]["const"] == "image"
+    assert value["paths"]["/v1/reload"]["post"]["responses"]["422"]
