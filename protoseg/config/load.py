@@ -13,6 +13,7 @@ from protoseg.config.presets import METHOD_PRESETS, MODEL_PRESETS
 from protoseg.config.sections import Config, MethodConfig
 from protoseg.errors import ConfigError
 from protoseg.files import PROJECT_ROOT
+from protoseg.manifest import validation_problems
 
 
 def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -45,16 +46,8 @@ def apply_override(raw: dict[str, Any], item: str) -> None:
 
 def explain_problems(error: ValidationError, source: str, top: str = "config") -> str:
     """Every problem of a file on a line of its own; ``top`` names one that belongs to no key."""
-    lines = [f"{source}: {error.error_count()} problem(s)"]
-    for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"]) or top
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = "unknown key"
-        value = repr(item["input"])
-        got = "" if isinstance(item["input"], dict) or len(value) > 100 else f" (got {value})"
-        lines.append(f"  {place}: {message}{got}")
-    return "\n".join(lines)
+    problems = validation_problems(error, names={"": top})
+    return "\n  ".join([f"{source}: {len(problems)} problem(s)", *problems])
 
 
 def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
