@@ -32,7 +32,7 @@ from protoseg.config.load import load_config
 from protoseg.config.sections import Config
 from protoseg.data.synthetic import SyntheticScenes, synthetic_classes
 from protoseg.manifest import ArtifactFile, InputRule, Precision, read_manifest
-from protoseg.models.prototypes import spherical_kmeans
+from protoseg.models.kmeans import spherical_kmeans
 from protoseg.models.segmenter import Segmenter, build_segmenter
 
 NETWORKS: dict[str, tuple[str, list[str], int]] = {

@@ -51,7 +51,7 @@ from protoseg.config.sections import DataConfig
 from protoseg.data.images import resize_image, resize_mask
 from protoseg.data.lists import read_entries
 from protoseg.data.masks import mask_reader
-from protoseg.data.stream import EvalSamples, FileSource
+from protoseg.data.sources import EvalSamples, FileSource
 from protoseg.errors import CheckpointError, ConfigError, DataError
 from protoseg.evaluate.measure import Samples, override_data, read_samples
 from protoseg.inference import (

@@ -10,18 +10,10 @@ from tiny import tiny_info, tiny_segmenter
 from protoseg.checkpoint import save_checkpoint
 from protoseg.config.sections import EvalConfig
 from protoseg.data.images import resize_image
-from protoseg.errors import DataError
 from protoseg.manifest import InputRule, ResizeConfig
 from protoseg.method.pseudo_labels import fuse
 from protoseg.predict.__main__ import main
-from protoseg.predict.images import (
-    DEFAULT_HEAD,
-    find_images,
-    output_names,
-    overlay_picture,
-    predict_image,
-    to_grey,
-)
+from protoseg.predict.images import DEFAULT_HEAD, output_names, predict_image, to_grey
 
 COLORS = [item.color for item in tiny_info(3).classes]
 EXIF_ORIENTATION = 0x0112
@@ -112,16 +104,6 @@ def test_predict_refuses_other_images(segmenter, image):
         predict_image(segmenter, image, rule_with(ResizeConfig()))
 
 
-def test_overlay_by_hand():
-    image = np.full((3, 4, 3), 100, np.uint8)
-    labels = np.zeros((3, 4), np.uint8)
-    labels[:, 2:] = 1
-    blended = overlay_picture(image, labels, [(0, 0, 0), (200, 0, 50)])
-    assert (blended[:, :2] == 100).all(), "black classes leave the image as it is"
-    assert blended[0, 2].tolist() == [200, 0, 50], "the outline has the full colour"
-    assert blended[0, 3].tolist() == [150, 50, 75]
-
-
 def test_grey_is_rounded_and_clipped():
     values = np.array([[0.0, 0.5, 1.0, 1.5, -0.1, np.nan]], np.float32)
     assert to_grey(values).tolist() == [[0, 128, 255, 255, 0, 0]]
@@ -132,34 +114,6 @@ def test_two_inputs_of_one_stem_get_distinct_names():
     names = output_names(paths)
     assert names == ["a", "a_3", "a_2", "A_4", "b", "b_2"]
     assert len({name.casefold() for name in names}) == len(paths)
-
-
-def test_find_images(tmp_path):
-    for name in (
-        "b.png",
-        "a.JPG",
-        "notes.txt",
-        "deep/c.tif",
-        ".hidden/d.png",
-        "masks/b.png",
-        "out/masks/b.png",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    found = find_images([tmp_path, tmp_path / "b.png"], tmp_path / "out")
-    assert [p.relative_to(tmp_path).as_posix() for p in found] == [
-        "a.JPG",
-        "b.png",
-        "deep/c.tif",
-        "masks/b.png",
-    ]
-    here = find_images([tmp_path / "masks"], tmp_path)
-    assert [p.name for p in here] == ["b.png"], "a folder named on the command line is searched"
-    with pytest.raises(DataError, match="neither a file nor a folder"):
-        find_images([tmp_path / "gone"], tmp_path / "out")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no image in"):
-        find_images([tmp_path / "empty"], tmp_path / "out")
 
 
 @pytest.fixture
