@@ -132,13 +132,13 @@ def inputs(tmp_path):
     return folder
 
 
-def test_command(trained, inputs, tmp_path, run_module):
+def test_command(trained, inputs, tmp_path, capsys):
     out = tmp_path / "out"
-    finished = run_module("protoseg.predict", trained, inputs, "-o", out, "--device", "cpu")
-    assert finished.returncode == 1, finished.stderr
-    assert "cut.jpg cannot be decoded" in finished.stderr
-    assert "1 file(s) could not be read" in finished.stderr
-    assert "3 of 4 images" in finished.stdout
+    assert main([str(trained), str(inputs), "-o", str(out), "--device", "cpu"]) == 1
+    found = capsys.readouterr()
+    assert "cut.jpg cannot be decoded" in found.err
+    assert "1 file(s) could not be read" in found.err
+    assert "3 of 4 images" in found.out
     written = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
     stems = ("a", "a_2", "turned")
     suffixes = {"masks": "png", "overlays": "jpg", "confidence": "png", "disagreement": "png"}
