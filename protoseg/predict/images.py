@@ -33,7 +33,7 @@ class Prediction:
     """(H, W) class ids."""
     confidence: NDArray[np.float32]
     """(H, W) probability of the label in [0, 1]."""
-    agreement: NDArray[np.float32]
+    label_probability: NDArray[np.float32]
     """(H, W) probability that the linear head gives to the label, in [0, 1]: low where it may be wrong."""
 
 
@@ -72,9 +72,9 @@ def predict_image(
         low = image_logits(segmenter, batch, config or EvalConfig(), rule.crop)
         logits = upsample(low, height, width)
         label, confidence = score(logits, head)
-        agreement = label_agreement(logits.linear, label)
+        believed = label_agreement(logits.linear, label)
     return Prediction(
-        label[0].cpu().numpy().astype(np.uint8), confidence[0].cpu().numpy(), agreement[0].cpu().numpy()
+        label[0].cpu().numpy().astype(np.uint8), confidence[0].cpu().numpy(), believed[0].cpu().numpy()
     )
 
 
@@ -117,7 +117,7 @@ def write_prediction(
     if "confidence" in parts:
         save_image(out / "confidence" / f"{name}.png", to_grey(prediction.confidence))
     if "disagreement" in parts:
-        save_image(out / "disagreement" / f"{name}.png", to_grey(1 - prediction.agreement))
+        save_image(out / "disagreement" / f"{name}.png", to_grey(1 - prediction.label_probability))
 
 
 def to_grey(values: NDArray[np.float32]) -> NDArray[np.uint8]:

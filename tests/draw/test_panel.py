@@ -51,7 +51,7 @@ def test_panel_without_prototypes_has_three_columns(segmenter):
     bare = tiny_segmenter(num_classes=3)
     bare.bank.active.fill_(False)
     row = panel_row(bare, *scene(), **SETTINGS)
-    assert (row.prototype, row.disagreement, row.winner) == (None, None, None)
+    assert (row.prototype, row.head_distance, row.winner) == (None, None, None)
     with_heads = draw_panel([panel_row(segmenter, *scene(), **SETTINGS)], CLASSES, 255, 2)
     without = draw_panel([row], CLASSES, 255, 4)
     assert without.width < with_heads.width * 0.55
@@ -65,8 +65,8 @@ def test_panel_row_is_what_the_network_says(segmenter):
     assert np.array_equal(row.linear, output.linear_logits[0].argmax(0).numpy())
     assert np.array_equal(row.prototype, output.prototype_logits[0].argmax(0).numpy())
     assert np.array_equal(row.winner // 2, row.prototype)
-    assert row.disagreement.min() >= -1e-6
-    assert row.disagreement.max() <= 1
+    assert row.head_distance.min() >= -1e-6
+    assert row.head_distance.max() <= 1
 
 
 def test_the_winner_is_the_nearest_prototype_of_the_predicted_class(segmenter):

@@ -60,7 +60,7 @@ def test_labels_are_the_argmax_of_upsampled_logits(segmenter, size, resize):
     assert found.labels.dtype == np.uint8
     np.testing.assert_allclose(found.confidence, linear.softmax(1).amax(1)[0], atol=1e-6)
     believed = np.take_along_axis(linear.softmax(1)[0].numpy(), found.labels[None].astype(np.int64), 0)[0]
-    np.testing.assert_allclose(found.agreement, believed, atol=1e-6)
+    np.testing.assert_allclose(found.label_probability, believed, atol=1e-6)
 
 
 def test_heads(segmenter):
@@ -93,7 +93,7 @@ def test_predict_without_prototypes():
     bare.bank.active.fill_(False)
     rule = rule_with(ResizeConfig())
     found = predict_image(bare, photo(8, 8), rule)
-    np.testing.assert_allclose(found.agreement, found.confidence, atol=1e-6)
+    np.testing.assert_allclose(found.label_probability, found.confidence, atol=1e-6)
     with pytest.raises(ValueError, match="head 'fused' needs prototypes"):
         predict_image(bare, photo(8, 8), rule, head="fused")
 
@@ -162,7 +162,7 @@ def test_written_maps_hold_the_prediction(trained, segmenter, inputs, tmp_path, 
     assert np.array_equal(np.array(Image.open(out / "masks" / "a.png")), expected.labels)
     assert np.array_equal(np.array(Image.open(out / "confidence" / "a.png")), to_grey(expected.confidence))
     disagreement = np.array(Image.open(out / "disagreement" / "a.png"))
-    assert np.array_equal(disagreement, to_grey(1 - expected.agreement))
+    assert np.array_equal(disagreement, to_grey(1 - expected.label_probability))
     assert not (out / "overlays").exists()
     assert "1 of 1 images" in capsys.readouterr().out
 
