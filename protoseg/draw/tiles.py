@@ -73,9 +73,9 @@ def draw_sheet(
     legend = class_legend(classes, num_prototypes, width - 2 * _MARGIN)
     above = LINE * max(bool(tile.title) + bool(tile.note) for tile in tiles)
     below = LINE * any(tile.captions for tile in tiles)
-    between = _GAP if below else _BETWEEN
+    between = 2 * _GAP if below else _BETWEEN
     tall = [max(picture.height for tile in row for picture in tile.pictures) for row in rows]
-    header = (LINE + 4) * (bool(headline) + bool(key) + bool(titles))
+    header = (LINE + 4) * (bool(headline) + bool(key) + bool(titles)) + 8 * bool(above and key)
     height = 2 * _MARGIN + header + sum(above + rise + below + between for rise in tall) + legend.height
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)

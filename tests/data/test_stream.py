@@ -122,15 +122,6 @@ def test_processes_split_the_global_batch():
     assert whole == [a + b for a, b in zip(*parts, strict=True)]
 
 
-def test_cache_returns_equal_images():
-    classes = synthetic_classes(DATA.synthetic)
-    cached = CachedSource(open_source(DATA, "labeled", classes), DATA.model_copy(update={"cache": True}))
-    assert cached.image(1) is cached.image(1)
-    fresh = CachedSource(open_source(DATA, "labeled", classes), DATA)
-    assert np.array_equal(cached.image(1), fresh.image(1))
-    assert np.array_equal(cached.mask(1), fresh.mask(1))
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_of_a_loader_process_is_one_line(workers):
     class Source:
