@@ -1,19 +1,13 @@
 import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from protoseg.errors import DataError
 from protoseg.train.log import (
     MetricsLog,
     Monitor,
     MonitorStats,
-    confusion_picture,
-    curves,
     read_metrics,
 )
 
@@ -146,33 +140,3 @@ def test_inactive_classes_have_no_prototypes_to_merge():
         1, closest_pair=[1.0, 0.2, 0.2], usage_entropy=[0.0, 1.0, 1.0], active=[False, True, True]
     )
     assert monitor().update(stats) == []
-
-
-def test_curves_and_confusion_have_the_same_bytes_twice(tmp_path):
-    log = MetricsLog(tmp_path / "metrics.jsonl")
-    for step in (10, 20, 30):
-        log.append(
-            {"step": step, "loss/total": 3 / step, "loss/sup_linear": 2 / step, "pseudo_label/rate": None}
-        )
-        log.append({"step": step, "val/miou_linear": step / 100})
-    table = {"linear": torch.tensor([[5, 1, 0], [0, 9, 1], [0, 0, 0]])}
-    for name in ("a", "b"):
-        curves(log.path, tmp_path / name / "curves.png")
-        confusion_picture(table, ["background", "sky", "tree"], tmp_path / name / "confusion.png")
-    for file in ("curves.png", "confusion.png"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-        with Image.open(tmp_path / "a" / file) as picture:
-            assert picture.info.get("Software") is None
-            assert np.asarray(picture).std() > 5
-
-
-def test_curves_of_an_empty_log(tmp_path):
-    curves(tmp_path / "none.jsonl", tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").is_file()
-
-
-def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path):
-    (tmp_path / "curves.png").mkdir()
-    with pytest.raises(DataError, match=r"curves\.png cannot be written"):
-        curves(Path("none.jsonl"), tmp_path / "curves.png")
-    assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
