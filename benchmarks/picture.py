@@ -20,9 +20,10 @@ from benchmarks.common import ASSETS, parser
 from protoseg.checkpoint import Checkpoint, load_checkpoint
 from protoseg.config.sections import EvalConfig
 from protoseg.data.images import save_whole
-from protoseg.data.stream import Source, Split, open_source
-from protoseg.draw.panel import as_rgb, heat_picture, palette_picture
-from protoseg.predict.images import overlay_picture, predict_image
+from protoseg.data.lists import Split
+from protoseg.data.sources import Source, open_source
+from protoseg.draw.colours import as_rgb, heat_picture, overlay_picture, palette_picture
+from protoseg.predict.images import predict_image
 
 Picture = NDArray[np.uint8]
 _PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (38, 42, 48), (110, 116, 124), (214, 217, 222)
@@ -80,7 +81,7 @@ def result_block(checkpoint: Checkpoint, source: Source, chosen: list[int]) -> I
         tiles += [
             _tile(as_rgb(image), _BIG),
             _tile(overlay_picture(image, found.labels, colors), _BIG),
-            _tile(heat_picture(1 - found.agreement), _BIG),
+            _tile(heat_picture(1 - found.label_probability), _BIG),
         ]
     return _grid(tiles, 3)
 

@@ -15,7 +15,8 @@ from export.errors import ExportError
 from export.proof.cases import NamedImage
 from protoseg.checkpoint import CheckpointInfo
 from protoseg.data.images import read_image, resize_image, resize_mask
-from protoseg.data.lists import Entry, read_entries
+from protoseg.data.lines import Entry
+from protoseg.data.lists import read_entries
 from protoseg.data.masks import MaskReader, mask_reader
 from protoseg.data.synthetic import SyntheticScenes
 from protoseg.errors import DataError

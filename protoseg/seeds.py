@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-STREAMS = {"labeled": 1, "unlabeled": 2, "steps": 3, "global": 4}
-"""Independent sequences of a run: image order and views of either list, network noise, batch-wide draws."""
+STREAMS = {
+    "labeled": 1, "unlabeled": 2, "steps": 3, "global": 4, "labeled order": 101, "unlabeled order": 102,
+}  # fmt: skip
+"""Independent sequences of a run: views of either list, network noise, batch-wide draws, image orders."""
 
 
 def generator(seed: int, stream: str, *key: int) -> np.random.Generator:

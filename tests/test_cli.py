@@ -1,5 +1,7 @@
-"""Settings, options and file names mix in any order on the command lines of protoseg."""
+"""Every command answers to ``python -m``; settings, options and file names mix in any order."""
 
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,18 @@ from protoseg.evaluate import __main__ as evaluate
 from protoseg.predict import __main__ as predict
 from protoseg.split import __main__ as split
 from protoseg.train import __main__ as train
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize(
+    "name", ["train", "check", "split", "evaluate", "predict", "suggest", "data.synthetic"]
+)
+def test_every_command_runs_as_a_module(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["python -m", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module(f"protoseg.{name}", run_name="__main__")
+    assert caught.value.code == 0
+    assert f"-m protoseg.{name} [-h]" in capsys.readouterr().out
 
 
 def test_settings_and_options_of_the_trainer_mix():

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
 from protoseg.checkpoint import CheckpointInfo, package_versions
 from protoseg.config.load import parse_config
@@ -74,6 +77,12 @@ def tiny_info(num_classes: int = 3, **model: object) -> CheckpointInfo:
         versions=package_versions(),
         git_revision=None,
     )
+
+
+def photo(seed: int, height: int = 40, width: int = 48) -> NDArray[np.uint8]:
+    """Coarse coloured patches, (H, W, 3): pictures that differ in more than noise."""
+    patches = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return np.array(Image.fromarray(patches).resize((width, height), Image.Resampling.NEAREST))
 
 
 def quiet_environment() -> dict[str, str]:

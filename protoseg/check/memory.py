@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor, empty, nn, no_grad
+
 from protoseg.config.sections import Config
+from protoseg.models.segmenter import build_segmenter
 
 MIB = 2**20
 
@@ -17,16 +20,11 @@ def estimate_memory(config: Config, num_classes: int) -> dict[str, str]:
     Returns:
         Readable lines by item; an item that cannot be had says why.
     """
-    import torch
-    from torch import Tensor, nn
-
-    from protoseg.models.segmenter import build_segmenter
-
-    model_config = config.model.model_copy(update={"pretrained": "none"})
     try:
         segmenter = build_segmenter(
-            model_config, config.prototypes, num_classes=num_classes,
-            in_channels=config.data.in_channels, mean=config.data.mean, std=config.data.std,
+            config.model.model_copy(update={"pretrained": "none"}), config.prototypes,
+            num_classes=num_classes, in_channels=config.data.in_channels, mean=config.data.mean,
+            std=config.data.std,
         )  # fmt: skip
     except (ValueError, RuntimeError) as error:
         return {"not estimated": f"the network cannot be built: {error}"}
@@ -43,6 +41,27 @@ def estimate_memory(config: Config, num_classes: int) -> dict[str, str]:
     views = config.views.strong_views if config.method.unlabeled else 0
     images = config.train.batch_size * (1 + views)
     half = config.train.mixed_precision in ("bf16", "fp16")
+    height, width = config.views.crop
+    try:
+        held = count_outputs(network, (2, config.data.in_channels, height, width))
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        lines["activations"] = f"not estimated ({str(error).splitlines()[0]})"
+        return lines
+    activations = held * (2 if half else 4) * images // 2
+    lines["activations"] = (
+        f"about {activations / MIB:.0f} MiB (layer outputs of {images} images of {height}x{width}, "
+        f"{'16' if half else '32'} bit)"
+    )
+    lines["sum"] = f"about {(fixed + activations) / MIB:.0f} MiB, without workspaces and slack"
+    return lines
+
+
+def count_outputs(network: nn.Module, shape: tuple[int, int, int, int]) -> int:
+    """Numbers that all layers give for an image batch of ``shape``; moves the network to the meta device.
+
+    Raises:
+        ValueError, RuntimeError, NotImplementedError: If it cannot run there.
+    """
     held = 0
 
     def count(module: nn.Module, args: object, output: object) -> None:
@@ -52,22 +71,9 @@ def estimate_memory(config: Config, num_classes: int) -> dict[str, str]:
         if isinstance(output, Tensor) and leaf and not getattr(module, "inplace", False):
             held += output.numel()
 
-    handles = [m.register_forward_hook(count) for m in network.modules()]
-    try:
-        network.to("meta").train()
-        shape = (2, config.data.in_channels, *config.views.crop)
-        with torch.no_grad():
-            network(torch.empty(shape, device="meta"))
-    except (ValueError, RuntimeError, NotImplementedError) as error:
-        lines["activations"] = f"not estimated ({str(error).splitlines()[0]})"
-        return lines
-    finally:
-        for handle in handles:
-            handle.remove()
-    activations = held * (2 if half else 4) * images // 2
-    lines["activations"] = (
-        f"about {activations / MIB:.0f} MiB (layer outputs of {images} images of "
-        f"{config.views.crop[0]}x{config.views.crop[1]}, {'16' if half else '32'} bit)"
-    )
-    lines["sum"] = f"about {(fixed + activations) / MIB:.0f} MiB, without workspaces and slack"
-    return lines
+    for module in network.modules():
+        module.register_forward_hook(count)
+    network.to("meta").train()
+    with no_grad():
+        network(empty(shape, device="meta"))
+    return held

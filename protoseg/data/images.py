@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import struct
 import tokenize
 import zlib
@@ -17,6 +15,7 @@ from PIL import Image
 
 from protoseg.data.palette import Color, voc_palette
 from protoseg.errors import DataError
+from protoseg.files import write_whole
 from protoseg.manifest import ResizeConfig
 
 # what Pillow's plugins raise for damaged files; SyntaxError is theirs for broken PNG chunks
@@ -215,13 +214,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    path = Path(path)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        write(beside)
-        beside.replace(path)
+        write_whole(path, write)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be written: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)

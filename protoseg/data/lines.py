@@ -48,48 +48,36 @@ class Resolver:
             columns = [part.strip() for part in line.split("\t") if part.strip()]
             if len(columns) > 2:
                 raise DataError(f"{len(columns)} columns split by tabs, expected image and mask")
-            return self._entry(columns[0], columns[1] if columns[1:] else None), _family(
-                columns, "tab", self.need_mask
-            )
+            return self._read(columns[0], columns[1] if columns[1:] else None, "tab")
         readings: list[tuple[str, str | None]] = [
             (line[: gap.start()], line[gap.end() :]) for gap in re.finditer(r" +", line)
         ]
-        if len(readings) == 1:
-            # the usual pair first; a name with one space only when there is no such pair
-            readings.append((line, None))
-            return self._first(readings)
-        return self._only([*readings, (line, None)])
-
-    def _first(self, readings: list[tuple[str, str | None]]) -> tuple[Entry, str]:
-        failure: DataError | None = None
+        readings.append((line, None))
+        # the usual pair first; a name with one space only when there is no such pair
+        plain = len(readings) <= 2
+        good: list[tuple[Entry, str]] = []
+        failures: list[DataError] = []
         for image, mask in readings:
             try:
-                entry = self._entry(image, mask)
+                good.append(self._read(image, mask, "space"))
             except DataError as error:
-                failure = failure or error
+                failures.append(error)
             else:
-                columns = [image] if mask is None else [image, mask]
-                return entry, _family(columns, "space", self.need_mask)
-        assert failure is not None
-        raise failure
-
-    def _only(self, readings: list[tuple[str, str | None]]) -> tuple[Entry, str]:
-        if len(readings) == 1:
-            return self._first(readings)
-        good = []
-        for reading in readings:
-            try:
-                good.append((self._entry(*reading), reading))
-            except DataError:
-                continue
+                if plain:
+                    break
         if len(good) == 1:
-            entry, (image, mask) = good[0]
-            return entry, _family([image] if mask is None else [image, mask], "space", self.need_mask)
+            return good[0]
+        if plain:
+            raise failures[0]
         how = "can be read in several ways" if good else "names no existing files"
         raise DataError(
             f"{' '.join(filter(None, readings[0]))!r} {how} below {self.root}; split image and mask "
             "by a tab when names have spaces"
         )
+
+    def _read(self, image: str, mask: str | None, separator: str) -> tuple[Entry, str]:
+        columns = [image] if mask is None else [image, mask]
+        return self._entry(image, mask), _family(columns, separator, self.need_mask)
 
     def _entry(self, image_text: str, mask_text: str | None) -> Entry:
         image = _existing("image", image_text, self._image_candidates(image_text), self.root)

@@ -21,7 +21,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from protoseg.config.sections import DataConfig, FolderPair
 from protoseg.data.lines import (
@@ -35,9 +35,8 @@ from protoseg.data.lines import (
 from protoseg.errors import DataError
 from protoseg.files import PROJECT_ROOT
 
-__all__ = ["Entry", "EntryList", "Split", "data_root", "expand_path", "read_entries", "scan_entries"]
-
 Split = Literal["labeled", "unlabeled", "val"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 # SHA-256 of the sorted stems -> published list. Only hashes computed from the published files
 # themselves belong here: the same path holds different lists in different repositories.

@@ -21,14 +21,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from protoseg.config.sections import DataConfig
-from protoseg.data.classes import IGNORE_NAMES, parse_color, read_classes, read_labelmap
+from protoseg.data.classes import IGNORE_NAMES, parse_color, read_labelmap
 from protoseg.data.images import DECODE_ERRORS, load_array
 from protoseg.data.lists import data_root, find_file
 from protoseg.data.palette import Color
 from protoseg.errors import DataError
 from protoseg.manifest import ClassInfo
-
-__all__ = ["MaskReader", "mask_reader", "read_classes"]
 
 _UNKNOWN = -1
 

@@ -1,106 +1,200 @@
-"""Images and masks of one split by index, whether they are files or drawn scenes."""
+"""The images and masks of a split by index, whether they are files or drawn scenes."""
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protoseg.config.sections import DataConfig
-from protoseg.data.images import read_image
-from protoseg.data.lists import Entry
-from protoseg.data.masks import MaskReader
-from protoseg.data.synthetic import Split, SyntheticScenes
+from protoseg.data.images import read_image, resize_image, resize_mask
+from protoseg.data.lines import Entry
+from protoseg.data.lists import Split, read_entries
+from protoseg.data.masks import MaskReader, mask_reader
+from protoseg.data.synthetic import SyntheticScenes
 from protoseg.errors import DataError
 from protoseg.files import sha256_file
+from protoseg.manifest import ClassInfo
+
+Pixels = NDArray[np.uint8]
 
 
-class Source(Protocol):
-    """What the doctor needs of a split."""
+class Source(ABC):
+    """Decoded images of one split, at their own size."""
 
+    sha256: str
+    """Hash of what is in the split."""
+
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def name(self, index: int) -> str:
-        """What to call an image in a message."""
-        ...
+        """What to call the image in a message."""
 
-    def image(self, index: int) -> NDArray[np.uint8]:
-        """(H, W, C) uint8; raises DataError when it cannot be read."""
-        ...
+    @abstractmethod
+    def image(self, index: int) -> Pixels:
+        """(H, W, C).
 
-    def mask(self, index: int) -> tuple[NDArray[np.uint8], str] | None:
-        """(H, W) labels and a complaint about unknown values ("" when there are none)."""
-        ...
+        Raises:
+            DataError: Naming the file, if it cannot be read.
+        """
 
+    @abstractmethod
+    def labels(self, index: int) -> tuple[Pixels, str] | None:
+        """(H, W) of class ids and ignore_index, and a complaint about unknown values ("" without any).
+
+        Returns:
+            None for an image without a mask.
+
+        Raises:
+            DataError: Naming the file, if it cannot be read.
+        """
+
+    @abstractmethod
     def digest(self, index: int) -> str:
-        """Hash of the image's content."""
-        ...
-
-
-class FileSource:
-    """Entries of a list or folder."""
-
-    def __init__(self, config: DataConfig, entries: Sequence[Entry], reader: MaskReader | None) -> None:
-        self._channels = config.in_channels
-        self._entries = entries
-        self._reader = reader
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def name(self, index: int) -> str:
-        """Path of the image."""
-        return str(self._entries[index].image)
-
-    def image(self, index: int) -> NDArray[np.uint8]:
-        """The decoded image."""
-        return read_image(self._entries[index].image, self._channels)
-
-    def mask(self, index: int) -> tuple[NDArray[np.uint8], str] | None:
-        """The decoded mask, or None for an unlabelled entry."""
-        path = self._entries[index].mask
-        if path is None or self._reader is None:
-            return None
-        labels, unknown = self._reader.decode(path)
-        return labels, self._reader.explain(path, unknown) if unknown else ""
-
-    def digest(self, index: int) -> str:
-        """SHA-256 of the file.
+        """Hash of the image's content.
 
         Raises:
             DataError: If it cannot be read.
         """
+
+    def mask(self, index: int) -> Pixels:
+        """(H, W) of class ids and ignore_index.
+
+        Raises:
+            DataError: Naming the file, if there is no mask, it is unreadable or has an unknown value.
+        """
+        found = self.labels(index)
+        if found is None:
+            raise DataError(f"{self.name(index)} has no mask in this list")
+        if found[1]:
+            raise DataError(found[1])
+        return found[0]
+
+
+class FileSource(Source):
+    """Entries of a list or folder; without a reader they have no masks."""
+
+    def __init__(
+        self, entries: Sequence[Entry], channels: int, masks: MaskReader | None, sha256: str
+    ) -> None:
+        self.entries, self.channels, self.masks, self.sha256 = entries, channels, masks, sha256
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def name(self, index: int) -> str:
+        """Path of the image."""
+        return str(self.entries[index].image)
+
+    def image(self, index: int) -> Pixels:
+        """The decoded image."""
+        return read_image(self.entries[index].image, self.channels)
+
+    def labels(self, index: int) -> tuple[Pixels, str] | None:
+        """The decoded mask."""
+        path = self.entries[index].mask
+        if path is None or self.masks is None:
+            return None
+        labels, unknown = self.masks.decode(path)
+        return labels, self.masks.explain(path, unknown) if unknown else ""
+
+    def digest(self, index: int) -> str:
+        """SHA-256 of the file."""
         try:
-            return sha256_file(self._entries[index].image)
+            return sha256_file(self.entries[index].image)
         except OSError as error:
             raise DataError(f"image {self.name(index)} cannot be read: {error}") from error
 
 
-class SceneSource:
-    """Scenes of the embedded data set."""
+class SceneSource(Source):
+    """The embedded scenes; unlabelled ones have no masks."""
 
-    def __init__(self, config: DataConfig, split: Split) -> None:
-        self._scenes = SyntheticScenes(config.synthetic, split)
-        self._split = split
+    def __init__(self, scenes: SyntheticScenes) -> None:
+        self.scenes, self.sha256 = scenes, f"synthetic-{scenes.split}"
 
     def __len__(self) -> int:
-        return len(self._scenes)
+        return len(self.scenes)
 
     def name(self, index: int) -> str:
-        """Split and number of the scene."""
-        return f"{self._split} scene {index}"
+        """Split and number."""
+        return f"synthetic {self.scenes.split} image {index}"
 
-    def image(self, index: int) -> NDArray[np.uint8]:
+    def image(self, index: int) -> Pixels:
         """The drawn image."""
-        return self._scenes.image(index)
+        return self.scenes.image(index)
 
-    def mask(self, index: int) -> tuple[NDArray[np.uint8], str] | None:
-        """The drawn mask, or None for an unlabelled scene."""
-        return None if self._split == "unlabeled" else (self._scenes.mask(index), "")
+    def labels(self, index: int) -> tuple[Pixels, str] | None:
+        """The drawn mask."""
+        return None if self.scenes.split == "unlabeled" else (self.scenes.mask(index), "")
 
     def digest(self, index: int) -> str:
         """SHA-256 of the pixels."""
-        return hashlib.sha256(self._scenes.image(index).tobytes()).hexdigest()
+        return hashlib.sha256(self.image(index).tobytes()).hexdigest()
+
+
+def open_source(config: DataConfig, split: Split, classes: list[ClassInfo]) -> Source:
+    """The images of a split.
+
+    Raises:
+        DataError: If a list or file is missing.
+    """
+    if config.kind == "synthetic":
+        return SceneSource(SyntheticScenes(config.synthetic, split))
+    listed = read_entries(config, split)
+    masks = None if split == "unlabeled" else mask_reader(config, classes)
+    return FileSource(listed.entries, config.in_channels, masks, listed.sha256)
+
+
+class CachedSource:
+    """Images and masks of a source at the working size, decoded once when ``cache`` is set."""
+
+    def __init__(self, source: Source, config: DataConfig) -> None:
+        self.source, self.config = source, config
+        self.kept: dict[tuple[str, int], Pixels] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def image(self, index: int) -> Pixels:
+        """(H, W, C) at the working size."""
+        found = self.kept.get(("image", index))
+        if found is None:
+            found = resize_image(self.source.image(index), self.config.resize)
+            self._keep(("image", index), found)
+        return found
+
+    def mask(self, index: int) -> Pixels:
+        """(H, W) at the working size."""
+        found = self.kept.get(("mask", index))
+        if found is None:
+            found = resize_mask(self.source.mask(index), self.config.resize)
+            self._keep(("mask", index), found)
+        return found
+
+    def _keep(self, key: tuple[str, int], value: Pixels) -> None:
+        if self.config.cache:
+            self.kept[key] = value
+
+
+class EvalSamples:
+    """Validation pairs at their own size, as ``evaluate_segmenter`` takes them."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Pixels, Pixels]:
+        """Image (H, W, C) and mask (H, W)."""
+        return self.source.image(index), self.source.mask(index)
+
+    def name(self, index: int) -> str:
+        """What to call the image in a message."""
+        return Path(self.source.name(index)).stem

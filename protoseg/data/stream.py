@@ -1,4 +1,4 @@
-"""Images on their way to the trainer: sources, training samples, and the order they come in.
+"""Images on their way to the trainer: training samples, and the order they come in.
 
 Nothing here holds random state. Which image comes at which position, and how it is cropped and
 coloured, is a function of (seed, stream, position). A resumed run therefore continues with the very
@@ -12,9 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,149 +20,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from protoseg.config.sections import Config, DataConfig, ViewConfig
-from protoseg.data.images import read_image, resize_image, resize_mask
-from protoseg.data.lists import Entry, read_entries
-from protoseg.data.masks import MaskReader, mask_reader
-from protoseg.data.synthetic import SyntheticScenes
+from protoseg.config.sections import DataConfig, ViewConfig
+
+# re-exported until every caller names protoseg.data.sources
+from protoseg.data.sources import CachedSource as CachedSource
+from protoseg.data.sources import EvalSamples as EvalSamples
+from protoseg.data.sources import Source as Source
+from protoseg.data.sources import open_source as open_source
 from protoseg.data.views import apply_geometry, color_view, draw_geometry
 from protoseg.errors import DataError
-from protoseg.manifest import ClassInfo
+from protoseg.seeds import generator
 
 logger = logging.getLogger(__name__)
 
-Split = Literal["labeled", "unlabeled", "val"]
+Stream = Literal["labeled", "unlabeled"]
+OnError = Literal["raise", "skip"]
 Draw = tuple[int, int]
 Sample = dict[str, Tensor]
-STREAMS = {"labeled": 1, "unlabeled": 2, "steps": 3, "global": 4}
 MAX_REPLACEMENTS = 20
-
-
-class Source(Protocol):
-    """Decoded images of one split."""
-
-    sha256: str
-    """Hash of what is in the split."""
-
-    def __len__(self) -> int: ...
-
-    def image(self, index: int) -> NDArray[np.uint8]:
-        """(H, W, C) at its own size."""
-        ...
-
-    def mask(self, index: int) -> NDArray[np.uint8]:
-        """(H, W) of class ids and ignore_index, at its own size."""
-        ...
-
-    def name(self, index: int) -> str:
-        """What to call the image in a message."""
-        ...
-
-
-class FileSource:
-    """Images and masks from files."""
-
-    def __init__(
-        self, entries: tuple[Entry, ...], channels: int, masks: MaskReader | None, sha256: str
-    ) -> None:
-        self.entries, self.channels, self.masks, self.sha256 = entries, channels, masks, sha256
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def image(self, index: int) -> NDArray[np.uint8]:
-        """Decode image ``index``.
-
-        Raises:
-            DataError: Naming the file.
-        """
-        return read_image(self.entries[index].image, self.channels)
-
-    def mask(self, index: int) -> NDArray[np.uint8]:
-        """Decode mask ``index``.
-
-        Raises:
-            DataError: Naming the file, if it is unreadable or has an unknown value.
-        """
-        path = self.entries[index].mask
-        if path is None or self.masks is None:
-            raise DataError(f"{self.entries[index].image} has no mask in this list")
-        return self.masks.read(path)
-
-    def name(self, index: int) -> str:
-        """Path of the image."""
-        return str(self.entries[index].image)
-
-
-class SyntheticSource:
-    """The embedded scenes."""
-
-    def __init__(self, scenes: SyntheticScenes, split: Split) -> None:
-        self.scenes, self.split = scenes, split
-        self.sha256 = f"synthetic-{split}"
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def image(self, index: int) -> NDArray[np.uint8]:
-        """Paint image ``index``."""
-        return self.scenes.image(index)
-
-    def mask(self, index: int) -> NDArray[np.uint8]:
-        """Paint mask ``index``."""
-        return self.scenes.mask(index)
-
-    def name(self, index: int) -> str:
-        """Split and number."""
-        return f"synthetic {self.split} image {index}"
-
-
-def open_source(config: DataConfig, split: Split, classes: list[ClassInfo]) -> Source:
-    """The images of a split.
-
-    Raises:
-        DataError: If a list or file is missing.
-    """
-    if config.kind == "synthetic":
-        return SyntheticSource(SyntheticScenes(config.synthetic, split), split)
-    listed = read_entries(config, split)
-    masks = None if split == "unlabeled" else mask_reader(config, classes)
-    return FileSource(listed.entries, config.in_channels, masks, listed.sha256)
-
-
-class CachedSource:
-    """Images and masks of a source at the working size, decoded once when ``cache`` is set."""
-
-    def __init__(self, source: Source, config: DataConfig) -> None:
-        self.source, self.config = source, config
-        self.kept: dict[tuple[str, int], NDArray[np.uint8]] = {}
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def image(self, index: int) -> NDArray[np.uint8]:
-        """(H, W, C) at the working size."""
-        found = self.kept.get(("image", index))
-        if found is None:
-            found = resize_image(self.source.image(index), self.config.resize)
-            self._keep(("image", index), found)
-        return found
-
-    def mask(self, index: int) -> NDArray[np.uint8]:
-        """(H, W) at the working size.
-
-        Raises:
-            DataError: If mask and image differ in size.
-        """
-        found = self.kept.get(("mask", index))
-        if found is None:
-            found = resize_mask(self.source.mask(index), self.config.resize)
-            self._keep(("mask", index), found)
-        return found
-
-    def _keep(self, key: tuple[str, int], value: NDArray[np.uint8]) -> None:
-        if self.config.cache:
-            self.kept[key] = value
 
 
 class TrainDataset(Dataset[Sample]):
@@ -188,12 +61,12 @@ class TrainDataset(Dataset[Sample]):
         self,
         source: CachedSource,
         views: ViewConfig,
-        stream: Literal["labeled", "unlabeled"],
+        stream: Stream,
         *,
         seed: int,
         fill: Tensor,
         ignore_index: int,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
     ) -> None:
         self.source, self.views, self.stream, self.seed = source, views, stream, seed
         self.fill, self.ignore_index, self.on_error = fill, ignore_index, on_error
@@ -209,7 +82,7 @@ class TrainDataset(Dataset[Sample]):
         """
         index, position = draw
         for attempt in range(MAX_REPLACEMENTS):
-            rng = np.random.default_rng([self.seed, STREAMS[self.stream], position])
+            rng = generator(self.seed, self.stream, position)
             try:
                 sample = self._sample((index + attempt) % len(self), rng)
             except DataError as error:
@@ -275,7 +148,7 @@ class StreamSampler(Sampler[list[Draw]]):
         batch_size: int,
         *,
         seed: int,
-        stream: Literal["labeled", "unlabeled"],
+        stream: Stream,
         start: int,
         stop: int,
         rank: int = 0,
@@ -289,8 +162,7 @@ class StreamSampler(Sampler[list[Draw]]):
 
     def order(self, number: int) -> NDArray[np.int64]:
         """Order of pass ``number`` over the list."""
-        key = [self.seed, 100 + STREAMS[self.stream], number]
-        return np.random.default_rng(key).permutation(self.length)
+        return generator(self.seed, f"{self.stream} order", number).permutation(self.length)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         known: dict[int, NDArray[np.int64]] = {}
@@ -306,60 +178,56 @@ class StreamSampler(Sampler[list[Draw]]):
             yield batch
 
 
-@dataclass(frozen=True)
-class Streams:
-    """Endless training batches from a given micro-step on."""
-
-    labeled: Iterator[Sample]
-    unlabeled: Iterator[Sample] | None
-
-
 def padding_fill(mean: list[float]) -> Tensor:
     """(C,) uint8: the grey level that normalisation turns into (about) zero."""
     return torch.tensor([round(255 * value) for value in mean], dtype=torch.uint8)
 
 
 def make_stream(
-    config: Config,
     source: CachedSource,
-    stream: Literal["labeled", "unlabeled"],
+    stream: Stream,
     *,
+    data: DataConfig,
+    views: ViewConfig,
+    batch_size: int,
+    seed: int,
     mean: list[float],
     start: int,
     stop: int,
     rank: int,
     world: int,
 ) -> Iterator[Sample]:
-    """Batches of one stream for one process, micro-steps ``start`` to ``stop``."""
+    """Batches of one stream for one process, micro-steps ``start`` to ``stop``.
+
+    Args:
+        source: Images at the working size.
+        stream: Which views and which order.
+        data: For ``ignore_index``, ``on_error`` and ``num_workers``.
+        views: View settings.
+        batch_size: Images of one process and micro-step.
+        seed: Seed of the run.
+        mean: The network's mean in [0, 1], the value of padding.
+        start: First micro-step.
+        stop: Micro-step before which to end.
+        rank: This process.
+        world: Number of processes.
+    """
     dataset = TrainDataset(
-        source,
-        config.views,
-        stream,
-        seed=config.train.seed,
-        fill=padding_fill(mean),
-        ignore_index=config.data.ignore_index,
-        on_error=config.data.on_error,
-    )
+        source, views, stream, seed=seed, fill=padding_fill(mean), ignore_index=data.ignore_index,
+        on_error=data.on_error,
+    )  # fmt: skip
     sampler = StreamSampler(
-        len(source),
-        config.train.batch_size,
-        seed=config.train.seed,
-        stream=stream,
-        start=start,
-        stop=stop,
-        rank=rank,
-        world=world,
+        len(source), batch_size, seed=seed, stream=stream, start=start, stop=stop, rank=rank, world=world
     )
-    workers = config.data.num_workers
     loader: DataLoader[Sample] = DataLoader(
         dataset,
         batch_sampler=sampler,
-        num_workers=workers,
+        num_workers=data.num_workers,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
+        persistent_workers=data.num_workers > 0,
         worker_init_fn=_work_until_the_trainer_ends,
         # a generator of its own: making the iterator must not draw from the global one
-        generator=torch.Generator().manual_seed(config.train.seed),
+        generator=torch.Generator().manual_seed(seed),
     )
     return _with_plain_errors(loader)
 
@@ -391,21 +259,3 @@ def _with_plain_errors(loader: DataLoader[Sample]) -> Iterator[Sample]:
         yield from loader
     except DataError as error:
         raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
-
-
-class EvalSamples:
-    """Validation pairs at their own size, as ``evaluate_segmenter`` takes them."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Image (H, W, C) and mask (H, W)."""
-        return self.source.image(index), self.source.mask(index)
-
-    def name(self, index: int) -> str:
-        """What to call the image in a message."""
-        return Path(self.source.name(index)).stem

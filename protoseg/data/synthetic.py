@@ -15,20 +15,20 @@ import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protoseg.config.sections import SyntheticConfig
 from protoseg.data.images import save_image, save_mask, write_text
+from protoseg.data.lists import SPLITS, Split
 from protoseg.data.palette import voc_palette
-from protoseg.errors import DataError
+from protoseg.errors import DataError, guarded
 from protoseg.manifest import ClassInfo
 
 IGNORE = 255
 _SHAPES = ("background", "disc", "square", "triangle", "cross", "ring", "bar", "half_disc")
-_SPLITS = {"labeled": 0, "unlabeled": 1, "val": 2}
 _TEXTURES = ("plain", "stripes", "checks", "dots", "gradient", "noise")
 _HUES = (
     (206, 60, 52), (60, 150, 70), (58, 92, 200), (222, 186, 60),
@@ -38,7 +38,6 @@ _MODE_ODDS = (8, 5, 3, 2)
 _BITS = 10
 _ONE = 1 << _BITS  # fixed point: 1.0 of a rotation or a blend
 
-Split = Literal["labeled", "unlabeled", "val"]
 Ints = NDArray[np.int32]
 
 
@@ -46,9 +45,6 @@ def synthetic_classes(config: SyntheticConfig) -> list[ClassInfo]:
     """The classes of the embedded set, named after their shapes; id 0 is the background."""
     colors = voc_palette(config.num_classes)
     return [ClassInfo(name=_SHAPES[i], color=colors[i]) for i in range(config.num_classes)]
-
-
-SYNTHETIC_CLASSES = synthetic_classes
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,7 @@ class SyntheticScenes:
 
     def _draw(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         config = self.config
-        entropy = [config.seed, _SPLITS[self.split], index]
+        entropy = [config.seed, SPLITS.index(self.split), index]
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
         height, width = config.height, config.width
         labels = np.zeros((height, width), np.uint8)
@@ -248,14 +244,13 @@ def write_dataset(config: SyntheticConfig, folder: Path) -> dict[str, Any]:
         DataError: If a file cannot be written.
     """
     folder = Path(folder)
-    colors = [item.color for item in SYNTHETIC_CLASSES(config)]
+    classes = synthetic_classes(config)
     try:
         for name in ("images", "masks"):
             (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder} cannot be made: {error}") from error
-    splits: tuple[Split, ...] = ("labeled", "unlabeled", "val")
-    for split in splits:
+    for split in SPLITS:
         scenes = SyntheticScenes(config, split)
         lines = []
         for index in range(len(scenes)):
@@ -263,12 +258,11 @@ def write_dataset(config: SyntheticConfig, folder: Path) -> dict[str, Any]:
             save_image(folder / "images" / name, scenes.image(index))
             line = f"images/{name}"
             if split != "unlabeled":
-                save_mask(folder / "masks" / name, scenes.mask(index), colors)
+                save_mask(folder / "masks" / name, scenes.mask(index), [item.color for item in classes])
                 line += f" masks/{name}"
             lines.append(line)
         write_text(folder / f"{split}.txt", "".join(f"{line}\n" for line in lines))
-    names = [item.name for item in SYNTHETIC_CLASSES(config)]
-    write_text(folder / "classes.txt", "".join(f"{name}\n" for name in names))
+    write_text(folder / "classes.txt", "".join(f"{item.name}\n" for item in classes))
     return {
         "kind": "files", "root": str(folder), "labeled": "labeled.txt",
         "unlabeled": "unlabeled.txt" if config.num_unlabeled else None,
@@ -289,13 +283,13 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(flag, type=int, default=info.default, help=f"{info.description} (%(default)s)")
     args = vars(parser.parse_args(argv))
     folder = args.pop("folder")
-    try:
+
+    def body() -> int:
         section = write_dataset(SyntheticConfig(**args), folder)
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    sys.stdout.write("data:\n" + "".join(f"  {k}: {v}\n" for k, v in section.items() if v is not None))
-    return 0
+        sys.stdout.write("data:\n" + "".join(f"  {k}: {v}\n" for k, v in section.items() if v is not None))
+        return 0
+
+    return guarded(body, ValueError)
 
 
 if __name__ == "__main__":

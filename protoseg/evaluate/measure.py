@@ -23,7 +23,7 @@ from protoseg.checkpoint import Checkpoint, CheckpointInfo
 from protoseg.config.load import apply_override
 from protoseg.config.sections import DataConfig, EvalConfig
 from protoseg.data.images import resize_image, resize_mask
-from protoseg.data.stream import EvalSamples, open_source
+from protoseg.data.sources import EvalSamples, open_source
 from protoseg.errors import ConfigError, DataError
 from protoseg.evaluate.results import Accumulator, EvalResult, Reduce
 from protoseg.inference import (

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from protoseg.config.sections import Config
-from protoseg.data.stream import CachedSource, to_tensor
+from protoseg.data.sources import CachedSource
+from protoseg.data.stream import to_tensor
 from protoseg.errors import DataError
 from protoseg.method.points import features_at
-from protoseg.models.prototypes import spherical_kmeans
+from protoseg.models.kmeans import spherical_kmeans
 from protoseg.models.segmenter import SegmentationNetwork
 
 logger = logging.getLogger("protoseg")

@@ -193,8 +193,11 @@ def _dpt_backbone(config: ModelConfig, in_channels: int, pretrained: bool) -> Ba
     encoder = TimmViTEncoder(
         config.encoder, pretrained=pretrained, in_channels=in_channels, dynamic_img_size=True
     )
-    # DPT reads intermediate layers, so the last norm gets no gradient, which DistributedDataParallel refuses
-    encoder.model.norm.requires_grad_(False)
+    # DPT reads intermediate layers; what comes after them gets no gradient, and DistributedDataParallel waits
+    # for the gradient of whatever is trained
+    for name in ("norm", "fc_norm", "attn_pool", "head"):
+        if isinstance(part := getattr(encoder.model, name, None), nn.Module):
+            part.requires_grad_(False)
     patch = int(encoder.output_stride)
     fusion = config.decoder_channels or 256
     # DPT's four scales are 4, 2, 1 and 1/2 of the patch grid; declaring stride 16 gives just that for

@@ -22,13 +22,10 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from protoseg.checkpoint import load_checkpoint
-from protoseg.errors import CheckpointError, DataError
-from protoseg.inference import (
-    HEADS,
-    HeadName,
-    usable_device,
-)
-from protoseg.predict.images import PARTS, find_images, predict_files
+from protoseg.data.find import find_images
+from protoseg.errors import UserError, guarded
+from protoseg.inference import HEADS, HeadName, usable_device
+from protoseg.predict.images import PARTS, predict_files
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -60,16 +57,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Predict; returns the number of files that could not be read.
+    """Predict; returns the exit code.
 
     Raises:
-        CheckpointError, DataError, ValueError: With a text for the user.
+        UserError, OSError, ValueError: With a text for the user.
     """
     checkpoint = load_checkpoint(arguments.checkpoint, student=arguments.student)
     info, segmenter = checkpoint.info, checkpoint.segmenter
     head: HeadName = info.best_head() if arguments.head == "auto" else arguments.head
     if head != "linear" and not bool(segmenter.bank.active.any()):
-        raise ValueError(f"--head {head} needs prototypes, this checkpoint has none; use --head linear")
+        raise UserError(f"--head {head} needs prototypes, this checkpoint has none; use --head linear")
     out: Path = arguments.output
     paths = find_images(arguments.inputs, out)
     parts = [part for part in PARTS if not getattr(arguments, f"no_{part.removesuffix('s')}", False)]
@@ -90,23 +87,22 @@ def run(arguments: argparse.Namespace) -> int:
                 bar.write(f"skipped: {reason}", file=sys.stderr)
     done = f"{len(paths) - failed} of {len(paths)} images"
     sys.stdout.write(f"{done} in {out} ({', '.join(parts)}), {head} head\n")
-    return failed
+    if failed:
+        sys.stderr.write(f"error: {failed} file(s) could not be read, see above; the others are done\n")
+    return 1 if failed else 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parse_arguments(argv)
-    try:
-        failed = run(arguments)
-    except torch.OutOfMemoryError:
-        sys.stderr.write("error: the device's memory is full; use --sliding, or --device cpu\n")
-        return 1
-    except (CheckpointError, DataError, OSError, ValueError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    if failed:
-        sys.stderr.write(f"error: {failed} file(s) could not be read, see above; the others are done\n")
-    return 1 if failed else 0
+
+    def body() -> int:
+        try:
+            return run(arguments)
+        except torch.OutOfMemoryError as error:
+            raise UserError("the device's memory is full; use --sliding, or --device cpu") from error
+
+    return guarded(body, ValueError)
 
 
 if __name__ == "__main__":

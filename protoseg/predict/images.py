@@ -12,29 +12,17 @@ from PIL import Image
 
 from protoseg.checkpoint import CheckpointInfo
 from protoseg.config.sections import EvalConfig
+from protoseg.data.find import RESULT_FOLDERS
 from protoseg.data.images import read_image, resize_image, save_image, save_mask, save_whole
-from protoseg.data.lines import IMAGE_SUFFIXES
-from protoseg.draw.panel import as_rgb, palette_picture
+from protoseg.draw.colours import overlay_picture
 from protoseg.errors import DataError
-from protoseg.inference import (
-    HeadName,
-    image_batch,
-    image_logits,
-    inference,
-    score,
-    upsample,
-)
+from protoseg.inference import HeadName, image_batch, image_logits, inference, score, upsample
 from protoseg.manifest import InputRule
 from protoseg.method.pseudo_labels import label_agreement
 from protoseg.models.segmenter import Segmenter
 
 DEFAULT_HEAD: HeadName = "linear"
-
-
-PARTS = ("masks", "overlays", "confidence", "disagreement")
-
-
-OVERLAY_OPACITY = 0.5
+PARTS = RESULT_FOLDERS
 
 
 @dataclass(frozen=True)
@@ -45,7 +33,7 @@ class Prediction:
     """(H, W) class ids."""
     confidence: NDArray[np.float32]
     """(H, W) probability of the label in [0, 1]."""
-    agreement: NDArray[np.float32]
+    label_probability: NDArray[np.float32]
     """(H, W) probability that the linear head gives to the label, in [0, 1]: low where it may be wrong."""
 
 
@@ -84,63 +72,10 @@ def predict_image(
         low = image_logits(segmenter, batch, config or EvalConfig(), rule.crop)
         logits = upsample(low, height, width)
         label, confidence = score(logits, head)
-        agreement = label_agreement(logits.linear, label)
+        believed = label_agreement(logits.linear, label)
     return Prediction(
-        label[0].cpu().numpy().astype(np.uint8), confidence[0].cpu().numpy(), agreement[0].cpu().numpy()
+        label[0].cpu().numpy().astype(np.uint8), confidence[0].cpu().numpy(), believed[0].cpu().numpy()
     )
-
-
-def overlay_picture(
-    image: NDArray[np.uint8], labels: NDArray[np.uint8], colors: Sequence[tuple[int, int, int]]
-) -> NDArray[np.uint8]:
-    """Label colours half over the image, their outlines in full: (H, W, C_in), (H, W) -> (H, W, 3).
-
-    A black class (the background, in most palettes) leaves the image as it is.
-    """
-    rgb, mask = as_rgb(image).astype(np.float32), palette_picture(labels, colors).astype(np.float32)
-    opacity = np.where(_outline(labels), 1.0, OVERLAY_OPACITY)[..., None] * mask.any(2, keepdims=True)
-    return np.round((1 - opacity) * rgb + opacity * mask).astype(np.uint8)
-
-
-def _outline(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Pixels with another label to the left, right, above or below."""
-    edge = np.zeros(labels.shape, np.bool_)
-    across, down = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
-    edge[:, 1:] |= across
-    edge[:, :-1] |= across
-    edge[1:] |= down
-    edge[:-1] |= down
-    return edge
-
-
-def find_images(inputs: Sequence[Path], out: Path) -> list[Path]:
-    """Images named, and those below folders in sorted order; results of an earlier call are left out.
-
-    Raises:
-        DataError: If an input does not exist or there is no image at all.
-    """
-    found: list[Path] = []
-    results = [(out / part).resolve() for part in PARTS]
-    for path in inputs:
-        if path.is_dir():
-            root = path.resolve()
-            own = [folder for folder in results if folder != root and folder.is_relative_to(root)]
-            found += [file for file in sorted(path.rglob("*")) if _is_input(file, path, own)]
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise DataError(f"{path} is neither a file nor a folder; give images or folders of images")
-    if not found:
-        names = ", ".join(map(str, inputs))
-        raise DataError(f"no image in {names}; looked for {', '.join(IMAGE_SUFFIXES)}")
-    return list({path.resolve(): path for path in found}.values())
-
-
-def _is_input(file: Path, root: Path, results: Sequence[Path]) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-    if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
-        return False
-    return not any(file.resolve().is_relative_to(folder) for folder in results)
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:
@@ -182,7 +117,7 @@ def write_prediction(
     if "confidence" in parts:
         save_image(out / "confidence" / f"{name}.png", to_grey(prediction.confidence))
     if "disagreement" in parts:
-        save_image(out / "disagreement" / f"{name}.png", to_grey(1 - prediction.agreement))
+        save_image(out / "disagreement" / f"{name}.png", to_grey(1 - prediction.label_probability))
 
 
 def to_grey(values: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from protoseg.errors import DataError
-from protoseg.split.divide import SplitResult, make_split
+from protoseg.errors import DataError, guarded
+from protoseg.split.make import SplitResult, make_split
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ignore-index", type=int, default=255, help="ignored value (%(default)s)")
     parser.add_argument("--force", action="store_true", help="replace existing lists")
     args = parser.parse_intermixed_args(argv)
-    try:
+
+    def body() -> int:
         if args.seed < 0 or not 0 <= args.ignore_index <= 255:
             raise DataError("--seed must be at least 0 and --ignore-index between 0 and 255")
         result = make_split(
@@ -39,11 +40,10 @@ def main(argv: list[str] | None = None) -> int:
             root=args.root, classes=args.classes, label_map=args.label_map,
             ignore_index=args.ignore_index, force=args.force, progress=sys.stderr.isatty(),
         )  # fmt: skip
-    except (DataError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    sys.stdout.write("\n".join(_describe(result)) + "\n")
-    return 0
+        sys.stdout.write("\n".join(_describe(result)) + "\n")
+        return 0
+
+    return guarded(body)
 
 
 def _describe(result: SplitResult) -> list[str]:

@@ -26,15 +26,13 @@ from accelerate import PartialState
 
 from protoseg.checkpoint import Checkpoint, load_checkpoint
 from protoseg.data.images import save_whole, write_text
-from protoseg.data.lists import Entry, scan_entries
-from protoseg.draw.panel import as_rgb
-from protoseg.errors import CheckpointError, DataError
+from protoseg.draw.tiles import Tile
+from protoseg.errors import DataError, UserError, guarded
 from protoseg.inference import HEADS, HeadName, score, usable_device
-from protoseg.predict.images import overlay_picture
-from protoseg.suggest.candidates import Candidate, collect, list_roots, read_list, without
+from protoseg.suggest.candidates import collect, listed_images, trained_images, without
 from protoseg.suggest.k_center import Pick, pick_diverse
 from protoseg.suggest.score_images import Scan, Suggester
-from protoseg.suggest.sheet import Tile, draw_sheet, make_tile
+from protoseg.suggest.sheet import make_tile, suggestion_sheet
 from protoseg.suggest.uncertainty import NEED_PROTOTYPES, SCORES, ScoreName
 
 DEFAULT_SCORE: ScoreName = "linear"
@@ -82,15 +80,15 @@ def open_suggester(arguments: argparse.Namespace) -> Suggester:
     """The checkpoint on its device, with a head and a score that it has.
 
     Raises:
-        CheckpointError, ValueError: With a text for the user.
+        UserError, ValueError: With a text for the user.
     """
     checkpoint = load_checkpoint(arguments.checkpoint)
     head: HeadName = checkpoint.info.best_head() if arguments.head == "auto" else arguments.head
     if not bool(checkpoint.segmenter.bank.active.any()):
         if arguments.head not in ("auto", "linear"):
-            raise ValueError(f"--head {head} needs prototypes, this checkpoint has none; use --head linear")
+            raise UserError(f"--head {head} needs prototypes, this checkpoint has none; use --head linear")
         if arguments.score in NEED_PROTOTYPES:
-            raise ValueError(
+            raise UserError(
                 f"--score {arguments.score} needs prototypes, this checkpoint has none; "
                 f"use --score {DEFAULT_SCORE}"
             )
@@ -103,39 +101,6 @@ def open_suggester(arguments: argparse.Namespace) -> Suggester:
     return Suggester(checkpoint, head, arguments.score)
 
 
-def known_images(
-    arguments: argparse.Namespace, checkpoint: Checkpoint
-) -> tuple[list[Candidate], list[Candidate]]:
-    """Images that are labelled, and images that are excluded.
-
-    Raises:
-        DataError: If a list that was named cannot be read.
-    """
-    data = checkpoint.info.data
-
-    def listed(path: Path | None) -> list[Candidate]:
-        if path is None:
-            return []
-        found, problems = read_list(path, list_roots(arguments.root, path, data), data.image_dir)
-        for text in problems:
-            sys.stderr.write(f"skipped: {text}\n")
-        return found
-
-    excluded = listed(arguments.exclude)
-    if arguments.labeled is not None or data.kind != "files":
-        return listed(arguments.labeled), excluded
-    known: tuple[Entry, ...] = ()
-    try:
-        found, problems = scan_entries(data, "labeled")
-        known = found.entries
-    except DataError as error:
-        problems = [str(error)]
-    if problems:
-        sys.stderr.write(f"note: labelled images of training are not here ({problems[0]}); name them with "
-                         "--labeled, or suggestions may repeat them\n")  # fmt: skip
-    return [Candidate(str(entry.image), entry.image) for entry in known], excluded
-
-
 def describe(
     suggester: Suggester, scan: Scan, labeled: Scan, picks: Sequence[Pick]
 ) -> tuple[list[dict[str, Any]], list[Tile]]:
@@ -145,7 +110,6 @@ def describe(
         DataError: If one of them can no longer be read.
     """
     everything = [*scan.images, *labeled.images]
-    colors = [item.color for item in suggester.checkpoint.info.classes]
     records, tiles = [], []
     for rank, pick in enumerate(picks, start=1):
         item, value = scan.images[pick.index], scan.scores[pick.index]
@@ -163,13 +127,10 @@ def describe(
         records.append({"rank": rank, "image": item.name, "score": round(value, 4), "nearest": nearest,
                         "doubtful_classes": classes})  # fmt: skip
         if rank <= SHEET_IMAGES:
-            note = f"score {value:.3f}"
-            if pick.distance is not None:
-                note += f"    {pick.distance:.2f} from the nearest"
-            if classes:
-                note += "    doubt in " + ", ".join(f"{name} {part:.0%}" for name, part in classes.items())
-            overlay = overlay_picture(image, labels.astype(np.uint8), colors)
-            tiles.append(make_tile(f"{rank}   {item.name}", note, as_rgb(image), overlay, doubt))
+            tiles.append(make_tile(
+                f"{rank}   {item.name}", value, pick.distance, classes, image, labels.astype(np.uint8), doubt,
+                suggester.checkpoint.info.classes,
+            ))  # fmt: skip
     return records, tiles
 
 
@@ -184,7 +145,7 @@ def write_results(out: Path, names: Sequence[str], record: dict[str, Any], headl
     with tempfile.TemporaryDirectory(prefix=".suggest-", dir=out) as beside:
         folder = Path(beside)
         write_text(folder / RECORD_NAME, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-        save_whole(folder / SHEET_NAME, draw_sheet(headline, tiles, suggester.checkpoint.info.classes))
+        save_whole(folder / SHEET_NAME, suggestion_sheet(headline, tiles, suggester.checkpoint.info.classes))
         write_text(folder / LIST_NAME, "".join(f"{name}\n" for name in names))
         for name in (RECORD_NAME, SHEET_NAME, LIST_NAME):
             (folder / name).replace(out / name)
@@ -215,16 +176,17 @@ def run(arguments: argparse.Namespace) -> None:
     """Suggest and write.
 
     Raises:
-        CheckpointError, DataError, OSError, ValueError: With a text for the user.
+        UserError, OSError, ValueError: With a text for the user.
     """
     suggester = open_suggester(arguments)
     checkpoint, out = suggester.checkpoint, arguments.output
-    given, problems = collect(
-        arguments.inputs, out=out, root=arguments.root, data=checkpoint.info.data, skip=[out / SHEET_NAME]
-    )
+    data, root = checkpoint.info.data, arguments.root
+    given, problems = collect(arguments.inputs, out=out, root=root, data=data, skip=[out / SHEET_NAME])
     for text in problems:
         sys.stderr.write(f"skipped: {text}\n")
-    labeled_images, excluded = known_images(arguments, checkpoint)
+    excluded = listed_images(arguments.exclude, root, data)
+    named = listed_images(arguments.labeled, root, data)
+    labeled_images = trained_images(data) if arguments.labeled is None else named
     candidates = without(given, [*labeled_images, *excluded])
     if not candidates:
         raise DataError(f"all {len(given)} images are labelled or excluded already; give other images")
@@ -269,18 +231,15 @@ def run(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code: 1 when nothing could be read, 130 after Ctrl-C."""
     arguments = parse_arguments(argv)
-    try:
-        run(arguments)
-    except torch.OutOfMemoryError:
-        sys.stderr.write("error: the device's memory is full; use --device cpu\n")
-        return 1
-    except (CheckpointError, DataError, OSError, ValueError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; nothing was written\n")
-        return 130
-    return 0
+
+    def body() -> int:
+        try:
+            run(arguments)
+        except torch.OutOfMemoryError as error:
+            raise UserError("the device's memory is full; use --device cpu") from error
+        return 0
+
+    return guarded(body, ValueError)
 
 
 if __name__ == "__main__":

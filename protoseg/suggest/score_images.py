@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from protoseg.checkpoint import Checkpoint
+from protoseg.data.find import FoundImage
 from protoseg.data.images import read_image, resize_image
 from protoseg.errors import DataError
 from protoseg.inference import HeadName, image_batch, inference
-from protoseg.suggest.candidates import Candidate
 from protoseg.suggest.embedding import Look, look
 from protoseg.suggest.uncertainty import ScoreName, suspicion
 
@@ -30,7 +30,7 @@ SMALLEST_SHARE = 0.05
 class Scan:
     """Images that could be read, with a few numbers of each: the pictures themselves are not kept."""
 
-    images: list[Candidate] = field(default_factory=list)
+    images: list[FoundImage] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     """Mean suspicion over the pixels of an image, in [0, 1]."""
     embeddings: list[NDArray[np.float32]] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Suggester:
         rule = self.checkpoint.info.input
         return resize_image(read_image(path, rule.channels), rule.resize)
 
-    def scan(self, images: Sequence[Candidate], what: str) -> Scan:
+    def scan(self, images: Sequence[FoundImage], what: str) -> Scan:
         """Score images one by one with a progress bar; those that cannot be read are named and left out."""
         found = Scan()
         pause = 0.1 if sys.stderr.isatty() else 10.0

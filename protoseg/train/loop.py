@@ -466,16 +466,17 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
     config_text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     accumulate = config.train.accumulate
     place: dict[str, Any] = {
-        "mean": data.mean,
+        "data": config.data, "views": config.views, "batch_size": config.train.batch_size,
+        "seed": config.train.seed, "mean": data.mean,
         "rank": context.rank,
         "world": context.world,
         "stop": plan.max_steps * accumulate,
-    }
-    labeled = make_stream(config, data.labeled, "labeled", start=progress.step * accumulate, **place)
+    }  # fmt: skip
+    labeled = make_stream(data.labeled, "labeled", start=progress.step * accumulate, **place)
     unlabeled: Iterator[Sample] | None = None
     if config.method.unlabeled and data.unlabeled is not None:
         first = max(progress.step, plan.warmup_steps) * accumulate
-        unlabeled = make_stream(config, data.unlabeled, "unlabeled", start=first, **place)
+        unlabeled = make_stream(data.unlabeled, "unlabeled", start=first, **place)
 
     def save(step: int) -> None:
         progress.step = step

@@ -32,7 +32,7 @@ from protoseg.checkpoint import (
 from protoseg.config.sections import Config, DataConfig
 from protoseg.data.classes import read_classes
 from protoseg.data.lists import data_root
-from protoseg.data.stream import CachedSource, EvalSamples, Source, open_source
+from protoseg.data.sources import CachedSource, EvalSamples, Source, open_source
 from protoseg.errors import ConfigError, DataError
 from protoseg.evaluate.measure import evaluate_segmenter
 from protoseg.evaluate.results import EvalResult

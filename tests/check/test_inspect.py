@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -338,24 +336,19 @@ def test_long_lists_of_findings_are_cut_with_a_count() -> None:
     assert len(report.to_json()["problems"][0]["examples"]) == 25
 
 
-def run_command(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "protoseg.check", *args],
-        cwd=folder, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-def test_command_on_broken_data(good: Path) -> None:
+def test_command_on_broken_data(
+    good: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(good)
     (good / "images/l3.png").unlink()
     (good / "run.yaml").write_text(yaml.safe_dump(raw_config(good)))
-    found = run_command(good, "--config", "run.yaml", "--json", "found.json", "data.val=labeled.txt")
-    assert found.returncode == 1, found.stderr
-    assert "line 4: image images/l3.png not found" in found.stdout
+    assert main(["--config", "run.yaml", "--json", "found.json", "data.val=labeled.txt"]) == 1
+    output = capsys.readouterr().out
+    assert "line 4: image images/l3.png not found" in output
     # the same broken line is in both lists now, and the other 11 images are in both
-    assert "ERROR: list entries without their files (2)" in found.stdout
-    assert "ERROR: images that are in two splits (11)" in found.stdout
-    assert "... and 1 more" in found.stdout
+    assert "ERROR: list entries without their files (2)" in output
+    assert "ERROR: images that are in two splits (11)" in output
+    assert "... and 1 more" in output
     saved = json.loads((good / "found.json").read_text())
     assert saved["ok"] is False
     assert {p["kind"]: p["count"] for p in saved["problems"]} == {"missing": 2, "overlap": 11}

@@ -12,8 +12,9 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from protoseg.config.sections import DataConfig
+from protoseg.data.classes import read_classes
 from protoseg.data.lists import read_entries
-from protoseg.data.masks import MaskReader, mask_reader, read_classes
+from protoseg.data.masks import MaskReader, mask_reader
 from protoseg.data.palette import voc_palette
 from protoseg.errors import DataError
 

@@ -1,9 +1,13 @@
+import re
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from protoseg.config.sections import DataConfig, SyntheticConfig, ViewConfig
-from protoseg.data.stream import CachedSource, StreamSampler, TrainDataset, open_source, padding_fill
+from protoseg.data.sources import CachedSource, open_source
+from protoseg.data.stream import StreamSampler, TrainDataset, make_stream, padding_fill
 from protoseg.data.synthetic import synthetic_classes
 from protoseg.errors import DataError
 
@@ -118,10 +122,19 @@ def test_processes_split_the_global_batch():
     assert whole == [a + b for a, b in zip(*parts, strict=True)]
 
 
-def test_cache_returns_equal_images():
-    classes = synthetic_classes(DATA.synthetic)
-    cached = CachedSource(open_source(DATA, "labeled", classes), DATA.model_copy(update={"cache": True}))
-    assert cached.image(1) is cached.image(1)
-    fresh = CachedSource(open_source(DATA, "labeled", classes), DATA)
-    assert np.array_equal(cached.image(1), fresh.image(1))
-    assert np.array_equal(cached.mask(1), fresh.mask(1))
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_loader_process_is_one_line(workers):
+    class Source:
+        source = SimpleNamespace(name=lambda index: f"image{index}.png")
+
+        def __len__(self):
+            return 4
+
+        def image(self, index):
+            raise DataError(f"image{index}.png cannot be decoded: it ends early")
+
+    data = DATA.model_copy(update={"num_workers": workers})
+    place = {"batch_size": 2, "seed": 0, "mean": [0.5] * 3, "start": 0, "stop": 2, "rank": 0, "world": 1}
+    with pytest.raises(DataError) as caught:
+        next(make_stream(Source(), "unlabeled", data=data, views=ViewConfig(crop=(32, 32)), **place))
+    assert re.fullmatch(r"image\d\.png cannot be decoded: it ends early", str(caught.value))

@@ -13,16 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protoseg.config.sections import DataConfig, SyntheticConfig
+from protoseg.data.classes import read_classes
 from protoseg.data.images import read_image
 from protoseg.data.lists import read_entries
-from protoseg.data.masks import mask_reader, read_classes
-from protoseg.data.synthetic import (
-    SYNTHETIC_CLASSES,
-    SyntheticScenes,
-    appearance,
-    main,
-    write_dataset,
-)  # fmt: skip
+from protoseg.data.masks import mask_reader
+from protoseg.data.synthetic import SyntheticScenes, appearance, main, synthetic_classes, write_dataset
 
 
 def digest(config: SyntheticConfig, split: str) -> str:
@@ -134,7 +129,7 @@ def test_modes_of_a_class_differ_and_no_color_or_texture_gives_it_away() -> None
 
 
 def test_class_names_and_count() -> None:
-    classes = SYNTHETIC_CLASSES(SyntheticConfig())
+    classes = synthetic_classes(SyntheticConfig())
     assert [c.name for c in classes] == ["background", "disc", "square", "triangle", "cross"]
     assert read_classes(DataConfig()) == classes
 
@@ -144,7 +139,7 @@ def test_written_set_reads_back(tmp_path: Path) -> None:
     section = write_dataset(config, tmp_path / "set")
     data = DataConfig.model_validate(section)
     classes = read_classes(data)
-    assert [c.name for c in classes] == [c.name for c in SYNTHETIC_CLASSES(config)]
+    assert [c.name for c in classes] == [c.name for c in synthetic_classes(config)]
     reader = mask_reader(data, classes)
     scenes = SyntheticScenes(config, "labeled")
     entries = read_entries(data, "labeled").entries

@@ -26,7 +26,7 @@ from protoseg.config.sections import Config
 from protoseg.data.synthetic import SyntheticScenes, synthetic_classes
 from protoseg.files import PROJECT_ROOT
 from protoseg.manifest import InputRule
-from protoseg.models.prototypes import spherical_kmeans
+from protoseg.models.kmeans import spherical_kmeans
 from protoseg.models.segmenter import Segmenter, build_segmenter
 
 TINY = (

@@ -10,18 +10,10 @@ from tiny import tiny_info, tiny_segmenter
 from protoseg.checkpoint import save_checkpoint
 from protoseg.config.sections import EvalConfig
 from protoseg.data.images import resize_image
-from protoseg.errors import DataError
 from protoseg.manifest import InputRule, ResizeConfig
 from protoseg.method.pseudo_labels import fuse
 from protoseg.predict.__main__ import main
-from protoseg.predict.images import (
-    DEFAULT_HEAD,
-    find_images,
-    output_names,
-    overlay_picture,
-    predict_image,
-    to_grey,
-)
+from protoseg.predict.images import DEFAULT_HEAD, output_names, predict_image, to_grey
 
 COLORS = [item.color for item in tiny_info(3).classes]
 EXIF_ORIENTATION = 0x0112
@@ -68,7 +60,7 @@ def test_labels_are_the_argmax_of_upsampled_logits(segmenter, size, resize):
     assert found.labels.dtype == np.uint8
     np.testing.assert_allclose(found.confidence, linear.softmax(1).amax(1)[0], atol=1e-6)
     believed = np.take_along_axis(linear.softmax(1)[0].numpy(), found.labels[None].astype(np.int64), 0)[0]
-    np.testing.assert_allclose(found.agreement, believed, atol=1e-6)
+    np.testing.assert_allclose(found.label_probability, believed, atol=1e-6)
 
 
 def test_heads(segmenter):
@@ -101,7 +93,7 @@ def test_predict_without_prototypes():
     bare.bank.active.fill_(False)
     rule = rule_with(ResizeConfig())
     found = predict_image(bare, photo(8, 8), rule)
-    np.testing.assert_allclose(found.agreement, found.confidence, atol=1e-6)
+    np.testing.assert_allclose(found.label_probability, found.confidence, atol=1e-6)
     with pytest.raises(ValueError, match="head 'fused' needs prototypes"):
         predict_image(bare, photo(8, 8), rule, head="fused")
 
@@ -110,16 +102,6 @@ def test_predict_without_prototypes():
 def test_predict_refuses_other_images(segmenter, image):
     with pytest.raises(ValueError, match=r"expected \(H, W, 3\) uint8"):
         predict_image(segmenter, image, rule_with(ResizeConfig()))
-
-
-def test_overlay_by_hand():
-    image = np.full((3, 4, 3), 100, np.uint8)
-    labels = np.zeros((3, 4), np.uint8)
-    labels[:, 2:] = 1
-    blended = overlay_picture(image, labels, [(0, 0, 0), (200, 0, 50)])
-    assert (blended[:, :2] == 100).all(), "black classes leave the image as it is"
-    assert blended[0, 2].tolist() == [200, 0, 50], "the outline has the full colour"
-    assert blended[0, 3].tolist() == [150, 50, 75]
 
 
 def test_grey_is_rounded_and_clipped():
@@ -132,34 +114,6 @@ def test_two_inputs_of_one_stem_get_distinct_names():
     names = output_names(paths)
     assert names == ["a", "a_3", "a_2", "A_4", "b", "b_2"]
     assert len({name.casefold() for name in names}) == len(paths)
-
-
-def test_find_images(tmp_path):
-    for name in (
-        "b.png",
-        "a.JPG",
-        "notes.txt",
-        "deep/c.tif",
-        ".hidden/d.png",
-        "masks/b.png",
-        "out/masks/b.png",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    found = find_images([tmp_path, tmp_path / "b.png"], tmp_path / "out")
-    assert [p.relative_to(tmp_path).as_posix() for p in found] == [
-        "a.JPG",
-        "b.png",
-        "deep/c.tif",
-        "masks/b.png",
-    ]
-    here = find_images([tmp_path / "masks"], tmp_path)
-    assert [p.name for p in here] == ["b.png"], "a folder named on the command line is searched"
-    with pytest.raises(DataError, match="neither a file nor a folder"):
-        find_images([tmp_path / "gone"], tmp_path / "out")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no image in"):
-        find_images([tmp_path / "empty"], tmp_path / "out")
 
 
 @pytest.fixture
@@ -178,13 +132,13 @@ def inputs(tmp_path):
     return folder
 
 
-def test_command(trained, inputs, tmp_path, run_module):
+def test_command(trained, inputs, tmp_path, capsys):
     out = tmp_path / "out"
-    finished = run_module("protoseg.predict", trained, inputs, "-o", out, "--device", "cpu")
-    assert finished.returncode == 1, finished.stderr
-    assert "cut.jpg cannot be decoded" in finished.stderr
-    assert "1 file(s) could not be read" in finished.stderr
-    assert "3 of 4 images" in finished.stdout
+    assert main([str(trained), str(inputs), "-o", str(out), "--device", "cpu"]) == 1
+    found = capsys.readouterr()
+    assert "cut.jpg cannot be decoded" in found.err
+    assert "1 file(s) could not be read" in found.err
+    assert "3 of 4 images" in found.out
     written = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
     stems = ("a", "a_2", "turned")
     suffixes = {"masks": "png", "overlays": "jpg", "confidence": "png", "disagreement": "png"}
@@ -208,7 +162,7 @@ def test_written_maps_hold_the_prediction(trained, segmenter, inputs, tmp_path, 
     assert np.array_equal(np.array(Image.open(out / "masks" / "a.png")), expected.labels)
     assert np.array_equal(np.array(Image.open(out / "confidence" / "a.png")), to_grey(expected.confidence))
     disagreement = np.array(Image.open(out / "disagreement" / "a.png"))
-    assert np.array_equal(disagreement, to_grey(1 - expected.agreement))
+    assert np.array_equal(disagreement, to_grey(1 - expected.label_probability))
     assert not (out / "overlays").exists()
     assert "1 of 1 images" in capsys.readouterr().out
 

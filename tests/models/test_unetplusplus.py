@@ -1,0 +1,5 @@
+from segmenter_tester import BaseSegmenterTester
+
+
+class TestUnetPlusPlus(BaseSegmenterTester):
+    architecture = "unetplusplus"
