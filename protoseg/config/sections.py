@@ -112,8 +112,6 @@ class DataConfig(Section):
                 raise ValueError(
                     f"data.{name} has {len(value)} values, data.in_channels is {self.in_channels}"
                 )
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError("data.std must be positive")
         return self
 
 

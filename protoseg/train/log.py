@@ -151,16 +151,14 @@ class RunLog:
                         dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 15)  # fmt: skip
         self.interval = Interval()
 
-    def log_interval(
-        self, step: int, batches: Batches, bank: PrototypeBank | None, numbers: Mapping[str, Any]
-    ) -> None:
+    def log_interval(self, step: int, batches: Batches, bank: PrototypeBank | None, **numbers: float) -> None:
         """Log what happened since the last log line, and begin anew.
 
         Args:
             step: Optimiser steps done.
             batches: Tells how many images there were, and how long they were waited for.
             bank: Prototypes in use, or None.
-            numbers: More for the record.
+            numbers: More for the record; ``lr`` is the first group's (the encoder, unless it is frozen).
         """
         elapsed = max(time.perf_counter() - self.interval.began, 1e-9)
         record = {STEP: step, **self.interval.summary(self.processes), **numbers}

@@ -105,10 +105,8 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
             faults.stop_if_seen()
             progress.skipped_images += batches.take_replaced(processes)
         if schedule.logs(done):
-            log.log_interval(done, batches, bank if phase.prototypes else None, {
-                "lr": setup.learning_rate(optimizer), "grad_norm": float(norm),
-                "skipped_images": progress.skipped_images,
-            })  # fmt: skip
+            log.log_interval(done, batches, bank if phase.prototypes else None, lr=scheduler.get_last_lr()[0],
+                             grad_norm=float(norm), skipped_images=progress.skipped_images)  # fmt: skip
         if schedule.evaluates(done):
             if done <= schedule.warmup_steps:
                 update_teacher(teacher, network, 0.0)

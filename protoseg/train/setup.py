@@ -250,8 +250,3 @@ def describe(
         f"{accelerator.mixed_precision}, {torch.get_num_threads()} threads\n"
         f"versions: {versions}; git {info.git_revision or 'none'}"
     )
-
-
-def learning_rate(optimizer: Any) -> float:
-    """Learning rate of the first group (the encoder, unless it is frozen)."""
-    return float(optimizer.param_groups[0]["lr"])

@@ -230,10 +230,12 @@ def test_resume_with_other_settings(config_file, run_module, tmp_path):
     longer = run_module(*run, "train.max_steps=6", "pseudo_labels.threshold=0.5")
     assert longer.returncode == 0, longer.stderr
     assert "another setting: pseudo_labels.threshold was 0.3, is now 0.5" in longer.stdout
+    assert [line["step"] for line in read_metrics(tmp_path / "runs/tiny/metrics.jsonl")][-1] == 6
+
+    # it is read in each step, and the cure that a run which diverged is given
     clipped = run_module(*run, "train.max_steps=7", "optim.max_grad_norm=1")
     assert clipped.returncode == 0, clipped.stderr
     assert "another setting: optim.max_grad_norm was None, is now 1.0" in clipped.stdout
-    assert [line["step"] for line in read_metrics(tmp_path / "runs/tiny/metrics.jsonl")][-1] == 6
 
 
 @pytest.mark.slow
