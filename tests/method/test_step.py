@@ -1,6 +1,5 @@
 """The maths of a step on a tiny network: every setting, and what must never happen."""
 
-import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,7 +10,6 @@ from small_step import ON, batches, run_step, step_of
 from tiny import tiny_config
 
 from protoseg.config.plan import Phase
-from protoseg.data.stream import make_stream
 from protoseg.errors import DataError
 from protoseg.method.points import features_at
 from protoseg.method.prototype_start import labeled_features
@@ -268,21 +266,3 @@ def test_k_means_passes_over_what_cannot_be_used_where_training_does():
     assert set(found) == {0}
     with pytest.raises(DataError, match="image1"):
         labeled_features(network, Source(), config.prototypes, **given, on_error="raise", rng=rng)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_of_a_loader_process_is_one_line(workers):
-    class Source:
-        source = SimpleNamespace(name=lambda index: f"image{index}.png")
-
-        def __len__(self):
-            return 4
-
-        def image(self, index):
-            raise DataError(f"image{index}.png cannot be decoded: it ends early")
-
-    config = tiny_config(data={"num_workers": workers})
-    place = {"mean": [0.5] * 3, "start": 0, "stop": 2, "rank": 0, "world": 1}
-    with pytest.raises(DataError) as caught:
-        next(make_stream(config, Source(), "unlabeled", **place))
-    assert re.fullmatch(r"image\d\.png cannot be decoded: it ends early", str(caught.value))
