@@ -66,7 +66,7 @@ def train(segmenter: Segmenter, config: Config, steps: int) -> None:
     import torch
     import torch.nn.functional as F
 
-    from protoseg.models.prototypes import spherical_kmeans
+    from protoseg.models.kmeans import spherical_kmeans
 
     scenes = SyntheticScenes(config.data.synthetic, "labeled")
     images = torch.from_numpy(np.stack([scenes.image(i) for i in range(len(scenes))])).permute(0, 3, 1, 2)

@@ -90,8 +90,8 @@ def ours(case: dict[str, Any], features: Tensor, target: Tensor, bank: Prototype
     logits = bank.pool(cosine).view(*classes.shape, -1)
     loss = torch.zeros(())
     for part in (slice(0, half), slice(half, None)):
-        total, count = cross_entropy(logits[part].flatten(0, 1), classes[part].flatten(), ignore_index=-1)
-        loss = loss + total / count
+        mean = cross_entropy(logits[part].flatten(0, 1), classes[part].flatten(), ignore_index=-1)
+        loss = loss + mean.value
     loss.backward()
     bank.update(z.detach().flatten(0, 1), classes.flatten(), similarity=cosine.detach())
 
@@ -159,9 +159,9 @@ def rest_of_step(case: dict[str, Any]) -> Callable[[], None]:
             low = teacher(image[half:]).linear_logits
             label, confidence = pseudo_labels(teacher.upsample(low, *case["size"]).softmax(1))
         logits = network.upsample(network(image).linear_logits, *case["size"])
-        total, count = cross_entropy(logits[:half], target)
+        sup = cross_entropy(logits[:half], target)
         believed = confidence >= 0.0
-        loss = total / count + pseudo_label_cross_entropy(logits[half:], label, believed) / count
+        loss = sup.value + pseudo_label_cross_entropy(logits[half:], label, believed) / sup.count
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

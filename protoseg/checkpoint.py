@@ -7,9 +7,7 @@ or not at all, and the previous one stays until the new one is in place.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -17,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -27,9 +25,9 @@ from torch import Tensor, nn
 
 from protoseg import __version__
 from protoseg.config.sections import DataConfig, EvalConfig, ModelConfig, PrototypeConfig
-from protoseg.errors import CheckpointError
-from protoseg.files import PROJECT_ROOT, sha256_file
-from protoseg.manifest import ClassInfo, InputRule, Record, explain_validation
+from protoseg.errors import FULL_DISK, CheckpointError
+from protoseg.files import PREVIOUS_SUFFIX, PROJECT_ROOT, folder_whole, sha256_file
+from protoseg.manifest import ClassInfo, Head, InputRule, Record, explain_validation
 from protoseg.models.segmenter import Segmenter, build_segmenter
 
 CHECKPOINT_SCHEMA = 1
@@ -38,8 +36,6 @@ BEST_DIR = "best"
 WEIGHTS_NAME = "model.safetensors"
 STUDENT_NAME = "student.safetensors"
 INFO_NAME = "config.json"
-PREVIOUS_SUFFIX = ".previous"
-PARTIAL_SUFFIX = ".partial"
 
 
 class CheckpointInfo(Record):
@@ -78,10 +74,10 @@ class CheckpointInfo(Record):
     git_revision: str | None
     """Revision of the working copy, with ``-dirty`` when it had changes."""
 
-    def best_head(self) -> Literal["linear", "prototype", "fused"]:
+    def best_head(self) -> Head:
         """The head with the highest validation mIoU; ``linear`` when none was measured."""
         miou = (self.metrics.get("val") or {}).get("miou") or {}
-        best: Literal["linear", "prototype", "fused"] = "linear"
+        best: Head = "linear"
         for head in ("fused", "prototype"):
             if (miou.get(head) or 0.0) > (miou.get(best) or 0.0):
                 best = head
@@ -132,41 +128,16 @@ def writing(target: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: If it cannot be written (a full disk, say); ``target`` is then untouched.
     """
-    partial = target.with_name(target.name + PARTIAL_SUFFIX)
-    previous = target.with_name(target.name + PREVIOUS_SUFFIX)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        _flush(partial)
-        if target.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-            target.replace(previous)
-        partial.replace(target)
-        shutil.rmtree(previous, ignore_errors=True)
+        with folder_whole(target) as partial:
+            yield partial
     except (OSError, SafetensorError, RuntimeError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(_write_failure(target, error)) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_failure(target: Path, error: Exception) -> str:
     free = shutil.disk_usage(target.parent if target.parent.exists() else Path.cwd()).free
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    full = getattr(error, "errno", None) in FULL_DISK
     reason = "the disk is full" if full else (str(error).splitlines() or [type(error).__name__])[0]
     return (
         f"cannot write {target}: {reason} ({free / 2**20:.0f} MiB free); what was there before is "

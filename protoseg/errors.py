@@ -54,13 +54,11 @@ def explain(error: Exception) -> str:
     return str(error).strip() or type(error).__name__
 
 
-def report(error: Exception, *, everywhere: bool = False) -> int:
+def report(error: Exception) -> int:
     """Print an error on standard error.
 
-    Args:
-        error: What happened.
-        everywhere: Whether processes other than the first print it, too, because they may be the only ones
-            that met it (each reads its own images).
+    Of several processes the first prints it; the others only what they may be the only ones to have met: each
+    reads its own images.
 
     Returns:
         1, the exit code.
@@ -68,18 +66,17 @@ def report(error: Exception, *, everywhere: bool = False) -> int:
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0:
         sys.stderr.write(f"error: {explain(error)}\n")
-    elif everywhere:
+    elif isinstance(error, DataError):
         sys.stderr.write(f"error (process {rank}): {explain(error)}\n")
     return 1
 
 
-def guarded(body: Callable[[], int], *also: type[Exception], everywhere: bool = False) -> int:
+def guarded(body: Callable[[], int], *also: type[Exception]) -> int:
     """Run a command's body; what a user can cause becomes one text and an exit code.
 
     Args:
         body: Returns the exit code.
         also: Errors beside ``UserError`` and ``OSError`` whose text is for the user.
-        everywhere: See ``report``.
 
     Returns:
         The body's exit code; 1 for an error; 130 for Ctrl-C, as shells count it.
@@ -88,7 +85,7 @@ def guarded(body: Callable[[], int], *also: type[Exception], everywhere: bool = 
     try:
         return body()
     except expected as error:
-        return report(error, everywhere=everywhere)
+        return report(error)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; what was there before is unchanged\n")
         return INTERRUPTED

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protoseg.config.sections import EvalConfig
+from protoseg.errors import UserError
+from protoseg.manifest import Head
 from protoseg.method.pseudo_labels import fuse
 from protoseg.models.segmenter import Segmenter
 
-HeadName = Literal["linear", "prototype", "fused"]
+HeadName = Head
 HEADS: tuple[HeadName, ...] = ("linear", "prototype", "fused")
 Autocast = Callable[[], AbstractContextManager[object]]
 
@@ -51,14 +53,14 @@ def usable_device(name: str) -> torch.device:
     """The device called ``name``, after a try.
 
     Raises:
-        ValueError: If torch does not know it or cannot use it here.
+        UserError: If torch does not know it or cannot use it here.
     """
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or ["unknown reason"])[0]
-        raise ValueError(f"device {name!r} cannot be used ({reason}); try --device cpu") from error
+        raise UserError(f"device {name!r} cannot be used ({reason}); try --device cpu") from error
     return device
 
 
@@ -179,12 +181,12 @@ def score(logits: HeadLogits, head: HeadName) -> Scored:
     """Labels and confidences of one head.
 
     Raises:
-        ValueError: If the head needs prototypes and there are none.
+        UserError: If the head needs prototypes and there are none.
     """
     if head == "linear":
         return _from_logits(logits.linear)
     if logits.prototype is None:
-        raise ValueError(f"head {head!r} needs prototypes, this network has none; use head 'linear'")
+        raise UserError(f"head {head!r} needs prototypes, this network has none; use head 'linear'")
     if head == "prototype":
         return _from_logits(logits.prototype)
     # max, because argmax is six times slower on the CPU

@@ -1,15 +1,16 @@
-"""Run a training and keep each process's prototypes: ``rank_script.py CONFIG OUT``."""
+"""Run a training and keep each process's prototypes and teacher: ``rank_script.py CONFIG OUT``."""
 
+import os
 import sys
 from pathlib import Path
 
 import safetensors.torch
 
 from protoseg.config.load import load_config
-from protoseg.train import loop
+from protoseg.train import loop, setup
 
 captured = []
-real = loop.build_context
+real = setup.begin
 
 
 def capture(*arguments, **keywords):
@@ -19,10 +20,11 @@ def capture(*arguments, **keywords):
 
 
 if __name__ == "__main__":
-    loop.build_context = capture
+    setup.begin = capture
     code = loop.train(load_config(sys.argv[1], sys.argv[3:]))
-    context = captured[0]
-    tensors = {k: v.float().contiguous() for k, v in context.bank.state_dict().items()}
-    tensors |= {f"teacher.{k}": v.float().contiguous() for k, v in context.teacher.state_dict().items()}
-    safetensors.torch.save_file(tensors, Path(sys.argv[2]) / f"rank{context.rank}.safetensors")
+    networks = captured[0]
+    tensors = {k: v.float().contiguous() for k, v in networks.bank.state_dict().items()}
+    tensors |= {f"teacher.{k}": v.float().contiguous() for k, v in networks.teacher.state_dict().items()}
+    rank = os.environ.get("RANK", "0")
+    safetensors.torch.save_file(tensors, Path(sys.argv[2]) / f"rank{rank}.safetensors")
     sys.exit(code)

@@ -112,8 +112,6 @@ class DataConfig(Section):
                 raise ValueError(
                     f"data.{name} has {len(value)} values, data.in_channels is {self.in_channels}"
                 )
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError("data.std must be positive")
         return self
 
 
@@ -373,7 +371,7 @@ class TrainConfig(Section):
     tf32: bool = True
     """Allow TF32 in matrix products and convolutions on CUDA."""
     max_bad_steps: int = Field(10, ge=1)
-    """Consecutive steps with a non-finite loss after which the run stops with its state saved."""
+    """Without effect: a run stops at its first loss that is not finite. Kept so that older files load."""
     log_every: int = Field(20, ge=1)
     """Steps between two log lines (the only host-device waits)."""
     eval_every: int | None = Field(None, ge=1)

@@ -21,12 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from protoseg.config.sections import DataConfig, ViewConfig
-
-# re-exported until every caller names protoseg.data.sources
-from protoseg.data.sources import CachedSource as CachedSource
-from protoseg.data.sources import EvalSamples as EvalSamples
-from protoseg.data.sources import Source as Source
-from protoseg.data.sources import open_source as open_source
+from protoseg.data.sources import CachedSource
 from protoseg.data.views import apply_geometry, color_view, draw_geometry
 from protoseg.errors import DataError
 from protoseg.seeds import generator

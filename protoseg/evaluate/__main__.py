@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -19,12 +18,10 @@ from pathlib import Path
 from protoseg.checkpoint import STUDENT_NAME, load_checkpoint
 from protoseg.data.images import write_text
 from protoseg.draw.plots import confusion_picture
-from protoseg.errors import CheckpointError, ConfigError, DataError
-from protoseg.evaluate.measure import Processes, evaluate_checkpoint, override_data, read_samples
+from protoseg.errors import guarded
+from protoseg.evaluate.measure import current_processes, evaluate_segmenter, override_data, read_samples
 from protoseg.evaluate.results import format_table
-from protoseg.inference import (
-    HEADS,
-)
+from protoseg.inference import HEADS
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -56,11 +53,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Evaluate and write the results.
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate and write the results; returns the exit code.
 
     Raises:
-        CheckpointError, ConfigError, DataError, ValueError: With a text for the user.
+        UserError: With a text for the user.
     """
     teacher = load_checkpoint(arguments.checkpoint)
     info = teacher.info
@@ -68,18 +65,18 @@ def run(arguments: argparse.Namespace) -> None:
     data = override_data(info.data, arguments.data)
     samples, digest = read_samples(data, arguments.split, info)
     config = info.eval if arguments.mode is None else info.eval.model_copy(update={"mode": arguments.mode})
-    processes = Processes.current(arguments.device)
+    processes = current_processes(arguments.device)
     results = {}
     networks = {"teacher": teacher}
     if not arguments.teacher_only and (teacher.path / STUDENT_NAME).is_file():
         networks["student"] = load_checkpoint(teacher.path, student=True)
     for name, checkpoint in networks.items():
-        results[name] = evaluate_checkpoint(
-            checkpoint, samples, processes, config=config, heads=arguments.heads,
+        results[name] = evaluate_segmenter(
+            checkpoint.segmenter, info, samples, processes, config=config, heads=arguments.heads,
             boundary=not arguments.no_boundary, label=name,
         )  # fmt: skip
     if processes.rank > 0:
-        return
+        return 0
     suffix = "" if arguments.split == "val" else f"_{arguments.split}"
     run_folder = teacher.path.parent
     json_path = arguments.json or run_folder / f"evaluation{suffix}.json"
@@ -105,6 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
             format_table(result, names),
         )
     print_lines(f"numbers    {json_path}", f"confusion  {picture_path}")
+    return 0
 
 
 def print_lines(*lines: str) -> None:
@@ -115,16 +113,7 @@ def print_lines(*lines: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parse_arguments(argv)
-    try:
-        run(arguments)
-    except (CheckpointError, ConfigError, DataError, ValueError) as error:
-        rank = int(os.environ.get("RANK", "0"))
-        if rank == 0:
-            sys.stderr.write(f"error: {error}\n")
-        elif isinstance(error, DataError):  # it may be about an image that no other process reads
-            sys.stderr.write(f"error (process {rank}): {error}\n")
-        return 1
-    return 0
+    return guarded(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from accelerate.utils import reduce as reduce_tensor
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from torch import Tensor
 from tqdm import tqdm
 
-from protoseg.checkpoint import Checkpoint, CheckpointInfo
+from protoseg.checkpoint import CheckpointInfo
 from protoseg.config.load import apply_override
 from protoseg.config.sections import DataConfig, EvalConfig
 from protoseg.data.images import resize_image, resize_mask
 from protoseg.data.sources import EvalSamples, open_source
 from protoseg.errors import ConfigError, DataError
-from protoseg.evaluate.results import Accumulator, EvalResult, Reduce
+from protoseg.evaluate.results import Accumulator, EvalResult
 from protoseg.inference import (
     HEADS,
     Autocast,
@@ -40,6 +37,7 @@ from protoseg.inference import (
 )
 from protoseg.manifest import ResizeConfig, explain_validation
 from protoseg.models.segmenter import Segmenter
+from protoseg.processes import Processes
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
@@ -54,74 +52,66 @@ class Samples(Protocol):
 
 def evaluate_segmenter(
     segmenter: Segmenter,
+    info: CheckpointInfo,
     samples: Samples,
+    processes: Processes,
     *,
-    num_classes: int,
-    ignore_index: int,
-    resize: ResizeConfig,
-    config: EvalConfig,
-    crop: tuple[int, int],
-    device: torch.device | str,
-    reduce: Reduce | None = None,
-    shard: tuple[int, int] = (0, 1),
+    config: EvalConfig | None = None,
     heads: Sequence[HeadName] = HEADS,
     boundary: bool = True,
-    autocast: Autocast | None = None,
-    progress: Callable[[int], object] | None = None,
+    autocast: Autocast = nullcontext,
+    label: str = "evaluate",
 ) -> EvalResult:
     """Measure a network on labelled images, each counted once on any number of processes.
 
     Args:
-        segmenter: Network and prototypes, already on ``device``; its mode is restored.
+        segmenter: Network and prototypes; moved to the device, its mode is restored.
+        info: Its description: classes, preprocessing.
         samples: Images and masks at their own size.
-        num_classes: C.
-        ignore_index: Mask value that is not counted.
-        resize: Working size rule.
-        config: Whole image or windows, and the size at which to score.
-        crop: Training crop (height, width), the default window.
-        device: Where to compute.
-        reduce: Sums an int64 tensor over processes; None for one process.
-        shard: (rank, world); rank r takes images r, r + world, ...
+        processes: Who shares the images, and where to compute.
+        config: Whole image or windows, and the size at which to score; None as in training.
         heads: Heads to measure; without prototypes only ``linear`` is.
         boundary: Measure the boundary F-score (the slowest part on a CPU).
         autocast: Gives the context of a forward pass, as ``accelerator.autocast``.
-        progress: Called with the number of images done since the last call.
+        label: Beside the bar.
 
     Returns:
         The metrics over all processes, the same on each.
 
     Raises:
-        ValueError: If there is no image, or an image and its mask differ in size.
+        DataError: If there is no image, or an image and its mask differ in size.
+        ConfigError: If none of the heads can be used.
     """
     if len(samples) == 0:
-        raise ValueError("there is no image to evaluate; check data.val")
-    device = torch.device(device)
+        raise DataError("there is no image to evaluate; check data.val")
+    config, device = config or info.eval, processes.device
     used = available_heads(segmenter, heads)
     if not used:
-        raise ValueError(f"heads {list(heads)} need prototypes, this network has none; use head 'linear'")
-    counts = Accumulator.empty(len(used), num_classes, device)
-    with inference(segmenter):
-        for images, masks in _batches(samples, resize, config, shard):
-            logits = image_logits(
-                segmenter, image_batch(images, device), config, crop, autocast or nullcontext
-            )
+        raise ConfigError(f"heads {list(heads)} need prototypes, this network has none; use head 'linear'")
+    counts = Accumulator.empty(len(used), len(info.classes), device)
+    bar = tqdm(total=len(processes.mine(len(samples))), desc=label, unit="image", leave=False,
+               disable=processes.rank > 0, dynamic_ncols=True,
+               mininterval=0.5 if sys.stderr.isatty() else 10.0)  # fmt: skip
+    with bar, inference(segmenter.to(device)):
+        for images, masks in _batches(samples, info.input.resize, config, processes):
+            batch = image_batch(images, device)
+            logits = image_logits(segmenter, batch, config, info.input.crop, autocast)
             for index, mask in enumerate(masks):
                 full = upsample(logits.of_image(index), *mask.shape)
                 target = torch.from_numpy(mask.astype(np.int64)).to(device)
-                counts.add([score(full, head) for head in used], target, ignore_index, boundary)
-            if progress is not None:
-                progress(len(masks))
-    return counts.reduced(reduce or (lambda value: value)).result(used, boundary=boundary)
+                counts.add([score(full, head) for head in used], target, info.ignore_index, boundary)
+            bar.update(len(masks))
+    return counts.reduced(processes.reduce).result(used, boundary=boundary)
 
 
 def _batches(
-    samples: Samples, resize: ResizeConfig, config: EvalConfig, shard: tuple[int, int]
+    samples: Samples, resize: ResizeConfig, config: EvalConfig, processes: Processes
 ) -> Iterator[tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]]]]:
     """This process's images at the working size with the masks to score: consecutive ones of one size."""
     size = config.batch_size if config.mode == "whole" else 1
     images: list[NDArray[np.uint8]] = []
     masks: list[NDArray[np.uint8]] = []
-    for index in range(shard[0], len(samples), shard[1]):
+    for index in processes.mine(len(samples)):
         image, mask = samples[index]
         if image.shape[:2] != mask.shape:
             name = getattr(samples, "name", lambda number: f"number {number}")(index)
@@ -168,64 +158,21 @@ def override_data(data: DataConfig, overrides: Sequence[str]) -> DataConfig:
         raise ConfigError(f"--data: {explain_validation(error)}") from error
 
 
-@dataclass(frozen=True)
-class Processes:
-    """The processes that share the images, as ``accelerate launch`` starts them."""
+def current_processes(device: str | None) -> Processes:
+    """The processes that share the images, as ``accelerate launch`` starts them.
 
-    device: torch.device
-    rank: int
-    world: int
+    Args:
+        device: Where this one computes; None takes what accelerate finds.
 
-    @classmethod
-    def current(cls, device: str | None) -> Processes:
-        """This process, on ``device`` or on what accelerate finds.
-
-        Raises:
-            ValueError: If the device cannot be used.
-        """
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        if device is not None and not several:
-            return cls(usable_device(device), 0, 1)
-        # sums of CPU tensors need another backend than CUDA's; without a GPU accelerate joins processes only
-        # when it is told that they are for the CPU, and each would measure all images
-        on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
-        state = PartialState(cpu=device == "cpu" or (several and on_cpu))
-        chosen = state.device if device is None else usable_device(device)
-        return cls(chosen, state.process_index, state.num_processes)
-
-    def reduce(self, value: Tensor) -> Tensor:
-        """Sum over processes."""
-        return value if self.world == 1 else reduce_tensor(value, "sum")
-
-
-def evaluate_checkpoint(
-    checkpoint: Checkpoint,
-    samples: Samples,
-    processes: Processes,
-    *,
-    config: EvalConfig,
-    heads: Sequence[HeadName] = HEADS,
-    boundary: bool = True,
-    label: str = "evaluate",
-) -> EvalResult:
-    """Measure a loaded checkpoint with a progress bar; arguments as ``evaluate_segmenter``."""
-    info = checkpoint.info
-    mine = len(range(processes.rank, len(samples), processes.world))
-    pause = 0.1 if sys.stderr.isatty() else 10.0
-    with tqdm(total=mine, desc=label, unit="image", disable=processes.rank > 0, leave=False,
-              mininterval=pause) as bar:  # fmt: skip
-        return evaluate_segmenter(
-            checkpoint.segmenter.to(processes.device),
-            samples,
-            num_classes=len(info.classes),
-            ignore_index=info.ignore_index,
-            resize=info.input.resize,
-            config=config,
-            crop=info.input.crop,
-            device=processes.device,
-            reduce=processes.reduce,
-            shard=(processes.rank, processes.world),
-            heads=heads,
-            boundary=boundary,
-            progress=bar.update,
-        )
+    Raises:
+        UserError: If the device cannot be used.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if device is not None and not several:
+        return Processes(device=usable_device(device))
+    # sums of CPU tensors need another backend than CUDA's; without a GPU accelerate joins processes only
+    # when it is told that they are for the CPU, and each would measure all images
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    state = PartialState(cpu=device == "cpu" or (several and on_cpu))
+    chosen = state.device if device is None else usable_device(device)
+    return Processes(state.process_index, state.num_processes, chosen)

@@ -50,7 +50,11 @@ def iou_per_class(confusion: Counts) -> NDArray[np.float64]:
 
 def miou(confusion: Counts) -> float:
     """Mean IoU in [0, 1] over the classes present in the targets; NaN when nothing was counted."""
-    values = iou_per_class(confusion)
+    return mean_of_present(iou_per_class(confusion))
+
+
+def mean_of_present(values: NDArray[np.float64]) -> float:
+    """Mean of the values that are numbers; NaN when none is."""
     present = values[np.isfinite(values)]
     return float(present.mean()) if len(present) else math.nan
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from protoseg.evaluate import boundary as edges
 from protoseg.evaluate import counts, metrics
 from protoseg.inference import Scored
 
@@ -109,42 +110,36 @@ class Accumulator:
     def add(self, scored: Sequence[Scored], target: Tensor, ignore_index: int, boundary: bool) -> None:
         """Count one image: what each head says, (1, H, W), and the (H, W) int64 target."""
         num_classes = self.confusion.shape[-1]
-        valid = (target >= 0) & (target < num_classes) & (target != ignore_index)
+        valid = counts.counted(target, num_classes, ignore_index)
         for index, (label, confidence) in enumerate(scored):
             self.confusion[index] += counts.confusion_matrix(label[0], target, num_classes, ignore_index)
             right = label[0] == target
             self.calibration[index] += counts.calibration_counts(confidence[0], right, valid)
         if boundary:
-            labels = torch.cat([label for label, _ in scored])
-            self.boundary += counts.boundary_counts(labels, target, num_classes, ignore_index)
+            labels = torch.cat([label for label, _ in scored]).cpu().numpy()
+            found = edges.boundary_counts(labels, target.cpu().numpy(), num_classes, ignore_index)
+            self.boundary += torch.from_numpy(found).to(target.device)
         self.num_images += 1
-
-    def parts(self) -> list[Tensor]:
-        """The tensors in a fixed order."""
-        return [self.confusion, self.calibration, self.boundary, self.num_images]
 
     def reduced(self, reduce: Reduce) -> Accumulator:
         """Summed over processes, in one call of ``reduce``."""
-        parts = self.parts()
+        parts = (self.confusion, self.calibration, self.boundary, self.num_images)
         flat = reduce(torch.cat([part.flatten() for part in parts]))
-        pieces, start = [], 0
-        for part in parts:
-            pieces.append(flat[start : start + part.numel()].view(part.shape))
-            start += part.numel()
-        return Accumulator(*pieces)
+        pieces = torch.split(flat, [part.numel() for part in parts])
+        return Accumulator(*(piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)))
 
     def result(self, heads: Sequence[str], *, boundary: bool) -> EvalResult:
         """The metrics behind the counts."""
         tables = self.confusion.cpu().numpy()
-        edges = [counts.boundary_f_per_class(table) for table in self.boundary.cpu()]
+        f_scores = [edges.boundary_f_per_class(table) for table in self.boundary.cpu().numpy()]
         calibration = self.calibration.cpu()
         each = range(len(heads))
         return EvalResult(
             miou={heads[i]: metrics.miou(tables[i]) for i in each},
             per_class={heads[i]: metrics.iou_per_class(tables[i]).tolist() for i in each},
             pixel_accuracy={heads[i]: metrics.pixel_accuracy(tables[i]) for i in each},
-            boundary_f={heads[i]: float(edges[i].nanmean()) for i in each},
-            boundary_f_per_class={heads[i]: edges[i].tolist() for i in each} if boundary else {},
+            boundary_f={heads[i]: metrics.mean_of_present(f_scores[i]) for i in each},
+            boundary_f_per_class={heads[i]: f_scores[i].tolist() for i in each} if boundary else {},
             ece={heads[i]: counts.expected_calibration_error(calibration[i]) for i in each},
             confusion={heads[i]: torch.from_numpy(tables[i]) for i in each},
             num_images=int(self.num_images),

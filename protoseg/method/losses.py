@@ -1,21 +1,52 @@
 """Losses as pure functions of tensors.
 
-Every loss returns ``(total, count)``: the sum over pixels and the number it is to be divided by. The
-caller divides after summing the counts over processes, so that two processes give the mean of one.
+Every loss returns a ``Mean``, which is divided only after its count has been summed over processes, so
+that two processes give the mean of one.
 
 Shape legend: ``B`` batch, ``C`` classes, ``H W`` image, ``N`` points.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Partial = tuple[Tensor, Tensor]
 Normalization = Literal["masked", "valid", "u2pl"]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A sum over pixels, and the number that it is to be divided by."""
+
+    total: Tensor
+    """Scalar, in the graph."""
+    count: Tensor
+    """Scalar: pixels, or their weights."""
+
+    @property
+    def value(self) -> Tensor:
+        """The mean; 0, still in the graph, of nothing."""
+        return self.total / self.count.clamp(min=1)
+
+
+def over_processes(means: dict[str, Mean], reduce: Callable[[Tensor], Tensor], world: int) -> dict[str, Mean]:
+    """The means over the pixels of all processes, with one collective.
+
+    Totals stay this process's and are multiplied by the number of processes, because DDP averages gradients.
+
+    Args:
+        means: Of this process; every process has the same names.
+        reduce: Sums a tensor over processes.
+        world: Number of processes.
+    """
+    counts = reduce(torch.stack([mean.count.detach() for mean in means.values()]))
+    shared = dict(zip(means, counts, strict=True))
+    return {name: Mean(mean.total * world, shared[name]) for name, mean in means.items()}
 
 
 def cross_entropy(
@@ -25,7 +56,7 @@ def cross_entropy(
     ignore_index: int = 255,
     class_weights: Tensor | None = None,
     weights: Tensor | None = None,
-) -> Partial:
+) -> Mean:
     """Cross entropy over pixels that are not ignored.
 
     Args:
@@ -51,8 +82,8 @@ def cross_entropy(
         each = weights * valid
         total = (each * values).sum()
     if class_weights is None:
-        return total, each.sum()
-    return total, (each * class_weights[torch.where(valid, target, 0)]).sum()
+        return Mean(total, each.sum())
+    return Mean(total, (each * class_weights[torch.where(valid, target, 0)]).sum())
 
 
 def ohem_cross_entropy(
@@ -63,7 +94,7 @@ def ohem_cross_entropy(
     min_kept: int = 100_000,
     ignore_index: int = 255,
     class_weights: Tensor | None = None,
-) -> Partial:
+) -> Mean:
     """Cross entropy over hard pixels only (online hard example mining, as in U2PL and its forks).
 
     A pixel is kept when the probability of its class is at most

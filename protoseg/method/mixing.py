@@ -6,6 +6,7 @@ are mixed with one mask, so that a pixel keeps what belongs to it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 
 from protoseg.config.sections import ViewConfig
+from protoseg.processes import ALONE, Processes
 
 
-class MixPlan(NamedTuple):
+class MixDraw(NamedTuple):
     """The random part of mixing, for the images of one process."""
 
     apply: Tensor
@@ -39,16 +41,15 @@ class Mixed(NamedTuple):
     """(B, H, W) bool: image and not padding."""
 
 
-def draw_plan(
+def draw_mix(
     config: ViewConfig,
     rng: np.random.Generator,
     *,
     batch: int,
     num_classes: int,
     size: tuple[int, int],
-    rank: int = 0,
-    world: int = 1,
-) -> MixPlan:
+    processes: Processes = ALONE,
+) -> MixDraw:
     """Draw mixing for the global batch and keep this process's part.
 
     The same global batch is mixed alike on any number of processes (partners stay within a process).
@@ -60,11 +61,10 @@ def draw_plan(
         batch: Images of this process.
         num_classes: C.
         size: (height, width) in pixels.
-        rank: This process.
-        world: Number of processes.
+        processes: Who shares the global batch.
     """
     height, width = size
-    total = batch * world
+    total = batch * processes.world
     draws = rng.random((total, 5))
     keep = rng.random((total, num_classes)) < 0.5
     per_image = draws[:, 0] < config.mixing_probability
@@ -78,8 +78,9 @@ def draw_plan(
     top = (draws[:, 3] * (height - box_height + 1)).astype(np.int64)
     left = (draws[:, 4] * (width - box_width + 1)).astype(np.int64)
     boxes = np.stack([top, left, top + box_height, left + box_width], 1)
-    part = slice(rank * batch, (rank + 1) * batch)
-    return MixPlan(torch.from_numpy(apply[part]), torch.from_numpy(boxes[part]), torch.from_numpy(keep[part]))
+    part = slice(processes.rank * batch, (processes.rank + 1) * batch)
+    drawn = (apply[part], boxes[part], keep[part])
+    return MixDraw(*(torch.from_numpy(values).to(processes.device) for values in drawn))
 
 
 def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
@@ -92,7 +93,7 @@ def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
 
 def mix(
     config: ViewConfig,
-    plan: MixPlan,
+    drawn: MixDraw,
     image: Tensor,
     pseudo_label: Tensor,
     confidence: Tensor,
@@ -103,7 +104,7 @@ def mix(
 
     Args:
         config: View settings (kind and partner).
-        plan: The draws, on the images' device.
+        drawn: The draws, on the images' device.
         image: (B, C_in, H, W) uint8.
         pseudo_label: (B, H, W) int64.
         confidence: (B, H, W) float.
@@ -118,21 +119,57 @@ def mix(
         return Mixed(image, pseudo_label, confidence, valid)
     batch, _, height, width = image.shape
     if config.mixing == "cutout":
-        hole = box_mask(plan.boxes, height, width) & plan.apply[:, None, None]
+        hole = box_mask(drawn.boxes, height, width) & drawn.apply[:, None, None]
         filled = torch.where(hole[:, None], fill.view(1, -1, 1, 1), image)
         return Mixed(filled, pseudo_label, confidence, valid & ~hole)
     partner = torch.arange(batch, device=image.device)
     partner = partner.flip(0) if config.mixing_partner == "flip" else partner.roll(-1)
     if config.mixing == "cutmix":
-        paste = box_mask(plan.boxes, height, width)
+        paste = box_mask(drawn.boxes, height, width)
     else:
         # the classes of image i that go into it from its partner
         rows = torch.arange(batch, device=image.device)[:, None, None]
-        paste = plan.classes[rows, pseudo_label[partner]] & valid[partner]
-    paste = paste & plan.apply[:, None, None]
+        paste = drawn.classes[rows, pseudo_label[partner]] & valid[partner]
+    paste = paste & drawn.apply[:, None, None]
     return Mixed(
         torch.where(paste[:, None], image[partner], image),
         torch.where(paste, pseudo_label[partner], pseudo_label),
         torch.where(paste, confidence[partner], confidence),
         torch.where(paste, valid[partner], valid),
     )
+
+
+def mix_views(
+    config: ViewConfig,
+    strong: Tensor,
+    pseudo_label: Tensor,
+    confidence: Tensor,
+    valid: Tensor,
+    fill: Tensor,
+    *,
+    num_classes: int,
+    draw: Callable[[int], np.random.Generator],
+    processes: Processes = ALONE,
+) -> Mixed:
+    """Mix every strong view on its own; see ``mix`` and ``draw_mix``.
+
+    Args:
+        config: View settings.
+        strong: (B, V, C_in, H, W) uint8.
+        pseudo_label: (B, H, W) int64, of the weak view.
+        confidence: Likewise, float.
+        valid: Likewise, bool.
+        fill: (C_in,) uint8.
+        num_classes: C.
+        draw: Gives the generator of a view; alike on every process.
+        processes: Who shares the global batch.
+
+    Returns:
+        The views one after another: V*B images.
+    """
+    size, views = (strong.shape[3], strong.shape[4]), []
+    for view in range(strong.shape[1]):
+        drawn = draw_mix(config, draw(view), batch=len(strong), num_classes=num_classes, size=size,
+                         processes=processes)  # fmt: skip
+        views.append(mix(config, drawn, strong[:, view], pseudo_label, confidence, valid, fill))
+    return Mixed(*(torch.cat(parts) for parts in zip(*views, strict=True)))

@@ -11,6 +11,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from protoseg.config.sections import PrototypeConfig
+from protoseg.processes import ALONE, Processes
+
+
+def choose_points(
+    settings: PrototypeConfig,
+    rng: np.random.Generator,
+    targets: Tensor,
+    num_classes: int,
+    *,
+    batch: int,
+    processes: Processes = ALONE,
+) -> Tensor:
+    """Pixels that the prototype branch looks at, the same for an image on any number of processes.
+
+    Args:
+        settings: Prototype settings (sampling).
+        rng: Generator that every process seeds alike.
+        targets: (P*B, H, W) class ids of the P parts of a batch: labelled images, then each strong view;
+            -1 where there is none.
+        num_classes: C.
+        batch: B, images of one part and process.
+        processes: Who shares the global batch.
+
+    Returns:
+        (P*B, N) int64 flat pixel index ``row * W + column``.
+    """
+    # drawn for the global batch, part by part, and then cut
+    total, size = len(targets) * processes.world, (targets.shape[1], targets.shape[2])
+    first = range(processes.rank * batch, total, processes.world * batch)
+    own = torch.cat([torch.arange(start, start + batch) for start in first])
+    if settings.sampling == "grid":
+        drawn = grid_points(rng, total if settings.per_image_positions else 1, settings.grid, size)
+        return drawn.expand(total, -1)[own].to(targets.device)
+    uniform = torch.from_numpy(rng.random((total, settings.grid**2)))[own]
+    return balanced_points(uniform.to(targets.device), targets, num_classes, settings.balance)
+
 
 def grid_points(rng: np.random.Generator, batch: int, grid: int, size: tuple[int, int]) -> Tensor:
     """One random pixel in each of ``grid`` x ``grid`` cells of the image [P].

@@ -7,26 +7,34 @@ import math
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor
 
-from protoseg.config.sections import Config
+from protoseg.config.sections import PrototypeConfig
 from protoseg.data.sources import CachedSource
 from protoseg.data.stream import to_tensor
 from protoseg.errors import DataError
 from protoseg.method.points import features_at
 from protoseg.models.kmeans import spherical_kmeans
+from protoseg.models.prototypes import PrototypeBank
 from protoseg.models.segmenter import SegmentationNetwork
+from protoseg.processes import Processes
+from protoseg.seeds import generator
 
 logger = logging.getLogger("protoseg")
+
+START_DRAW = 7  # number of the start's draw among those of a step
 
 
 @torch.no_grad()
 def labeled_features(
     network: SegmentationNetwork,
     source: CachedSource,
-    config: Config,
+    settings: PrototypeConfig,
     *,
     num_classes: int,
+    ignore_index: int,
+    on_error: str,
     device: torch.device,
     rng: np.random.Generator,
 ) -> dict[int, Tensor]:
@@ -39,9 +47,8 @@ def labeled_features(
         Class id -> (n, D) float32 on the CPU; classes without a labelled pixel are left out.
 
     Raises:
-        DataError: If an image or mask cannot be used and ``data.on_error`` is ``raise``.
+        DataError: If an image or mask cannot be used and ``on_error`` is ``raise``.
     """
-    settings = config.prototypes
     chosen = rng.permutation(len(source))[: settings.start_images]
     quota = max(1, math.ceil(settings.start_pixels / len(chosen)))
     network.eval()
@@ -55,7 +62,7 @@ def labeled_features(
                     f"mask {mask.shape[0]}x{mask.shape[1]} (height x width); they must be equal"
                 )
         except DataError as error:
-            if config.data.on_error == "raise":
+            if on_error == "raise":
                 raise
             logger.warning("skipped: %s", error)
             continue
@@ -64,7 +71,7 @@ def labeled_features(
         features = network(image).features
         flat = mask.reshape(-1)
         for class_id in np.unique(flat):
-            if class_id == config.data.ignore_index or class_id >= num_classes:
+            if class_id == ignore_index or class_id >= num_classes:
                 continue
             places = np.flatnonzero(flat == class_id)
             # small classes give all they have; what they lack is not made up for by others
@@ -76,27 +83,51 @@ def labeled_features(
 
 
 def starting_prototypes(
-    features: dict[int, Tensor], config: Config, rng: np.random.Generator
+    features: dict[int, Tensor], count: int, start: str, rng: np.random.Generator
 ) -> dict[int, Tensor]:
     """K starting prototypes of each class: k-means centres, or random labelled pixels.
 
     Args:
         features: Class id -> (n, D), n at least 1.
-        config: ``prototypes.start`` and ``prototypes.num_prototypes``.
+        count: K.
+        start: ``kmeans`` or ``random``.
         rng: Source of randomness.
 
     Returns:
         Class id -> (K, D).
     """
-    count = config.prototypes.num_prototypes
     centres = {}
     for class_id in sorted(features):
         points = features[class_id]
         seed = int(rng.integers(2**31))
-        if config.prototypes.start == "random" and len(points) >= count:
+        if start == "random" and len(points) >= count:
             picked = rng.choice(len(points), size=count, replace=False)
             centres[class_id] = points[torch.from_numpy(picked)]
         else:
-            generator = torch.Generator().manual_seed(seed)
-            centres[class_id] = spherical_kmeans(points, count, generator)
+            source = torch.Generator().manual_seed(seed)
+            centres[class_id] = spherical_kmeans(points, count, source)
     return centres
+
+
+def start_prototypes(
+    bank: PrototypeBank,
+    teacher: SegmentationNetwork,
+    labeled: CachedSource,
+    settings: PrototypeConfig,
+    *,
+    ignore_index: int,
+    processes: Processes,
+    seed: int,
+    step: int,
+) -> None:
+    """Install starting prototypes from labelled features of the teacher, the same on every process."""
+    rng = generator(seed, "global", step, START_DRAW)
+    features = labeled_features(
+        teacher, labeled, settings, num_classes=bank.num_classes, ignore_index=ignore_index,
+        on_error=labeled.config.on_error, device=processes.device, rng=rng,
+    )  # fmt: skip
+    bank.start(starting_prototypes(features, settings.num_prototypes, settings.start, rng))
+    if processes.world > 1:
+        for buffer in bank.buffers():
+            buffer.copy_(broadcast(buffer.clone()))
+    logger.info("step %d: prototypes start (%s)", step, settings.start)

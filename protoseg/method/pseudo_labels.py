@@ -22,21 +22,20 @@ def fuse(linear_logits: Tensor, prototype_logits: Tensor) -> Tensor:
     return (linear_logits.float().softmax(1) + prototype_logits.float().softmax(1)) / 2
 
 
-def head_agreement(linear_logits: Tensor, prototype_logits: Tensor) -> Tensor:
-    """How much two heads agree at each pixel: ``sum_c min(p_linear, p_prototype)`` in [0, 1].
+def head_distance(linear_logits: Tensor, prototype_logits: Tensor) -> Tensor:
+    """How far two heads are from each other at each pixel: the total variation distance, in [0, 1].
 
-    This is one minus the total variation distance of the two distributions: 1 when they are equal,
-    0 when they share no class. Logits (B, C, H, W) each -> (B, H, W).
+    0 when their distributions are equal, 1 when they share no class. Logits (B, C, H, W) each -> (B, H, W).
     """
     linear, prototype = linear_logits.float().softmax(1), prototype_logits.float().softmax(1)
-    return torch.minimum(linear, prototype).sum(1)
+    return 1 - torch.minimum(linear, prototype).sum(1)
 
 
-def label_agreement(linear_logits: Tensor, label: Tensor) -> Tensor:
-    """How much the linear head agrees with a label, whichever head chose it: its probability, in [0, 1].
+def label_probability(linear_logits: Tensor, label: Tensor) -> Tensor:
+    """Probability that the linear head gives to a label, whichever head chose it, in [0, 1].
 
     Of the scores that ``python -m benchmarks.trust`` compares it finds wrong pixels best; that the two heads
-    agree with each other says little. Where the linear head itself labels, it is the confidence.
+    name one class says little. Where the linear head itself labels, it is the confidence.
 
     Args:
         linear_logits: (B, C, H, W).
@@ -46,6 +45,14 @@ def label_agreement(linear_logits: Tensor, label: Tensor) -> Tensor:
         (B, H, W) float32.
     """
     return linear_logits.float().softmax(1).gather(1, label[:, None])[:, 0]
+
+
+label_agreement = label_probability
+
+
+def head_agreement(linear_logits: Tensor, prototype_logits: Tensor) -> Tensor:
+    """One minus ``head_distance``."""
+    return 1 - head_distance(linear_logits, prototype_logits)
 
 
 class ClassThresholds(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -63,3 +64,43 @@ def update_teacher(
             torch._foreach_copy_(ours, theirs)
         else:
             torch._foreach_lerp_(ours, theirs, 1 - keep)
+
+
+@torch.no_grad()
+def average_buffers(network: nn.Module, reduce: Callable[[Tensor], Tensor], world: int) -> None:
+    """Average batch norm statistics over ``world`` processes, so that all teachers stay the same."""
+    buffers = [b for b in network.buffers() if b.dtype.is_floating_point]
+    if world == 1 or not buffers:
+        return
+    flat = reduce(torch.cat([b.flatten() for b in buffers])) / world
+    pieces = torch.split(flat, [b.numel() for b in buffers])
+    for buffer, values in zip(buffers, pieces, strict=True):
+        buffer.copy_(values.view_as(buffer))
+
+
+def follow(
+    teacher: nn.Module,
+    student: nn.Module,
+    updates: int,
+    largest: float,
+    *,
+    head_start: int = 0,
+    new: tuple[str, ...] = (),
+    reduce: Callable[[Tensor], Tensor] = lambda value: value,
+    world: int = 1,
+) -> None:
+    """One update of the moving average, the same on all processes; see ``update_teacher``.
+
+    Args:
+        teacher: The teacher.
+        student: Unwrapped student.
+        updates: Updates behind the teacher.
+        largest: Largest decay, see ``ema_decay``.
+        head_start: Updates that the weights it started from count for.
+        new: Beginnings of the names of parts that did not come with those weights.
+        reduce: Sums a tensor over processes.
+        world: Number of processes.
+    """
+    average_buffers(student, reduce, world)
+    decay = ema_decay(updates + head_start, largest)
+    update_teacher(teacher, student, decay, new=new, new_decay=ema_decay(updates, largest))

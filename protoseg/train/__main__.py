@@ -10,12 +10,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from protoseg.config.load import load_config
 from protoseg.config.reference import describe_settings
-from protoseg.errors import ConfigError
+from protoseg.errors import guarded
 
 DEFAULT_CONFIG = "configs/quickstart.yaml"
 
@@ -58,36 +57,15 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.settings:
         sys.stdout.write(describe_settings())
         return 0
-    try:
+
+    def run() -> int:
         config = load_config(arguments.config or DEFAULT_CONFIG, arguments.overrides)
-    except ConfigError as error:
-        return fail(error)
-    # torch and its company take seconds to import: a wrong setting is reported before that
-    from protoseg.errors import CheckpointError, DataError, ModelError, TrainingStoppedError, WeightsError
-    from protoseg.train.loop import train
+        # torch and its company take seconds to import: a wrong setting is reported before that
+        from protoseg.train.loop import train
 
-    try:
         return train(config, resume=arguments.resume, stopped_code=arguments.stopped_code)
-    except DataError as error:
-        return fail(error, everywhere=True)
-    except (ConfigError, ModelError, WeightsError, CheckpointError, TrainingStoppedError) as error:
-        return fail(error)
 
-
-def fail(error: Exception, *, everywhere: bool = False) -> int:
-    """Print an error and return the exit code.
-
-    Args:
-        error: Its text is for the user.
-        everywhere: Whether processes other than the first print it, too, because they may be the only ones
-            that met it (each reads its own images).
-    """
-    rank = int(os.environ.get("RANK", "0"))
-    if rank == 0:
-        sys.stderr.write(f"error: {error}\n")
-    elif everywhere:
-        sys.stderr.write(f"error (process {rank}): {error}\n")
-    return 1
+    return guarded(run)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,32 @@
-"""What a run says about itself: ``metrics.jsonl``, warnings in plain language, and pictures."""
+"""What a run says while it trains: ``metrics.jsonl``, the progress bar, warnings, trackers."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from protoseg.draw import plots
-from protoseg.draw.panel import panel
-from protoseg.draw.plots import confusion_picture
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
 
-__all__ = [
-    "MetricsLog", "Monitor", "MonitorStats", "confusion_picture", "curves", "panel",
-    "read_metrics",
-]  # fmt: skip
+from protoseg.files import write_text_whole
+from protoseg.method.step import StepResult
+from protoseg.models.prototypes import PrototypeBank
+from protoseg.processes import Processes
+from protoseg.train.data import Batches
+from protoseg.train.monitor import Monitor
+
+logger = logging.getLogger("protoseg")
 
 STEP = "step"
-
-# where statistics become warnings
-FEW_LABELS = 0.001
-ONE_CLASS = 0.98
-DEAD_CLASS = 0.01
-MERGED = 0.98
-UNEVEN = 0.2
-DEEP_FALL = 0.02
-WIDE_DISAGREEMENT = 0.5
 
 
 def _plain(value: Any) -> Any:
@@ -67,16 +65,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def curves(metrics: Path, path: Path) -> None:
-    """Draw the curves of a ``metrics.jsonl`` as PNG; see ``protoseg.draw.plots.curves``.
-
-    Raises:
-        DataError: If the picture cannot be written.
-        ValueError: If the log is damaged.
-    """
-    plots.curves(read_metrics(metrics), path)
-
-
 class MetricsLog:
     """Appends one JSON object a line to a file; every line is flushed whole.
 
@@ -104,179 +92,122 @@ class MetricsLog:
         """Drop records later than ``step`` (and a torn last line), so that a resumed run repeats none."""
         kept = [record for record in read_metrics(self.path) if record.get(STEP, 0) <= step]
         text = "".join(json.dumps(record) + "\n" for record in kept)
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(self.path)
+        write_text_whole(self.path, text)
 
 
-@dataclass(frozen=True)
-class MonitorStats:
-    """What happened since the last log line; None where it does not apply.
+class Interval:
+    """Sums since the last log line, on the device."""
 
-    Lists are by class id; shares and rates are in [0, 1].
+    def __init__(self) -> None:
+        self.parts: dict[str, tuple[Tensor, int]] = {}
+        self.counts: dict[str, Tensor] = {}
+        self.began = time.perf_counter()
+
+    def add(self, result: StepResult) -> None:
+        """Add one micro-step."""
+        for key, value in result.parts.items():
+            total, number = self.parts.get(key, (torch.zeros_like(value), 0))
+            self.parts[key] = total + value, number + 1
+        for key, value in result.counts.items():
+            self.counts[key] = self.counts.get(key, torch.zeros_like(value)) + value
+
+    def summary(self, processes: Processes) -> dict[str, Any]:
+        """Means and shares over the interval and all processes; waits for the device."""
+        keys = sorted(self.parts)
+        means = torch.stack([self.parts[key][0] / self.parts[key][1] for key in keys])
+        values = (processes.reduce(means) / processes.world).tolist()
+        record: dict[str, Any] = dict(zip(keys, values, strict=True))
+        if self.counts:
+            total = {key: processes.reduce(value) for key, value in sorted(self.counts.items())}
+            believed = max(float(total["believed"]), 1.0)
+            record["pseudo_label/rate"] = float(total["believed"]) / max(float(total["valid"]), 1.0)
+            record["pseudo_label/class_share"] = (total["per_class"] / believed).tolist()
+            # the share of pseudo-labels that the student contradicts; readers of the log know it by this name
+            record["teacher_student/disagreement"] = float(total["contradicted"]) / believed
+        return record
+
+
+class RunLog:
+    """Says how a run goes. Every process takes part in the sums; the first one writes and shows them.
+
+    Args:
+        folder: The run folder.
+        accelerator: For its trackers.
+        processes: Who shares the run.
+        monitor: Finds what to warn of.
+        step: Optimiser steps done; later records of the log are dropped.
+        max_steps: Steps of the run.
     """
 
-    step: int
-    """Optimiser steps so far."""
-    pseudo_rate: float | None = None
-    """Share of valid unlabelled pixels whose pseudo-label was believed."""
-    pseudo_share: Sequence[float] | None = None
-    """Share of each class among believed pseudo-labels."""
-    usage_entropy: Sequence[float] | None = None
-    """``PrototypeBank.usage_entropy``; NaN where a prototype was not used yet."""
-    closest_pair: Sequence[float] | None = None
-    """``PrototypeBank.closest_pair``: highest cosine between prototypes of one class."""
-    active: Sequence[bool] | None = None
-    """Classes that have prototypes."""
-    miou: float | None = None
-    """Validation mIoU, where an evaluation took place."""
-    unlabeled: bool = False
-    """Whether unlabelled images were in use by then."""
-    disagreement: float | None = None
-    """Share of believed pseudo-labels that the student contradicts on the strong view."""
+    def __init__(
+        self, folder: Path, accelerator: Accelerator, processes: Processes, monitor: Monitor, *, step: int,
+        max_steps: int,
+    ) -> None:  # fmt: skip
+        self.accelerator, self.processes, self.monitor = accelerator, processes, monitor
+        self.file = MetricsLog(folder / "metrics.jsonl") if processes.rank == 0 else None
+        if self.file is not None:
+            self.file.truncate_after(step)
+        self.bar = tqdm(total=max_steps, initial=step, disable=self.file is None, desc="train", unit="step",
+                        dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 15)  # fmt: skip
+        self.interval = Interval()
 
+    def log_interval(self, step: int, batches: Batches, bank: PrototypeBank | None, **numbers: float) -> None:
+        """Log what happened since the last log line, and begin anew.
 
-@dataclass
-class Monitor:
-    """Turns statistics into warnings in plain language, each given once until it clears.
+        Args:
+            step: Optimiser steps done.
+            batches: Tells how many images there were, and how long they were waited for.
+            bank: Prototypes in use, or None.
+            numbers: More for the record; ``lr`` is the first group's (the encoder, unless it is frozen).
+        """
+        elapsed = max(time.perf_counter() - self.interval.began, 1e-9)
+        record = {STEP: step, **self.interval.summary(self.processes), **numbers}
+        record["time/images_per_s"] = batches.images * self.processes.world / elapsed
+        record["time/data_wait"] = batches.waited / elapsed
+        if self.processes.device.type == "cuda":
+            record["time/memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        if bank is not None:
+            record["prototype/usage_entropy"] = bank.usage_entropy().tolist()
+            record["prototype/closest_pair"] = bank.closest_pair().tolist()
+            record["prototype/active"] = [bool(v) for v in bank.active.tolist()]
+        self._write(record)
+        rate = record.get("pseudo_label/rate")
+        self.bar.set_postfix_str(
+            f"loss {record['loss/total']:.3f}" + ("" if rate is None else f", labels {rate:.0%}")
+            + f", lr {record['lr']:.2g}, {record['time/images_per_s']:.1f} img/s"
+            + f", data {record['time/data_wait']:.0%}"
+        )  # fmt: skip
+        self.interval = Interval()
+        batches.images, batches.waited = 0, 0.0
 
-    Attributes:
-        class_names: Names by class id.
-        labeled_share: Share of each class among labelled pixels; 0 for a class that has none.
-        patience: Intervals in a row after which a class without pseudo-labels counts as dead.
-        best: Highest validation mIoU so far, with its step; what training started from counts as step 0.
-    """
+    def log_evaluation(self, step: int, miou: Mapping[str, float], *, unlabeled: bool) -> None:
+        """Log the validation mIoU of each head, in [0, 1]."""
+        record = {STEP: step, **{f"val/miou_{head}": value for head, value in miou.items()}}
+        self._write(record, unlabeled=unlabeled)
+        self.say(f"step {step}: val mIoU " + ", ".join(f"{head} {v:.2%}" for head, v in miou.items()))
 
-    class_names: Sequence[str]
-    labeled_share: Sequence[float]
-    patience: int = 3
-    best: tuple[float, int] = (0.0, 0)
-    _raised: set[str] = field(default_factory=set, init=False)
-    _empty: dict[int, int] = field(default_factory=dict, init=False)
+    def _write(self, record: dict[str, Any], *, unlabeled: bool = False) -> None:
+        if self.file is not None:
+            self.file.append(record)
+            for warning in self.monitor.update(record, unlabeled=unlabeled):
+                self.say(f"warning: step {record[STEP]}: {warning}")
+        scalars = {key: value for key, value in record.items() if isinstance(value, float)}
+        self.accelerator.log(scalars, step=record[STEP])
 
-    def update(self, stats: MonitorStats) -> list[str]:
-        """Warnings that are new with these statistics."""
-        return [
-            *self._few_labels(stats), *self._one_class(stats), *self._dead_classes(stats),
-            *self._merged(stats), *self._uneven(stats), *self._fall(stats), *self._contradiction(stats),
-        ]  # fmt: skip
+    def say(self, text: str) -> None:
+        """Write a line above the bar."""
+        if self.file is not None:
+            self.bar.write(text)
 
-    def _is_new(self, key: str, *, bad: bool, good: bool) -> bool:
-        """Whether a condition begins. It stays raised until ``good``, so that it does not flicker."""
-        if good:
-            self._raised.discard(key)
-        if not bad or key in self._raised:
-            return False
-        self._raised.add(key)
-        return True
+    def close(self, text: str) -> None:
+        """End the bar and the trackers with the last lines of the run."""
+        self.bar.close()
+        logger.info("%s", text)
+        self.accelerator.end_training()
 
-    def _names(self, ids: Sequence[int]) -> str:
-        names = ", ".join(repr(self.class_names[i]) for i in ids)
-        return f"class {names}" if len(ids) == 1 else f"classes {names}"
-
-    def _new_classes(self, kind: str, bad: Sequence[bool], good: Sequence[bool]) -> list[int]:
-        pairs = enumerate(zip(bad, good, strict=True))
-        return [i for i, (b, g) in pairs if self._is_new(f"{kind}/{i}", bad=b, good=g)]
-
-    def _few_labels(self, stats: MonitorStats) -> list[str]:
-        rate = stats.pseudo_rate
-        if rate is None or not self._is_new("rate", bad=rate < FEW_LABELS, good=rate > 2 * FEW_LABELS):
-            return []
-        return [
-            f"{rate:.2%} of the pseudo-labels pass the threshold, so the unlabelled images teach nothing. "
-            "Lower pseudo_labels.threshold, or train longer on the labels first (train.warmup_steps)"
-        ]
-
-    def _one_class(self, stats: MonitorStats) -> list[str]:
-        shares = stats.pseudo_share
-        if shares is None or not sum(shares) > 0:
-            return []
-        top = max(range(len(shares)), key=lambda i: shares[i])
-        rest, expected = 1 - shares[top], 1 - self.labeled_share[top]
-        # a set that is 99% background by nature has not collapsed
-        bad = rest < 1 - ONE_CLASS and rest < expected / 4
-        if not self._is_new("one", bad=bad, good=rest > 1.5 * (1 - ONE_CLASS) or rest > expected / 2):
-            return []
-        return [
-            f"{shares[top]:.1%} of the accepted pseudo-labels are {self.class_names[top]!r} "
-            f"({self.labeled_share[top]:.1%} of the labelled pixels are): the teacher is collapsing into one "
-            "class. Train longer on the labels first (train.warmup_steps), lower loss.unsupervised_weight, "
-            "or set pseudo_labels.per_class=true"
-        ]
-
-    def _dead_classes(self, stats: MonitorStats) -> list[str]:
-        shares = stats.pseudo_share
-        if shares is None or not sum(shares) > 0:
-            return []
-        bad, good = [], []
-        for i, (share, labeled) in enumerate(zip(shares, self.labeled_share, strict=True)):
-            absent = labeled > 0 and share < DEAD_CLASS * labeled
-            self._empty[i] = self._empty.get(i, 0) + 1 if absent else 0
-            bad.append(self._empty[i] >= self.patience)
-            good.append(share > 2 * DEAD_CLASS * labeled)
-        dead = self._new_classes("dead", bad, good)
-        if not dead:
-            return []
-        return [
-            f"{self._names(dead)}: labelled pixels exist, but (almost) no pseudo-label in the last "
-            f"{self.patience} intervals, so only the labels teach it. Lower pseudo_labels.threshold or set "
-            "pseudo_labels.per_class=true; prototypes.sampling=balanced helps rare classes"
-        ]
-
-    def _merged(self, stats: MonitorStats) -> list[str]:
-        if stats.closest_pair is None:
-            return []
-        active = stats.active or [True] * len(stats.closest_pair)
-        bad = [a and c > MERGED for a, c in zip(active, stats.closest_pair, strict=True)]
-        good = [c < MERGED - 0.01 for c in stats.closest_pair]
-        merged = self._new_classes("merged", bad, good)
-        if not merged:
-            return []
-        highest = max(stats.closest_pair[i] for i in merged)
-        return [
-            f"two prototypes of {self._names(merged)} are nearly the same (cosine {highest:.3f}): they "
-            "describe one appearance twice. Lower prototypes.num_prototypes, set prototypes.restart_step for "
-            "a new k-means start, or lower prototypes.weight"
-        ]
-
-    def _uneven(self, stats: MonitorStats) -> list[str]:
-        if stats.usage_entropy is None:
-            return []
-        active = stats.active or [True] * len(stats.usage_entropy)
-        # NaN, before the first use, is neither
-        bad = [a and e < UNEVEN for a, e in zip(active, stats.usage_entropy, strict=True)]
-        good = [e > 1.5 * UNEVEN for e in stats.usage_entropy]
-        uneven = self._new_classes("uneven", bad, good)
-        if not uneven:
-            return []
-        return [
-            f"one prototype of {self._names(uneven)} wins nearly all pixels (usage entropy "
-            f"{min(stats.usage_entropy[i] for i in uneven):.2f} of 1): the others are idle. Lower "
-            "prototypes.reseed_after so that idle ones are replaced sooner, or prototypes.num_prototypes"
-        ]
-
-    def _fall(self, stats: MonitorStats) -> list[str]:
-        if stats.miou is None:
-            return []
-        best, step = self.best
-        self.best = max(self.best, (stats.miou, stats.step))
-        fall = best - stats.miou
-        bad = stats.unlabeled and fall > DEEP_FALL
-        if not self._is_new("fall", bad=bad, good=fall < DEEP_FALL / 2):
-            return []
-        return [
-            f"validation mIoU fell from {best:.1%} at step {step} to {stats.miou:.1%} with unlabelled images "
-            "in use: their labels may mislead. Make the strong views milder (views.jitter_strength, "
-            "views.gray, views.blur), train on the labels alone for longer (train.warmup_steps), or lower "
-            "loss.unsupervised_weight; compare with method.preset=supervised"
-        ]
-
-    def _contradiction(self, stats: MonitorStats) -> list[str]:
-        share = stats.disagreement
-        if share is None or not self._is_new("differs", bad=share > WIDE_DISAGREEMENT, good=share < 0.4):
-            return []
-        return [
-            f"the student contradicts {share:.0%} of the pseudo-labels it is given: the strong views are too "
-            "hard or the labels are wrong. Lower views.jitter_strength or views.mixing_probability, raise "
-            "pseudo_labels.threshold, or train longer on the labels first (train.warmup_steps)"
-        ]
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that does not count as training."""
+        began = time.perf_counter()
+        yield
+        self.interval.began += time.perf_counter() - began

@@ -8,21 +8,25 @@ not at all, and the last ones are kept.
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 import shutil
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
-from torch import Tensor, nn
 
 from protoseg.checkpoint import writing
-from protoseg.config.sections import Config
-from protoseg.errors import CheckpointError
+from protoseg.errors import CheckpointError, ConfigError, DataError
+from protoseg.files import PARTIAL_SUFFIX
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("protoseg")
 
 STATE_DIR = "state"
 PREFIX = "step_"
@@ -33,6 +37,8 @@ FREE_ON_RESUME = frozenset({
     "train.log_every", "train.max_bad_steps", "train.max_steps", "train.save_every", "train.start_from",
     "train.trackers",
 })  # fmt: skip
+# optimiser settings that are not part of its state
+READ_EACH_STEP = frozenset({"optim.max_grad_norm"})
 
 
 @dataclass
@@ -49,14 +55,20 @@ class Progress:
     """Validation mIoU of the linear head of ``train.start_from``, in [0, 1]; 0 if unknown."""
     best_miou: float = -1.0
     """Highest validation mIoU of the linear head so far, in [0, 1]."""
-    bad_steps: int = 0
-    """Steps skipped because of a non-finite loss."""
     skipped_images: int = 0
     """Unreadable images passed over."""
-    finished: bool = False
-    """The last step is done."""
     world: int = 0
     """Processes of the run; 0 in states that do not tell."""
+
+    @property
+    def best(self) -> tuple[float, int]:
+        """Highest validation mIoU so far and its step; what training started from counts as step 0."""
+        return max((self.start_miou, 0), (self.best_miou, self.step))
+
+    def is_best(self, miou: float) -> bool:
+        """Take note of a validation mIoU; whether it is the highest so far."""
+        best, self.best_miou = miou > self.best_miou, max(self.best_miou, miou)
+        return best
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
@@ -64,8 +76,8 @@ class Progress:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over saved numbers."""
-        for key, value in state.items():
-            setattr(self, key, value)
+        for item in fields(self):
+            setattr(self, item.name, state.get(item.name, item.default))
 
 
 def state_folders(run: Path) -> list[Path]:
@@ -80,84 +92,143 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix(PREFIX))
 
 
-def save_state(accelerator: Accelerator, run: Path, step: int, config_text: str, keep: int) -> None:
-    """Write the state of ``step``, then remove all but the last ``keep``.
+class States:
+    """The resume states of a run.
 
-    Every process calls this. A failure on any process is an error on all, so that none waits.
-
-    Raises:
-        CheckpointError: If it cannot be written; earlier states are untouched.
+    Args:
+        run: The run folder.
+        accelerator: Saves student, optimiser, schedule, scaler, and what is registered with it.
+        progress: Counters of the run, among what is saved.
+        config: The run's settings as plain values.
+        keep: How many states are kept.
     """
-    target = run / STATE_DIR / f"{PREFIX}{step:08d}"
-    failure: CheckpointError | None = None
-    if accelerator.num_processes == 1:
-        with writing(target) as partial:
-            _save(accelerator, partial, config_text)
-    else:
-        failure = _save_together(accelerator, target, config_text)
-    if failure is not None:
-        raise failure
-    if accelerator.is_main_process:
-        for old in state_folders(run)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
-    accelerator.wait_for_everyone()
 
+    def __init__(
+        self, run: Path, accelerator: Accelerator, progress: Progress, config: dict[str, Any], keep: int
+    ) -> None:
+        self.run, self.accelerator, self.progress = run, accelerator, progress
+        self.config, self.keep = config, keep
 
-def _save(accelerator: Accelerator, folder: Path, config_text: str) -> None:
-    accelerator.save_state(str(folder))
-    if accelerator.is_main_process:
-        (folder / CONFIG_NAME).write_text(config_text, encoding="utf-8")
+    @property
+    def config_text(self) -> str:
+        """The settings as YAML."""
+        return yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
 
+    @property
+    def resume_command(self) -> str:
+        """The command line of this run with ``--resume``."""
+        own = [item for item in sys.argv[1:] if item != "--resume"]
+        launcher = "accelerate launch -m" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python -m"
+        return f"{launcher} protoseg.train --resume {shlex.join(own)}".rstrip()
 
-def _save_together(accelerator: Accelerator, target: Path, config_text: str) -> CheckpointError | None:
-    """All processes write into one folder, which the main process then moves into place."""
-    shared = target.with_name(target.name + ".shared")
-    error: Exception | None = None
-    if accelerator.is_main_process:
-        shutil.rmtree(shared, ignore_errors=True)
-        shared.mkdir(parents=True, exist_ok=True)
-    accelerator.wait_for_everyone()
-    try:
-        _save(accelerator, shared, config_text)
-    except (OSError, RuntimeError) as caught:
-        error = caught
-    good = torch.tensor([0 if error else 1], device=accelerator.device)
-    all_good = int(accelerator.reduce(good, reduction="sum").item()) == accelerator.num_processes
-    failure: CheckpointError | None = None
-    if accelerator.is_main_process:
+    @property
+    def last(self) -> Path | None:
+        """The last complete state, or None."""
+        found = state_folders(self.run)
+        return found[-1] if found else None
+
+    def finished(self, max_steps: int) -> bool:
+        """Compare this run's settings with those of the last state, and see whether that is its end.
+
+        Raises:
+            ConfigError: If an optimiser setting differs, which would have no effect.
+        """
+        state = self.last
+        if state is None:
+            return False
+        changed = changed_since(state, self.config)
+        texts = {key: f"{key} was {was}, is now {now}" for key, (was, now) in changed.items()}
+        refused = [
+            text for key, text in texts.items() if key.startswith("optim.") and key not in READ_EACH_STEP
+        ]
+        if refused:
+            raise ConfigError(
+                f"--resume goes on with the optimiser of {state}, and cannot take other settings for it: "
+                f"{'; '.join(refused)}. Leave them as they were, or start a new run from these weights with "
+                "train.start_from"
+            )
+        for text in texts.values():
+            logger.warning("warning: resumed with another setting: %s", text)
+        if (done := step_of(state)) >= max_steps:
+            logger.info("this run is already finished (step %d of %d); nothing to do", done, max_steps)
+        return done >= max_steps
+
+    def load(self, state: Path) -> None:
+        """Restore everything from a state folder.
+
+        Raises:
+            CheckpointError: If it does not fit this run.
+        """
         try:
-            with writing(target) as partial:
-                if not all_good:
-                    raise OSError(str(error or "another process failed"))
-                partial.rmdir()
-                shared.replace(partial)
-        except CheckpointError as caught:
-            failure = caught
-        shutil.rmtree(shared, ignore_errors=True)
-    moved = torch.tensor([0 if failure else 1], device=accelerator.device)
-    everywhere = int(accelerator.reduce(moved, reduction="sum").item()) == accelerator.num_processes
-    if not everywhere and failure is None:
-        failure = CheckpointError(f"cannot write {target}: the main process could not store it")
-    return failure
+            self.accelerator.load_state(str(state))
+        except (OSError, RuntimeError, KeyError, ValueError, IndexError) as error:
+            text = " ".join(str(error).split())[:300]
+            raise CheckpointError(
+                f"the state {state} does not fit this run ({text}); continue with the configuration and the "
+                "number of processes it was made with, or start afresh without --resume"
+            ) from error
+        world = self.accelerator.num_processes
+        if self.progress.world not in (0, world):
+            raise CheckpointError(
+                f"the state {state} was made by {self.progress.world} process(es); this run has {world}. Go "
+                "on with as many, or start anew with train.start_from"
+            )
+        logger.info("resumed from %s", state)
+
+    def save(self, *, or_stop: bool = True) -> None:
+        """Write the state of this step, then remove all but the last ones.
+
+        Every process calls this. A failure on any process is one on all, so that none waits.
+
+        Args:
+            or_stop: Raise when it cannot be written; else say so and go on.
+
+        Raises:
+            CheckpointError: If it cannot be written; earlier states are untouched.
+        """
+        target = self.run / STATE_DIR / f"{PREFIX}{self.progress.step:08d}"
+        main = self.accelerator.is_main_process
+        try:
+            # all processes write into one folder, which the main process then moves into place
+            shared = target.with_name(target.name + PARTIAL_SUFFIX)
+            with writing(target) if main else nullcontext(shared) as partial:
+                self.accelerator.wait_for_everyone()
+                self._write(partial)
+        except (CheckpointError, OSError, RuntimeError) as error:
+            if or_stop:
+                raise CheckpointError(str(error)) from error
+            logger.error("error: %s; training goes on", error)
+            return
+        if main:
+            for old in state_folders(self.run)[: -self.keep]:
+                shutil.rmtree(old, ignore_errors=True)
+
+    @contextmanager
+    def saved_on_error(self) -> Iterator[None]:
+        """Save the state when the block fails and nobody else waits in the middle of it."""
+        try:
+            yield
+        except (DataError, RuntimeError):
+            if self.accelerator.num_processes == 1:
+                self.save()
+                logger.info("the state of step %d is saved in %s", self.progress.step, self.run)
+            raise
+
+    def _write(self, folder: Path) -> None:
+        """Write this process's part; an error of any process is one of all."""
+        error: Exception | None = None
+        try:
+            self.accelerator.save_state(str(folder))
+            if self.accelerator.is_main_process:
+                (folder / CONFIG_NAME).write_text(self.config_text, encoding="utf-8")
+        except (OSError, RuntimeError) as caught:
+            error = caught
+        failures = torch.tensor([int(error is not None)], device=self.accelerator.device)
+        if int(self.accelerator.reduce(failures, reduction="sum").item()):
+            raise error or OSError("another process failed")
 
 
-def load_state(accelerator: Accelerator, folder: Path) -> None:
-    """Restore everything from a state folder.
-
-    Raises:
-        CheckpointError: If it does not fit this run.
-    """
-    try:
-        accelerator.load_state(str(folder))
-    except (OSError, RuntimeError, KeyError, ValueError, IndexError) as error:
-        text = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"the state {folder} does not fit this run ({text}); continue with the configuration and the "
-            "number of processes it was made with, or start afresh without --resume"
-        ) from error
-
-
-def changed_since(folder: Path, config: Config) -> dict[str, tuple[Any, Any]]:
+def changed_since(folder: Path, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Settings that differ from those of a saved state: ``section.key`` -> (there, now).
 
     What only names, logs or saves is left out.
@@ -166,41 +237,10 @@ def changed_since(folder: Path, config: Config) -> dict[str, tuple[Any, Any]]:
         there = yaml.safe_load((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return {}
-    now = config.model_dump(mode="json")
     return {
         f"{section}.{key}": (there[section].get(key), value)
-        for section, values in now.items()
+        for section, values in config.items()
         if section not in ("run", "eval") and isinstance(there.get(section), dict)
         for key, value in values.items()
         if f"{section}.{key}" not in FREE_ON_RESUME and there[section].get(key, value) != value
     }
-
-
-class Guard:
-    """Undo a step whose loss was not finite, without waiting for the device.
-
-    Batch norm statistics and prototypes are kept from before the step; gradients become zero. On the
-    CPU, where looking is free, the caller skips the optimiser step altogether.
-    """
-
-    def __init__(self, *modules: nn.Module) -> None:
-        self.buffers = [b for module in modules for b in module.buffers()]
-        self.kept: list[Tensor] = []
-
-    def remember(self) -> None:
-        """Copy the buffers."""
-        self.kept = [buffer.clone() for buffer in self.buffers]
-
-    @torch.no_grad()
-    def restore(self, bad: Tensor) -> None:
-        """Put the copies back where ``bad`` (scalar bool) is true."""
-        for buffer, old in zip(self.buffers, self.kept, strict=True):
-            buffer.copy_(torch.where(bad, old, buffer))
-
-    @staticmethod
-    @torch.no_grad()
-    def clear_gradients(parameters: list[nn.Parameter], bad: Tensor) -> None:
-        """Zero the gradients where ``bad`` is true."""
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad.copy_(torch.where(bad, 0.0, parameter.grad))

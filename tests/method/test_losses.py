@@ -3,12 +3,23 @@ import math
 import pytest
 import torch
 
+from protoseg.method import losses
 from protoseg.method.losses import (
-    cross_entropy,
-    ohem_cross_entropy,
+    Mean,
+    over_processes,
     pseudo_label_cross_entropy,
     unsupervised_denominator,
 )
+
+
+def cross_entropy(*arguments, **settings):
+    found = losses.cross_entropy(*arguments, **settings)
+    return found.total, found.count
+
+
+def ohem_cross_entropy(*arguments, **settings):
+    found = losses.ohem_cross_entropy(*arguments, **settings)
+    return found.total, found.count
 
 
 def logits_for(probabilities):
@@ -104,3 +115,22 @@ def test_nothing_believed_gives_a_zero_loss(mode):
     loss = total / unsupervised_denominator(torch.tensor(0.0), torch.tensor(3.0), mode)
     loss.backward()
     assert loss == 0
+
+
+def test_means_of_two_processes_average_to_the_mean_of_one():
+    """DDP averages over processes, which then gives the mean over all pixels: 12 / 6, not (3/1 + 9/5) / 2."""
+
+    def mean(total, count):
+        return Mean(torch.tensor(float(total)), torch.tensor(float(count)))
+
+    shares = [{"a": mean(3, 1), "b": mean(1, 0)}, {"a": mean(9, 5), "b": mean(2, 0)}]
+    calls = []
+
+    def reduce(value):
+        calls.append(value)
+        return torch.tensor([6.0, 0.0])
+
+    found = [over_processes(share, reduce, 2) for share in shares]
+    assert len(calls) == 2, "one collective for all means of a process"
+    assert float(sum(share["a"].value for share in found) / 2) == pytest.approx(12 / 6)
+    assert float(found[1]["b"].value) == 4.0, "nothing to divide by is not divided"

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protoseg.config.sections import ViewConfig
-from protoseg.method.mixing import MixPlan, box_mask, draw_plan, mix
+from protoseg.method.mixing import MixDraw, box_mask, draw_mix, mix
+from protoseg.processes import Processes
 
 FILL = torch.tensor([9], dtype=torch.uint8)
 
@@ -20,13 +21,13 @@ def batch_of(size=4):
     return image, label, confidence, valid
 
 
-def plan_of(box, apply=(True, False), classes=((False,) * 3,) * 2):
-    return MixPlan(torch.tensor(apply), torch.tensor([box, box]), torch.tensor(classes))
+def draw_of(box, apply=(True, False), classes=((False,) * 3,) * 2):
+    return MixDraw(torch.tensor(apply), torch.tensor([box, box]), torch.tensor(classes))
 
 
 def test_cutmix_by_hand():
-    plan = plan_of([2, 0, 4, 2])
-    mixed = mix(ViewConfig(mixing="cutmix"), plan, *batch_of(), FILL)
+    drawn = draw_of([2, 0, 4, 2])
+    mixed = mix(ViewConfig(mixing="cutmix"), drawn, *batch_of(), FILL)
     expected = torch.full((4, 4), 1)
     expected[2:, :2] = 2
     assert torch.equal(mixed.pseudo_label[0], expected)
@@ -39,7 +40,7 @@ def test_cutmix_by_hand():
 
 
 def test_cutout_fills_and_invalidates():
-    mixed = mix(ViewConfig(mixing="cutout"), plan_of([0, 0, 1, 4]), *batch_of(), FILL)
+    mixed = mix(ViewConfig(mixing="cutout"), draw_of([0, 0, 1, 4]), *batch_of(), FILL)
     assert (mixed.image[0, 0, 0] == 9).all()
     assert not mixed.valid[0, 0].any()
     assert mixed.valid[0, 1:].all()
@@ -49,7 +50,7 @@ def test_cutout_fills_and_invalidates():
 def test_classmix_pastes_chosen_classes_without_padding():
     classes = ((False, False, True), (False, False, False))
     mixed = mix(
-        ViewConfig(mixing="classmix"), plan_of([0, 0, 4, 4], (True, True), classes), *batch_of(), FILL
+        ViewConfig(mixing="classmix"), draw_of([0, 0, 4, 4], (True, True), classes), *batch_of(), FILL
     )
     assert (mixed.pseudo_label[0, :3] == 2).all()
     assert (mixed.pseudo_label[0, 3] == 1).all()  # the partner's padding is not pasted
@@ -58,7 +59,7 @@ def test_classmix_pastes_chosen_classes_without_padding():
 
 def test_no_mixing_returns_the_batch():
     batch = batch_of()
-    mixed = mix(ViewConfig(mixing="none"), plan_of([0, 0, 4, 4]), *batch, FILL)
+    mixed = mix(ViewConfig(mixing="none"), draw_of([0, 0, 4, 4]), *batch, FILL)
     for ours, given_ in zip(mixed, batch, strict=True):
         assert torch.equal(ours, given_)
 
@@ -67,11 +68,11 @@ def test_no_mixing_returns_the_batch():
 def test_partners(partner, expected):
     image = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 2, 2)
     label = torch.arange(3).view(3, 1, 1).expand(3, 2, 2)
-    plan = MixPlan(
+    drawn = MixDraw(
         torch.ones(3, dtype=torch.bool), torch.tensor([[0, 0, 2, 2]] * 3), torch.zeros(3, 3).bool()
     )
     config = ViewConfig(mixing_partner=partner)
-    mixed = mix(config, plan, image, label, label.float(), label >= 0, FILL)
+    mixed = mix(config, drawn, image, label, label.float(), label >= 0, FILL)
     assert mixed.pseudo_label[:, 0, 0].tolist() == expected
 
 
@@ -85,24 +86,25 @@ def test_partners(partner, expected):
 )
 def test_boxes_stay_inside_and_cover_their_area(height, width, seed, area, world):
     config = ViewConfig(mixing_area=(area, area), mixing_probability=1.0)
-    plan = draw_plan(config, np.random.default_rng(seed), batch=3, num_classes=4, size=(height, width))
-    top, left, bottom, right = plan.boxes.unbind(1)
+    drawn = draw_mix(config, np.random.default_rng(seed), batch=3, num_classes=4, size=(height, width))
+    top, left, bottom, right = drawn.boxes.unbind(1)
     assert (top >= 0).all()
     assert (left >= 0).all()
     assert (bottom <= height).all()
     assert (right <= width).all()
     assert (bottom > top).all()
     assert (right > left).all()
-    covered = box_mask(plan.boxes, height, width).float().sum((1, 2))
+    covered = box_mask(drawn.boxes, height, width).float().sum((1, 2))
     assert ((covered - area * height * width).abs() <= width + 0.5 * height + 1).all()
 
 
-def test_processes_share_one_plan():
+def test_processes_share_one_draw():
     config = ViewConfig(mixing_per_image=True)
     keywords = {"num_classes": 3, "size": (20, 30)}
-    whole = draw_plan(config, np.random.default_rng(5), batch=4, **keywords)
+    whole = draw_mix(config, np.random.default_rng(5), batch=4, **keywords)
     parts = [
-        draw_plan(config, np.random.default_rng(5), batch=2, rank=r, world=2, **keywords) for r in range(2)
+        draw_mix(config, np.random.default_rng(5), batch=2, processes=Processes(r, 2), **keywords)
+        for r in range(2)
     ]
     for index in range(3):
         assert torch.equal(whole[index], torch.cat([p[index] for p in parts]))

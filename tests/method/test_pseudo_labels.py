@@ -3,8 +3,8 @@ import torch
 from protoseg.method.pseudo_labels import (
     ClassThresholds,
     fuse,
-    head_agreement,
-    label_agreement,
+    head_distance,
+    label_probability,
     pseudo_labels,
 )
 
@@ -16,13 +16,13 @@ def test_labels_and_confidence():
     torch.testing.assert_close(confidence, torch.tensor([[[0.5, 0.7]]]))
 
 
-def test_agreement_by_hand():
+def test_distance_of_heads_and_probability_of_labels_by_hand():
     linear = torch.tensor([0.7, 0.2, 0.1]).log().view(1, 3, 1, 1)
     prototype = torch.tensor([0.1, 0.6, 0.3]).log().view(1, 3, 1, 1)
-    torch.testing.assert_close(head_agreement(linear, prototype), torch.full((1, 1, 1), 0.1 + 0.2 + 0.1))
-    torch.testing.assert_close(head_agreement(linear, linear), torch.ones(1, 1, 1))
+    torch.testing.assert_close(head_distance(linear, prototype), torch.full((1, 1, 1), 1 - (0.1 + 0.2 + 0.1)))
+    torch.testing.assert_close(head_distance(linear, linear), torch.zeros(1, 1, 1))
     for label, expected in ((0, 0.7), (2, 0.1)):
-        found = label_agreement(linear, torch.full((1, 1, 1), label))
+        found = label_probability(linear, torch.full((1, 1, 1), label))
         torch.testing.assert_close(found, torch.full((1, 1, 1), expected))
     torch.testing.assert_close(fuse(linear, prototype).flatten(), torch.tensor([0.4, 0.4, 0.2]))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -196,16 +197,19 @@ def test_a_second_stage_starts_from_an_earlier_run(config_file, run_module, tmp_
     assert not (runs / "second.2").exists()
 
 
-@pytest.mark.slow
-def test_a_run_that_diverges_stops_and_keeps_its_last_states(config_file, run_module, tmp_path):
-    done = run_module(
-        "protoseg.train", "--config", config_file, "optim.lr=1e30", "optim.name=sgd",
-        "train.max_steps=40", "train.max_bad_steps=3",
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "the loss was not finite in 3 steps in a row" in done.stderr
-    assert "is not finite; the step is skipped" in done.stdout
-    assert list((tmp_path / "runs" / "tiny" / "state").glob("step_*"))
+def test_a_run_that_diverges_stops_at_once_and_names_step_state_and_cure(config_file, capsys, tmp_path):
+    arguments = ["--config", str(config_file), "optim.lr=1e25", "optim.name=sgd", "train.max_bad_steps=3"]
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    number = int(re.search(r"error: the loss or its gradient is not finite at step (\d+): ", said.err)[1])
+    assert number > 1
+    run = tmp_path / "runs" / "tiny"
+    (last,) = [p for p in (run / "state").iterdir() if p.name == f"step_{number - 1:08d}"]
+    assert f"{last} is from before that" in said.err
+    assert "optim.max_grad_norm=1" in said.err
+    assert "lower optim.lr" in said.err
+    assert not (run / "state" / f"step_{number:08d}").exists(), "what has diverged is not worth a state"
+    assert "train.max_bad_steps has no effect" in said.out
 
 
 @pytest.mark.slow
@@ -227,6 +231,11 @@ def test_resume_with_other_settings(config_file, run_module, tmp_path):
     assert longer.returncode == 0, longer.stderr
     assert "another setting: pseudo_labels.threshold was 0.3, is now 0.5" in longer.stdout
     assert [line["step"] for line in read_metrics(tmp_path / "runs/tiny/metrics.jsonl")][-1] == 6
+
+    # it is read in each step, and the cure that a run which diverged is given
+    clipped = run_module(*run, "train.max_steps=7", "optim.max_grad_norm=1")
+    assert clipped.returncode == 0, clipped.stderr
+    assert "another setting: optim.max_grad_norm was None, is now 1.0" in clipped.stdout
 
 
 @pytest.mark.slow
@@ -367,13 +376,15 @@ def test_sigterm_to_the_launcher_reaches_the_trainer(config_file, tmp_path):
 def test_a_full_disk_is_an_error_and_keeps_the_last_state(config_file, tmp_path):
     run = tmp_path / "runs" / "tiny"
     code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "from protoseg import loop, resume, train; real = resume.save_state\n"
-        "def limited(*a, **k):\n"
-        "    if a[2] >= 4: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))\n"
-        "    return real(*a, **k)\n"
-        "loop.save_state = limited\n"
-        "sys.exit(train.main(sys.argv[1:]))"
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from protoseg.train import state\nfrom protoseg.train.__main__ import main\n"
+        "real = state.States.save\n"
+        "def limited(self, **k):\n"
+        "    if self.progress.step >= 4:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))\n"
+        "    return real(self, **k)\n"
+        "state.States.save = limited\n"
+        "sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "--config", str(config_file), "train.eval_every=8"],

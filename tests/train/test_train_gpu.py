@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from small_step import batches, context_of
+from small_step import batches, run_step, step_of
 from tiny import tiny_config
 
 from protoseg.checkpoint import load_checkpoint
-from protoseg.method.step import Phase, compute_step
+from protoseg.errors import TrainingStoppedError
 from protoseg.train.log import read_metrics
 from protoseg.train.loop import train
 
@@ -64,19 +64,45 @@ def test_resume_is_close_to_the_straight_run(tmp_path):
     assert one == pytest.approx(two, rel=0.05)
 
 
+def test_in_fp16_the_norm_of_the_gradient_is_logged(tmp_path):
+    """Not the sum of the losses, which it once was: clipping keeps the norm it finds."""
+    folder = run(tmp_path, mixed_precision="fp16")
+    records = [r for r in read_metrics(folder / "metrics.jsonl") if r.get("grad_norm") is not None]
+    assert any(abs(r["grad_norm"] - r["loss/total"]) > 1e-3 for r in records)
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_a_run_that_diverges_stops_at_the_next_log_line(tmp_path, precision):
+    config = tiny_config(
+        run={"name": "gpu", "dir": str(tmp_path)},
+        optim={"name": "sgd", "lr": 1e30},
+        train={
+            "max_steps": 40,
+            "log_every": 5,
+            "eval_every": 40,
+            "save_every": 40,
+            "mixed_precision": precision,
+        },
+    )
+    with pytest.raises(
+        TrainingStoppedError, match=r"not finite at step [2-5]: start anew with a lower optim.lr"
+    ):
+        train(config)
+
+
 def one_step(device, **sections):
     """Losses, gradients and prototypes after one step from the same weights and images, on the CPU."""
-    context = context_of(pseudo_labels={"threshold": 0.0}, **sections)
-    for part in (context.network, context.teacher, context.bank, context.thresholds):
+    networks, method = step_of(pseudo_labels={"threshold": 0.0}, **sections)
+    for part in (networks.network, networks.teacher, networks.bank, networks.thresholds):
         part.to(device)
-    context = replace(context, fill=context.fill.to(device))
+    method = replace(method, fill=method.fill.to(device))
     labeled, unlabeled = ({key: value.to(device) for key, value in part.items()} for part in batches())
-    result = compute_step(context, labeled, unlabeled, Phase(True, True, 1.0), (3,))
+    result = run_step(networks, method, labeled, unlabeled)
     result.loss.backward()
     features, classes, similarity = result.points
-    context.bank.update(features, classes, momentum=0.5, similarity=similarity)
-    gradient = torch.cat([p.grad.flatten().cpu() for p in context.network.parameters()])
-    return {k: float(v) for k, v in result.parts.items()}, gradient, context.bank.prototypes.cpu()
+    networks.bank.update(features, classes, momentum=0.5, similarity=similarity)
+    gradient = torch.cat([p.grad.flatten().cpu() for p in networks.network.parameters()])
+    return {k: float(v) for k, v in result.parts.items()}, gradient, networks.bank.prototypes.cpu()
 
 
 @pytest.mark.parametrize("preset", ["prototype", "protoseg"])

@@ -1,0 +1,252 @@
+"""What is set up before the first step: accelerator, run folder, networks, and where they start from."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from torch import nn
+
+from protoseg.checkpoint import CHECKPOINT_DIR, CheckpointInfo, resolve_checkpoint, start_from_checkpoint
+from protoseg.config.plan import Schedule
+from protoseg.config.sections import Config, ModelConfig, OptimConfig, PrototypeConfig, TrainConfig
+from protoseg.data.stream import padding_fill
+from protoseg.errors import ConfigError
+from protoseg.files import write_text_whole
+from protoseg.method.pseudo_labels import ClassThresholds
+from protoseg.method.step import Method, Networks
+from protoseg.method.teacher import make_teacher, update_teacher, updates_behind
+from protoseg.models.segmenter import build_segmenter
+from protoseg.train.data import RunData
+from protoseg.train.optim import make_optimizer, make_scheduler
+from protoseg.train.state import CONFIG_NAME, STATE_DIR, States, state_folders
+
+logger = logging.getLogger("protoseg")
+
+
+def start_logging(*, main: bool) -> None:
+    """Messages of a run on the standard output, those of the first process only, but for errors."""
+    logging.basicConfig(
+        level=logging.INFO if main else logging.ERROR, format="%(message)s", stream=sys.stdout, force=True
+    )
+    for noisy in ("accelerate", "httpx", "timm", "PIL", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def make_accelerator(train: TrainConfig, folder: Path) -> Accelerator:
+    """Accelerator with this run's numerics, and the TF32 setting.
+
+    Raises:
+        ConfigError: If accelerate refuses a setting, or the processes would not find each other.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = train.tf32
+    torch.backends.cudnn.allow_tf32 = train.tf32
+    try:
+        accelerator = Accelerator(
+            mixed_precision=train.mixed_precision,
+            # a prepared scheduler would otherwise step once for each process
+            step_scheduler_with_optimizer=False,
+            log_with=list(train.trackers) or None,
+            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        )
+    except ValueError as error:
+        raise ConfigError(f"accelerate refuses train.mixed_precision or train.trackers: {error}") from error
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if started > accelerator.num_processes:
+        # accelerate joins CPU processes only when it is told to; each would train alone, into one folder
+        raise ConfigError(
+            f"{started} processes were started, but each would train alone: accelerate found no GPU. Set "
+            "ACCELERATE_USE_CPU=true to train with several processes on CPUs"
+        )
+    return accelerator
+
+
+def prepare_run_folder(folder: Path, config_text: str, *, resumed: bool) -> None:
+    """Make the run folder; a finished or abandoned run of that name is moved aside, never overwritten."""
+    if not resumed and (folder / CONFIG_NAME).exists():
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+            number += 1
+        unfinished = state_folders(folder) and not (folder / CHECKPOINT_DIR).exists()
+        folder.rename(aside)
+        logger.info(
+            "moved the earlier run to %s%s",
+            aside,
+            " (it could have gone on with --resume)" if unfinished else "",
+        )
+    (folder / STATE_DIR).mkdir(parents=True, exist_ok=True)
+    write_text_whole(folder / CONFIG_NAME, config_text)
+
+
+def build_networks(
+    accelerator: Accelerator,
+    data: RunData,
+    model: ModelConfig,
+    prototypes: PrototypeConfig,
+    train: TrainConfig,
+    optim: OptimConfig,
+    *,
+    threshold: float,
+    max_steps: int,
+) -> tuple[Networks, Any, Any]:
+    """Networks, prototypes and thresholds on the device, with the prepared optimiser and its scheduler.
+
+    Raises:
+        ModelError, WeightsError: If they cannot be built.
+    """
+    torch.manual_seed(train.seed)  # the same start on every process
+    if train.start_from:
+        model = model.model_copy(update={"pretrained": "none"})  # not looked for only to be written over
+    segmenter = build_segmenter(
+        model,
+        prototypes,
+        num_classes=len(data.classes),
+        in_channels=len(data.mean),
+        mean=data.mean,
+        std=data.std,
+    )
+    network = segmenter.network
+    if train.sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+        network = convert(network)
+    if train.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    network.to(accelerator.device).train()
+    teacher = make_teacher(network)
+    optimizer = make_optimizer(network, optim)
+    scheduler = make_scheduler(optimizer, optim, max_steps)
+    student: Any = torch.compile(network) if train.compile else network
+    student, optimizer, scheduler = accelerator.prepare(student, optimizer, scheduler)
+    if train.compile:
+        teacher.compile()
+    networks = Networks(
+        student=student,
+        network=network,
+        teacher=teacher,
+        bank=segmenter.bank.to(accelerator.device),
+        thresholds=ClassThresholds(len(data.classes), threshold).to(accelerator.device),
+    )
+    return networks, optimizer, scheduler
+
+
+def start_from(networks: Networks, data: RunData, path: str) -> float:
+    """Give student and teacher the weights of an earlier run.
+
+    Returns:
+        The linear head's mIoU that they had on the same validation images; 0 if unknown.
+    """
+    info = start_from_checkpoint(path, networks.network, data.classes, data.mean, data.std)
+    update_teacher(networks.teacher, networks.network, 0.0)
+    logger.info("student and teacher start from %s (%s, step %d)", path, info.name, info.step)
+    same = info.data_hashes.get("val") == data.hashes["val"]
+    return ((info.metrics.get("val") or {}).get("miou") or {}).get("linear") or 0.0 if same else 0.0
+
+
+def check_start(path: str, folder: Path) -> None:
+    """See that what training starts from is not about to be moved or written over.
+
+    Raises:
+        CheckpointError: If there is none.
+        ConfigError: If it lies in the run folder.
+    """
+    if resolve_checkpoint(path).resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"train.start_from={path} lies in the folder of this run, where its results go; give the run "
+            "another run.name"
+        )
+
+
+def begin(
+    config: Config,
+    accelerator: Accelerator,
+    data: RunData,
+    schedule: Schedule,
+    states: States,
+    *,
+    resume: bool,
+) -> tuple[Networks, Method, Any, Any]:
+    """Run folder, networks and optimiser, at the last state (``resume``) or at the start of a new run.
+
+    Returns:
+        Networks and settings of the losses, the prepared optimiser and its scheduler.
+
+    Raises:
+        ConfigError, ModelError, WeightsError, CheckpointError: With what is wrong.
+    """
+    train, folder, progress = config.train, config.run.path, states.progress
+    if train.max_bad_steps != TrainConfig.model_fields["max_bad_steps"].default:
+        logger.warning(
+            "warning: train.max_bad_steps has no effect: a run stops at its first loss that is not finite"
+        )
+    state = states.last if resume else None
+    start = train.start_from if state is None else None
+    if start:
+        check_start(start, folder)
+    accelerator.wait_for_everyone()  # everyone has looked before anyone changes the folder
+    if accelerator.is_main_process:
+        prepare_run_folder(folder, states.config_text, resumed=state is not None)
+    accelerator.wait_for_everyone()
+    prototypes = config.prototypes
+    if not config.method.prototypes:
+        prototypes = prototypes.model_copy(update={"projection": "none"})
+    networks, optimizer, scheduler = build_networks(
+        accelerator, data, config.model, prototypes, train, config.optim,
+        threshold=config.pseudo_labels.threshold, max_steps=schedule.max_steps,
+    )  # fmt: skip
+    accelerator.register_for_checkpointing(networks.teacher, networks.bank, networks.thresholds, progress)
+    if state is not None:
+        states.load(state)
+    elif resume:
+        logger.info("no saved state in %s: starting at step 0", folder)
+    progress.world = accelerator.num_processes
+    if start:
+        progress.start_miou = start_from(networks, data, start)
+        if schedule.warmup_steps == 0:
+            # the first update would otherwise throw the earlier run's average away
+            progress.teacher_head_start = updates_behind(train.ema_decay)
+    if train.trackers:
+        accelerator.init_trackers("tensorboard")
+    # the hardest pixels of a whole step, found by each process in each micro-step
+    shares = accelerator.num_processes * train.accumulate
+    loss = config.loss.model_copy(update={"ohem_min_kept": max(1, config.loss.ohem_min_kept // shares)})
+    weighted = config.loss.class_weights == "inverse_sqrt"
+    method = Method(
+        views=config.views,
+        pseudo_labels=config.pseudo_labels,
+        prototypes=prototypes,
+        loss=loss,
+        aux_weight=config.model.aux_weight,
+        ignore_index=config.data.ignore_index,
+        class_weights=data.class_weights().to(accelerator.device) if weighted else None,
+        fill=padding_fill(data.mean).to(accelerator.device),
+    )
+    return networks, method, optimizer, scheduler
+
+
+def describe(
+    folder: Path, info: CheckpointInfo, data: RunData, schedule: Schedule, accelerator: Accelerator, seed: int
+) -> str:
+    """The first lines of a run."""
+    counts = (
+        f"{len(data.labeled)} labelled, {data.num_unlabeled} unlabelled, {len(data.val)} validation images"
+    )
+    hashes = ", ".join(f"{split} {value[:12]}" for split, value in data.hashes.items())
+    batch, per_epoch, steps = schedule.length
+    versions = ", ".join(f"{k} {v}" for k, v in info.versions.items())
+    return (
+        f"run {folder}: method {info.method}, {info.model.architecture} on {info.model.encoder}, "
+        f"seed {seed}\n"
+        f"data: {counts}, {len(data.classes)} classes (lists: {hashes})\n"
+        f"schedule: {steps} steps of {batch} + {batch} images ({per_epoch} steps an epoch), "
+        f"{schedule.warmup_steps} of them supervised\n"
+        f"device: {accelerator.device} x {accelerator.num_processes}, precision "
+        f"{accelerator.mixed_precision}, {torch.get_num_threads()} threads\n"
+        f"versions: {versions}; git {info.git_revision or 'none'}"
+    )
