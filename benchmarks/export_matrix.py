@@ -24,13 +24,13 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import RESULTS, ROOT, machine, write_result
-from export.errors import ExportError
 from export.graph.trace import ExportSettings
 from export.onnx import export_bundle
 from protoseg.checkpoint import CheckpointInfo, load_checkpoint, package_versions, save_checkpoint
 from protoseg.config.load import load_config
 from protoseg.config.sections import Config
 from protoseg.data.synthetic import SyntheticScenes, synthetic_classes
+from protoseg.errors import ExportError
 from protoseg.manifest import ArtifactFile, InputRule, Precision, read_manifest
 from protoseg.models.prototypes import spherical_kmeans
 from protoseg.models.segmenter import Segmenter, build_segmenter

@@ -9,18 +9,19 @@ import shlex
 import sys
 from pathlib import Path
 
-from export.bundle import verify_bundle, write_bytes, write_manifest
+from export.bundle import source_of, verify_bundle, write_manifest
 from export.engines.build import BuildSettings, Built, build
 from export.engines.cache import default_cache, locked
-from export.engines.sidecar import Flavor, Sidecar, sidecar_path
 from export.engines.triton import write_repository
-from export.errors import ExportError, guarded
-from export.parity import compare_engine, format_report
+from export.proof.judge import format_report
+from export.proof.prove import prove_engine
 from export.runners.contract import RunnerError
 from export.runners.cuda import Cuda, GpuInfo, system_name
 from export.runners.profiles import Profile, check_profiles, parse_profile
+from export.runners.sidecar import Flavor, Sidecar, sidecar_path
 from export.runners.tensorrt import EngineRunner
-from protoseg.files import sha256_file
+from protoseg.errors import ExportError, guarded
+from protoseg.files import sha256_file, write_bytes_whole, write_text_whole
 from protoseg.manifest import ArtifactFile, Manifest, ParityReport
 
 FLAVORS: dict[str, Flavor] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
@@ -55,18 +56,13 @@ def choose_source(manifest: Manifest, precision: str) -> ArtifactFile:
     Raises:
         ExportError: If there is none.
     """
-    for item in manifest.files:
-        if item.kind == "onnx" and item.precision == precision:
-            if item.parity.status != "passed":
-                raise ExportError(
-                    f"{item.name}: parity is {item.parity.status} ({item.parity.reason}); an engine would "
-                    "compute the same, export the checkpoint again"
-                )
-            return item
-    raise ExportError(
-        f"the bundle has no {precision} ONNX file; run: python -m export.onnx CKPT "
-        f"--precision fp32,{precision}"
-    )
+    item = source_of(manifest, precision)
+    if item.parity.status != "passed":
+        raise ExportError(
+            f"{item.name}: parity is {item.parity.status} ({item.parity.reason}); an engine would compute "
+            "the same, export the checkpoint again"
+        )
+    return item
 
 
 def describe(
@@ -107,9 +103,9 @@ def prove(
     except RunnerError as error:
         return ParityReport(status="not_run", reason=f"built here, not run: {error}")
     with runner:
-        return compare_engine(
+        return prove_engine(
             bundle, manifest, item, runner,
-            lambda shape: not profiles or any(p.contains((shape[0], *shape[2:])) for p in profiles),
+            lambda *sizes: not profiles or any(p.contains(sizes) for p in profiles),
         )  # fmt: skip
 
 
@@ -146,8 +142,8 @@ def build_into(
             built = build(bundle / source.name, settings, gpu, infos, caches)
     plan = bundle / plan_name(source, settings, built.version, gpu)
     sidecar = describe(plan, source, settings, built, gpu, command)
-    write_bytes(plan, built.plan)
-    write_bytes(sidecar_path(plan), (sidecar.model_dump_json(indent=2) + "\n").encode())
+    write_bytes_whole(plan, built.plan, flush=True)
+    write_text_whole(sidecar_path(plan), sidecar.model_dump_json(indent=2) + "\n", flush=True)
     item = ArtifactFile(
         name=plan.name, sha256=sha256_file(plan), size=len(built.plan), kind=settings.flavor,
         precision=source.precision, opset=source.opset, inputs=source.inputs, outputs=source.outputs,

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from export.engines.cache import Cache
-from export.engines.sidecar import Compatibility, Flavor
-from export.errors import ExportError
 from export.runners.profiles import Profile
+from export.runners.sidecar import Compatibility, Flavor
 from export.runners.tensorrt import import_flavor, make_logger
+from protoseg.errors import ExportError
 from protoseg.files import sha256_file
 from protoseg.manifest import TensorInfo
 

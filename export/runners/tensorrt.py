@@ -9,18 +9,22 @@ from __future__ import annotations
 import importlib
 import threading
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from export.engines.sidecar import Flavor, differences, read_sidecar
-from export.runners.contract import Image, RunnerError, check_input, device_view, is_device_array
+from export.runners.contract import (
+    Array,
+    Image,
+    Runner,
+    RunnerError,
+    check_input,
+    device_view,
+    is_device_array,
+)
 from export.runners.cuda import Cuda
+from export.runners.sidecar import Flavor, differences, read_sidecar
 from protoseg.files import sha256_file
-
-Array = NDArray[Any]
 
 
 def import_flavor(flavor: Flavor) -> Any:
@@ -52,8 +56,8 @@ def make_logger(module: Any, messages: list[str]) -> Any:
     return Collector()
 
 
-class EngineRunner:
-    """A TensorRT engine behind the call of ``export.runners.ort.Runner``; calls of several threads queue up.
+class EngineRunner(Runner):
+    """A TensorRT engine; calls of several threads queue up.
 
     Args:
         plan: Engine file with its sidecar.
@@ -222,11 +226,3 @@ class EngineRunner:
             self._engine = self._runtime = None
             self._cuda.destroy_stream(self._stream)
             self._cuda.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

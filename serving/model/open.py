@@ -7,8 +7,9 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from export.errors import ExportError
-from export.runners.ort import OrtRunner, Provider, load_runner
-from export.runners.ort import Runner as NetworkRunner
+from export.runners.contract import Runner as NetworkRunner
+from export.runners.ort import OrtRunner
+from export.runtime import Provider, load_runner
 from serving.errors import BundleError
 from serving.model.bundle import Bundle
 from serving.model.prune import prune_outputs

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from export import onnx as export_onnx
 from export.bundle import sample_batches, staged, upsample, verify_bundle, write_bytes
 from export.calibration import checkpoint_images, folder_images, images_hash
-from export.errors import ExportError
 from export.graph.module import TorchRunner
 from export.graph.trace import ExportSettings, check_settings
 from export.onnx import main, parse_outputs, parse_precisions, parse_static
 from export.proof.cases import NamedImage, dynamic_cases, static_cases
 from export.runners.ort import RunnerError, load_runner
 from protoseg.checkpoint import Checkpoint
+from protoseg.errors import ExportError
 from protoseg.manifest import read_manifest
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

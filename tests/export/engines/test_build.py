@@ -20,11 +20,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.engines.sidecar import read_sidecar
 from export.graph.edit import to_bytes
 from export.parity import compare_engine
 from export.runners.cuda import Cuda
 from export.runners.ort import OrtRunner, RunnerError, load_runner
+from export.runners.sidecar import read_sidecar
 from export.runners.tensorrt import EngineRunner
 from protoseg.manifest import read_manifest
 
@@ -140,7 +140,7 @@ BUILD = """
 import sys
 from pathlib import Path
 from export.engines.build import BuildSettings, build
-from export.errors import ExportError
+from protoseg.errors import ExportError
 from export.runners.profiles import parse_profile
 settings = BuildSettings('tensorrt_rtx', (parse_profile(sys.argv[2]),))
 try:

@@ -13,13 +13,13 @@ import pytest
 
 from export.engines.build import BuildError, BuildSettings
 from export.engines.cache import Cache, default_cache, locked
-from export.engines.sidecar import Sidecar, differences, sidecar_path
 from export.engines.triton import model_config
-from export.errors import ExportError
 from export.runners.cuda import Cuda, GpuInfo
 from export.runners.ort import RunnerError
 from export.runners.profiles import Profile, check_profiles, default_profile, parse_profile
+from export.runners.sidecar import Sidecar, differences, sidecar_path
 from export.runners.tensorrt import EngineRunner
+from protoseg.errors import ExportError
 from protoseg.files import sha256_file
 from protoseg.manifest import Manifest, TensorInfo, read_manifest
 
