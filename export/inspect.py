@@ -146,17 +146,6 @@ def _version(name: str) -> str:
     return "not installed" if "No module named" in last else f"cannot be imported ({last})"
 
 
-def miou_note(item: ArtifactFile) -> str:
-    """What an older file's mIoU means; else empty."""
-    cases = [case for case in item.parity.cases if "val/miou" in case.metrics]
-    if all("miou_classes" in case.details for case in cases):
-        return ""
-    return (
-        "mIoU by the rule up to 0.1, which counts a class that no mask has as 0 once it is predicted; export "
-        "the checkpoint again"
-    )
-
-
 def describe(manifest: Manifest) -> list[str]:
     """The bundle in a few lines."""
     graph, rule = manifest.graph, manifest.input
@@ -175,7 +164,13 @@ def describe(manifest: Manifest) -> list[str]:
             f"{item.name}: {cut}{item.kind} {item.precision}, {item.size / 1e6:.1f} MB, parity "
             f"{item.parity.status}{reason}; outputs {outputs}"
         )
-        lines += [f"  {note}" for note in (weight_note(item), miou_note(item)) if note]
+        if note := weight_note(item):
+            lines.append(f"  {note}")
+    cases = [case for item in manifest.files for case in item.parity.cases if "val/miou" in case.metrics]
+    if any("miou_classes" not in case.details for case in cases):
+        lines.append(
+            "mIoU by the rule up to 0.1, which counts a class that no mask has as 0 once it is predicted"
+        )
     return lines
 
 
