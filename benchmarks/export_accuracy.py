@@ -17,20 +17,20 @@ from typing import Any, get_args
 import numpy as np
 
 from benchmarks.common import write_result
-from export.bundle import adapt
 from export.calibration import checkpoint_images
 from export.graph.trace import ExportSettings
-from export.iou import mean_iou
-from export.onnx import best_head, export_bundle
+from export.onnx import export_bundle
 from export.proof.cases import NamedImage
-from export.runners.ort import load_runner
+from export.runners.contract import adapt
+from export.runtime import load_runner
 from protoseg.checkpoint import load_checkpoint
+from protoseg.evaluate.metrics import confusion_matrix, miou
 from protoseg.manifest import Manifest, Precision
 
 EVERYTHING = 1_000_000
 
 
-def evaluate(bundle: Path, manifest: Manifest, name: str, images: list[NamedImage]) -> float | None:
+def evaluate(bundle: Path, manifest: Manifest, name: str, images: list[NamedImage]) -> float:
     """Mean IoU of one file over labelled images."""
     classes = len(manifest.classes)
     confusion = np.zeros((classes, classes), np.int64)
@@ -39,20 +39,19 @@ def evaluate(bundle: Path, manifest: Manifest, name: str, images: list[NamedImag
             assert image.mask is not None
             batch = np.ascontiguousarray(image.pixels.transpose(2, 0, 1)[None])
             labels = runner(adapt(batch, manifest.graph.input_layout))["labels"][0]
-            valid = (image.mask != manifest.ignore_index) & (image.mask < classes)
-            index = image.mask[valid].astype(np.int64) * classes + labels[valid]
-            confusion += np.bincount(index, minlength=classes * classes).reshape(classes, classes)
-    return mean_iou(confusion)
+            target = np.where(image.mask == manifest.ignore_index, -1, image.mask.astype(np.int64))
+            confusion += confusion_matrix(labels, target, classes)
+    return miou(confusion)
 
 
 def measure(run: Path, folder: Path) -> dict[str, Any]:
     """Parity and mIoU of every precision of a run."""
     checkpoint = load_checkpoint(run)
-    settings = ExportSettings(precisions=get_args(Precision), head=best_head(checkpoint.info))
+    settings = ExportSettings(precisions=get_args(Precision), head=checkpoint.info.best_head())
     bundle, manifest = export_bundle(checkpoint, folder / "bundle", settings)
     images = checkpoint_images(checkpoint.info, "val", EVERYTHING)
     files: dict[str, Any] = {}
-    for item in manifest.files:
+    for item in (f for f in manifest.files if f.cut_of is None):
         cases = item.parity.cases
         files[item.precision] = {
             "parity": item.parity.status, "reason": item.parity.reason,

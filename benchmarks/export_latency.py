@@ -25,9 +25,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.common import spread, write_result
-from export.bundle import read_pixels
 from export.graph.edit import probe, prune, to_bytes
-from export.runners.ort import OrtRunner, load_runner
+from export.proof.samples import read_pixels
+from export.runners.ort import OrtRunner
+from export.runtime import load_runner
 from protoseg.checkpoint import load_checkpoint
 from protoseg.manifest import Head, Manifest, read_manifest
 from protoseg.method.pseudo_labels import fuse, label_agreement, pseudo_labels
@@ -52,7 +53,7 @@ class Deployed(nn.Module):
         network, bank = self.segmenter.network, self.segmenter.bank
         output = network(image)
         linear, prototype = output.linear_logits, bank.dense_logits(output.features)
-        if self.head == "mean":
+        if self.head == "fused":
             linear = network.upsample(linear, height, width)
             label, confidence = pseudo_labels(fuse(linear, network.upsample(prototype, height, width)))
             return label.to(torch.uint8), confidence, label_agreement(linear, label)
@@ -114,7 +115,7 @@ def contestants(run: Path, bundle: Path, threads: int, compiled: bool) -> dict[s
     model = onnx.load(str(bundle / "model.onnx"))
     inside = OrtRunner(to_bytes(prune(model, ["labels", "confidence"])), intra_threads=threads)
     found["fp32, labels+confidence in the graph"] = inside
-    if manifest.graph.head != "mean":  # the mean of two heads needs both at full size
+    if manifest.graph.head != "fused":  # that needs both heads at full size
         found["fp32, labels+confidence outside"] = outside_call(model, manifest, threads)
     alone = OrtRunner(to_bytes(prune(model, ["labels"])), intra_threads=threads)
     found["fp32, labels only in the graph"] = alone

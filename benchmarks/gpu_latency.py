@@ -24,8 +24,9 @@ from PIL import Image
 
 from benchmarks.common import write_result
 from benchmarks.export_latency import Deployed, take_turns
-from export.bundle import read_pixels
-from export.runners.ort import RunnerError, load_runner
+from export.proof.samples import read_pixels
+from export.runners.contract import RunnerError
+from export.runtime import load_runner
 from protoseg.checkpoint import load_checkpoint
 from protoseg.manifest import Manifest, read_manifest
 
@@ -56,8 +57,8 @@ def contestants(run: Path, bundle: Path, manifest: Manifest) -> tuple[dict[str, 
     }
     left_out: dict[str, str] = {}
     for item in manifest.files:
-        if item.kind == "onnx" and item.precision not in ("fp32", "fp16"):
-            continue  # int8 files are for TensorRT or for CPUs
+        if item.kind == "onnx" and (item.cut_of or item.precision not in ("fp32", "fp16")):
+            continue  # int8 files are for TensorRT or for CPUs, cuts for CPUs
         try:
             runner = load_runner(bundle, item.name, "cuda" if item.kind == "onnx" else "tensorrt")
         except RunnerError as error:

@@ -26,7 +26,7 @@ from PIL import Image
 
 from benchmarks.common import spread, write_result
 from benchmarks.serving_server import Server
-from export.bundle import read_pixels
+from export.proof.samples import read_pixels
 from protoseg.manifest import read_manifest
 
 CONTESTANTS: dict[str, dict[str, str]] = {
