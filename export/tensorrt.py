@@ -40,7 +40,7 @@ def find_gpu() -> tuple[GpuInfo | None, str]:
         cuda.close()
 
 
-def plan_name(source: ArtifactFile, settings: BuildSettings, version: str, gpu: GpuInfo | None) -> str:
+def engine_name(source: ArtifactFile, settings: BuildSettings, version: str, gpu: GpuInfo | None) -> str:
     """``model.fp16.sm86-trt11.4.0.plan``, so that engines for several machines fit in one bundle."""
     stem = f"{Path(source.name).stem}" if source.precision != "fp32" else "model.fp32"
     if settings.flavor == "tensorrt_rtx":
@@ -66,13 +66,13 @@ def choose_source(manifest: Manifest, precision: str) -> ArtifactFile:
 
 
 def describe(
-    plan: Path, source: ArtifactFile, settings: BuildSettings, built: Built, gpu: GpuInfo | None, command: str
+    source: ArtifactFile, settings: BuildSettings, built: Built, gpu: GpuInfo | None, command: str
 ) -> Sidecar:
     """The sidecar of a new engine."""
     on_gpu = gpu if settings.flavor == "tensorrt" else None
     return Sidecar(
         flavor=settings.flavor, onnx=source.name, onnx_sha256=source.sha256,
-        plan_sha256=hashlib.sha256(built.plan).hexdigest(), precision=source.precision,
+        plan_sha256=hashlib.sha256(built.engine).hexdigest(), precision=source.precision,
         tensorrt=built.version, gpu=on_gpu.name if on_gpu else None,
         compute_capabilities=[on_gpu.compute_capability] if on_gpu else list(settings.compute_capabilities),
         cuda_driver=gpu.cuda_driver if gpu else None, system=system_name(),
@@ -140,14 +140,14 @@ def build_into(
     else:
         with locked(caches / "build"):
             built = build(bundle / source.name, settings, gpu, infos, caches)
-    plan = bundle / plan_name(source, settings, built.version, gpu)
-    sidecar = describe(plan, source, settings, built, gpu, command)
-    write_bytes_whole(plan, built.plan, flush=True)
-    write_text_whole(sidecar_path(plan), sidecar.model_dump_json(indent=2) + "\n", flush=True)
+    engine = bundle / engine_name(source, settings, built.version, gpu)
+    sidecar = describe(source, settings, built, gpu, command)
+    write_bytes_whole(engine, built.engine, flush=True)
+    write_text_whole(sidecar_path(engine), sidecar.model_dump_json(indent=2) + "\n", flush=True)
     item = ArtifactFile(
-        name=plan.name, sha256=sha256_file(plan), size=len(built.plan), kind=settings.flavor,
+        name=engine.name, sha256=sha256_file(engine), size=len(built.engine), kind=settings.flavor,
         precision=source.precision, opset=source.opset, inputs=source.inputs, outputs=source.outputs,
-        sidecar=sidecar_path(plan).name, source=source.name,
+        sidecar=sidecar_path(engine).name, source=source.name,
         parity=ParityReport(status="not_run", reason="not compared yet"),
         notes={"build_seconds": round(built.seconds, 2), "messages": built.messages[:8]},
     )  # fmt: skip

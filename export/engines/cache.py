@@ -18,7 +18,6 @@ from protoseg.files import write_bytes_whole, write_text_whole
 
 CACHE_VARIABLE = "PROTOSEG_CACHE"
 LOCK_SECONDS = 3600.0
-POLL_SECONDS = 0.2
 
 
 def default_cache() -> Path:
@@ -41,7 +40,7 @@ def locked(path: Path, timeout: float = LOCK_SECONDS) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(f"{path}.lock", timeout=timeout, poll_interval=POLL_SECONDS):
+        with FileLock(f"{path}.lock", timeout=timeout):
             yield
     except Timeout as error:
         raise ExportError(

@@ -38,7 +38,7 @@ class Gates:
 
 
 # Fitted on trained networks, see docs/export.md: each gate leaves about a factor of 3 above what
-# sound exports show and lies below every injected fault of tests/export/test_faults.py.
+# sound exports show and lies below every injected fault of tests/export/proof/test_faults.py.
 # "half" is for what rounds every intermediate value: torch in half precision, and engines; ONNX Runtime on a
 # CPU rounds the weights of an fp16 file only.
 GATES = {

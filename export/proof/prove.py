@@ -26,7 +26,7 @@ from export.proof.samples import active_classes, head_scores, sample_batches
 from export.runners.contract import Array, Layout, Runner, adapt
 from export.runners.ort import OrtRunner
 from protoseg.errors import ExportError
-from protoseg.manifest import ArtifactFile, Head, Manifest, ParityCase, ParityReport, TensorInfo
+from protoseg.manifest import ArtifactFile, Head, Manifest, ParityCase, ParityReport
 
 Compute = Callable[[NDArray[np.uint8]], dict[str, Array]]
 COMPARED_OUTPUTS = ("labels", "confidence", "agreement")
@@ -188,14 +188,10 @@ def prove_engine(
     case = prove_case(
         setup, gates, [c for c in bundle_cases(bundle, manifest) if takes(len(c.batch), *c.batch.shape[2:])],
         ProbedOnnx(source, setup.layout), lambda batch: runner(adapt(batch, setup.layout)),
-        expected=output_names(item.outputs), labels=(source.name, runner.description),
+        expected={info.name for info in item.outputs} & {*COMPARED_OUTPUTS},
+        labels=(source.name, runner.description),
     )  # fmt: skip
     return conclude([case])
-
-
-def output_names(infos: list[TensorInfo]) -> set[str]:
-    """Declared outputs that parity compares."""
-    return {info.name for info in infos} & {*COMPARED_OUTPUTS}
 
 
 def bundle_cases(bundle: Path, manifest: Manifest) -> list[Case]:

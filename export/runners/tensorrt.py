@@ -60,7 +60,7 @@ class EngineRunner(Runner):
     """A TensorRT engine; calls of several threads queue up.
 
     Args:
-        plan: Engine file with its sidecar.
+        engine: Engine file with its sidecar.
         device: GPU number.
         module: TensorRT's module; None imports what the sidecar names.
         cuda: CUDA driver; None opens it.
@@ -71,17 +71,18 @@ class EngineRunner(Runner):
 
     provider = "tensorrt"
 
-    def __init__(self, plan: Path, device: int = 0, *, module: Any = None, cuda: Any = None) -> None:
-        self.sidecar = read_sidecar(plan)
-        if sha256_file(plan) != self.sidecar.plan_sha256:
-            raise RunnerError(f"{plan} was changed after it was built; run: {self.sidecar.command}")
+    def __init__(self, engine: Path, device: int = 0, *, module: Any = None, cuda: Any = None) -> None:
+        self.sidecar = read_sidecar(engine)
+        if sha256_file(engine) != self.sidecar.plan_sha256:
+            raise RunnerError(f"{engine} was changed after it was built; run: {self.sidecar.command}")
         self._module = module or import_flavor(self.sidecar.flavor)
         self._cuda = cuda or Cuda(device)
         gpu = self._cuda.info()
         found = differences(self.sidecar, self._module.__version__, gpu)
         if found:
             raise RunnerError(
-                f"{plan.name} was built for another machine ({'; '.join(found)}); run: {self.sidecar.command}"
+                f"{engine.name} was built for another machine ({'; '.join(found)}); "
+                f"run: {self.sidecar.command}"
             )
         self.inputs, self.outputs = self.sidecar.inputs, self.sidecar.outputs
         self.description = f"{self.sidecar.flavor} {self._module.__version__} on {gpu.name}"
@@ -91,10 +92,10 @@ class EngineRunner(Runner):
         # the runtime and its logger must outlive the engine
         self._logger = make_logger(self._module, self._messages)
         self._runtime = self._module.Runtime(self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(engine.read_bytes())
         if self._engine is None:
             reasons = "; ".join(self._messages[:3]) or "no message"
-            raise RunnerError(f"{plan.name} cannot be loaded ({reasons}); run: {self.sidecar.command}")
+            raise RunnerError(f"{engine.name} cannot be loaded ({reasons}); run: {self.sidecar.command}")
         self._stream = self._cuda.stream()
         self._contexts: dict[int, Any] = {}
         self._buffers: dict[str, tuple[int, int]] = {}
