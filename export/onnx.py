@@ -7,6 +7,7 @@ import logging
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -124,17 +125,21 @@ def parse_static(text: str) -> tuple[int, int, int]:
     return batch, height, width
 
 
+def _names(text: str, known: Sequence[str], what: str) -> set[str]:
+    names = {name.strip() for name in text.split(",")} - {""}
+    if unknown := sorted(names - set(known)):
+        raise argparse.ArgumentTypeError(f"unknown {what} {unknown[0]!r}; known: {', '.join(known)}")
+    return names
+
+
 def parse_precisions(text: str) -> tuple[Precision, ...]:
     """A comma-separated list of precisions.
 
     Raises:
         argparse.ArgumentTypeError: If one is unknown.
     """
-    known = get_args(Precision)
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in known:
-            raise argparse.ArgumentTypeError(f"unknown precision {name!r}; known: {', '.join(known)}")
+    known: tuple[Precision, ...] = get_args(Precision)
+    names = _names(text, known, "precision")
     return tuple(p for p in known if p in names)
 
 
@@ -144,10 +149,7 @@ def parse_outputs(text: str) -> tuple[str, ...]:
     Raises:
         argparse.ArgumentTypeError: If one is unknown.
     """
-    names = [name.strip() for name in text.split(",") if name.strip() and name.strip() != "none"]
-    for name in names:
-        if name not in (*OPTIONAL_OUTPUTS, "labels", "confidence"):
-            raise argparse.ArgumentTypeError(f"unknown output {name!r}; known: {', '.join(OPTIONAL_OUTPUTS)}")
+    names = _names(text, (*OPTIONAL_OUTPUTS, "labels", "confidence", "none"), "output")
     return ("labels", "confidence", *(name for name in OPTIONAL_OUTPUTS if name in names))
 
 

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +15,7 @@ import onnx
 
 from export.bundle import write_manifest
 from export.calibration import images_hash
-from export.graph.edit import check_graph, prune, tensor_infos, to_bytes
+from export.graph.edit import check_graph, prune, read_model, tensor_infos, to_bytes
 from export.graph.half import audit, first_nodes, lower_to_half
 from export.graph.int8 import quantize
 from export.graph.trace import ExportSettings, build_graph
@@ -26,7 +25,7 @@ from export.proof.prove import ProbedOnnx, Setup, prove_case, prove_file
 from export.proof.reference import TorchRunner, half_reference
 from export.proof.samples import write_sample
 from export.runners.contract import Layout, adapt
-from export.runners.ort import OrtRunner
+from export.runners.ort import OrtRunner, installed
 from protoseg.checkpoint import Checkpoint
 from protoseg.files import sha256_file
 from protoseg.manifest import (
@@ -52,17 +51,6 @@ HALF_CASES = 3
 HALF_PIXELS = 65536
 CACHE_BYTES = 2**30
 TOOLS = ("onnx", "onnxscript", "onnx-ir", "onnxruntime-gpu", "onnxruntime")
-
-
-def tool_versions() -> dict[str, str]:
-    """Versions of the packages that shape a graph."""
-    found = {}
-    for name in TOOLS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def measure_baseline(
@@ -197,9 +185,9 @@ class BundleWriter:
         )  # fmt: skip
         return item.model_copy(update={"parity": self.prove(folder, item)})
 
-    def write_cuts(self, folder: Path, item: ArtifactFile, model: onnx.ModelProto) -> list[ArtifactFile]:
+    def write_cuts(self, folder: Path, item: ArtifactFile) -> list[ArtifactFile]:
         """A file's graph with one output only: ONNX Runtime computes every output that a file has."""
-        cuts = []
+        model, cuts = read_model(folder / item.name), []
         for output in CUT_OUTPUTS:
             if output in {info.name for info in item.outputs}:
                 cut = prune(model, [output])
@@ -238,15 +226,15 @@ class BundleWriter:
         """
         settings, info = self.settings, self.checkpoint.info
         logger.info("tracing the network, head %s", settings.head)
-        graphs: dict[Precision, onnx.ModelProto] = {"fp32": build_graph(self.checkpoint, settings)}
-        files = [self.write_file(folder, FILE_NAMES["fp32"], "fp32", graphs["fp32"], {})]
+        model = build_graph(self.checkpoint, settings)
+        files = [self.write_file(folder, FILE_NAMES["fp32"], "fp32", model, {})]
         for kind in settings.precisions:
             if kind != "fp32":
-                graphs[kind], notes = self.lower(graphs["fp32"], kind)
-                files.append(self.write_file(folder, FILE_NAMES[kind], kind, graphs[kind], notes))
+                made, notes = self.lower(model, kind)
+                files.append(self.write_file(folder, FILE_NAMES[kind], kind, made, notes))
         for item in files[:]:
             if item.precision in CUT_PRECISIONS:
-                files += self.write_cuts(folder, item, graphs[item.precision])
+                files += self.write_cuts(folder, item)
         real = [c for c in self.cases if c.natural][: min(NUM_SAMPLES, len(self.images))]
         samples = [
             write_sample(
@@ -271,7 +259,7 @@ class BundleWriter:
                 prototypes=bank.num_prototypes if bool(bank.active.any()) else 0,
             ),
             files=files, samples=samples, baseline=baseline, training_metrics=info.metrics,
-            versions={**info.versions, **tool_versions()}, git_revision=info.git_revision,
+            versions={**info.versions, **installed(*TOOLS)}, git_revision=info.git_revision,
         )  # fmt: skip
         write_manifest(folder, manifest)
         return manifest

@@ -149,7 +149,6 @@ def quantize(
     source.CopyFrom(model)
     # the graph was folded and its shapes inferred when it was traced: no advice to do so first
     add_pre_process_metadata(source)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "quantized.onnx"
         quantize_static(
@@ -172,5 +171,5 @@ def quantize(
         raise_scales(quantized)
         quantized, half = lower_to_half(quantized, {}, first_nodes(model))
         notes["rest"] = {"precision": "fp16", "nodes": half["nodes_fp16"]}
-    strip(quantized, metadata)
+    strip(quantized, {entry.key: entry.value for entry in model.metadata_props})
     return quantized, notes

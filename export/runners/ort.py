@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
@@ -61,15 +62,19 @@ def import_onnxruntime() -> Any:
     return ort
 
 
+def installed(*distributions: str) -> dict[str, str]:
+    """Version by name of those that are installed."""
+    found = {}
+    for name in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def onnxruntime_distributions() -> list[str]:
     """Installed distributions that share the ``onnxruntime`` folder, as ``name version``."""
-    found = []
-    for name in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"):
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    known = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
+    return [f"{name} {version}" for name, version in installed(*known).items()]
 
 
 def why_no_cuda() -> str:
