@@ -89,7 +89,8 @@ def at_stride(compute: Compute, head: Head) -> Compute:
     """A side of a comparison with labels at the decoder's stride, where a graph of ``logits_stride`` ends."""
 
     def call(batch: NDArray[np.uint8]) -> dict[str, Array]:
-        outputs = compute(batch)
+        # without scores of full size, which are no neighbours of these labels
+        outputs = {name: value for name, value in compute(batch).items() if name.endswith("_stride")}
         scores = outputs.get("logits_stride")
         if scores is None:
             prototype = outputs.get("prototype_logits_stride")
