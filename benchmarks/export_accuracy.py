@@ -17,9 +17,9 @@ from typing import Any, get_args
 import numpy as np
 
 from benchmarks.common import EXPORT, Answer, Block, Result, markdown_table, signed, write_result
-from export.bundle import adapt
 from export.proof.cases import NamedImage
-from export.runners.ort import load_runner
+from export.runners.contract import adapt
+from export.runtime import load_runner
 from protoseg.evaluate.metrics import confusion_matrix, miou
 from protoseg.manifest import Manifest, Precision
 
@@ -44,15 +44,15 @@ def measure(run: Path, folder: Path) -> dict[str, Any]:
     """Parity and mIoU of every precision of a run."""
     from export.calibration import checkpoint_images
     from export.graph.trace import ExportSettings
-    from export.onnx import best_head, export_bundle
+    from export.onnx import export_bundle
     from protoseg.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(run)
-    settings = ExportSettings(precisions=get_args(Precision), head=best_head(checkpoint.info))
+    settings = ExportSettings(precisions=get_args(Precision), head=checkpoint.info.best_head())
     bundle, manifest = export_bundle(checkpoint, folder / "bundle", settings)
     images = checkpoint_images(checkpoint.info, "val", EVERYTHING)
     files: dict[str, Any] = {}
-    for item in manifest.files:
+    for item in (f for f in manifest.files if f.cut_of is None):
         cases = item.parity.cases
         files[item.precision] = {
             "parity": item.parity.status, "reason": item.parity.reason,

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.common import EXPORT, Answer, Block, Result, markdown_table, middle, spread, write_result
-from export.bundle import read_pixels
 from export.graph.edit import probe, prune, to_bytes
-from export.runners.ort import OrtRunner, load_runner
+from export.proof.samples import read_pixels
+from export.runners.ort import OrtRunner
+from export.runtime import load_runner
 from protoseg.manifest import Manifest, read_manifest
 from serving.model.upsample import argmax_planes, upsample
 

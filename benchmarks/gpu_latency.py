@@ -20,8 +20,9 @@ from PIL import Image
 
 from benchmarks.common import EXPORT, Answer, Block, Result, markdown_table, middle, write_result
 from benchmarks.export_latency import Call, take_turns
-from export.bundle import read_pixels
-from export.runners.ort import RunnerError, load_runner
+from export.proof.samples import read_pixels
+from export.runners.contract import RunnerError
+from export.runtime import load_runner
 from protoseg.manifest import Manifest, read_manifest
 
 SIZES = ((1, 360, 480), (8, 360, 480), (1, 512, 512), (8, 512, 512))
@@ -40,8 +41,8 @@ def contestants(run: Path, bundle: Path, manifest: Manifest) -> tuple[dict[str, 
     }
     left_out: dict[str, str] = {}
     for item in manifest.files:
-        if item.kind == "onnx" and item.precision not in ("fp32", "fp16"):
-            continue  # int8 files are for TensorRT or for CPUs
+        if item.kind == "onnx" and (item.cut_of or item.precision not in ("fp32", "fp16")):
+            continue  # int8 files are for TensorRT or for CPUs, cuts for CPUs
         try:
             runner = load_runner(bundle, item.name, "cuda" if item.kind == "onnx" else "tensorrt")
         except RunnerError as error:

@@ -25,7 +25,7 @@ from PIL import Image
 
 from benchmarks.common import Answer, parser, spread, write_result
 from benchmarks.serving_server import Server
-from export.bundle import read_pixels
+from export.proof.samples import read_pixels
 from protoseg.manifest import read_manifest
 
 CONTESTANTS: dict[str, dict[str, str]] = {

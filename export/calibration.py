@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from export.errors import ExportError
 from export.proof.cases import NamedImage
 from protoseg.checkpoint import CheckpointInfo
 from protoseg.data.images import read_image, resize_image, resize_mask
@@ -19,7 +18,7 @@ from protoseg.data.lines import Entry
 from protoseg.data.lists import read_entries
 from protoseg.data.masks import MaskReader, mask_reader
 from protoseg.data.synthetic import SyntheticScenes
-from protoseg.errors import DataError
+from protoseg.errors import DataError, ExportError
 
 Split = Literal["labeled", "unlabeled", "val"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".npy")

@@ -11,18 +11,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from export.bundle import adapt, read_pixels, weight_note
-from export.errors import ExportError, guarded
-from export.runners.contract import Runner, RunnerError, check_hash
-from export.runners.ort import Provider, load_runner, onnxruntime_distributions
-from protoseg.errors import ManifestError
+from export.bundle import file_hashes, weight_note
+from export.proof.samples import read_labels, read_pixels
+from export.runners.contract import RunnerError, adapt, check_hash
+from export.runners.cuda import Cuda
+from export.runners.ort import onnxruntime_distributions
+from export.runtime import Provider, load_runner
+from protoseg.errors import ExportError, ManifestError, guarded
 from protoseg.manifest import ArtifactFile, Manifest, read_manifest
 
 ENGINE_TIMEOUT = 300
@@ -39,42 +40,35 @@ class Attempt:
     runs: bool
     """Whether it loaded and answered."""
     detail: str
-    """Runtime, time and agreement with the sample, or why it does not run."""
+    """Runtime, time and share of the sample's labels, or why it does not run."""
 
 
 def first_sample(bundle: Path, manifest: Manifest) -> tuple[Any, Any]:
     """A batch for the graph and the labels that torch gave for it, or None for both without samples."""
     if not manifest.samples:
         return None, None
-    from PIL import Image
-
     sample = manifest.samples[0]
     pixels = read_pixels(bundle / sample.image)
     size = manifest.graph.static_shape[0] if manifest.graph.static_shape else 1
     batch = np.repeat(np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]), size, 0)
-    with Image.open(bundle / sample.labels) as image:
-        labels = np.asarray(image)
-    return adapt(batch, manifest.graph.input_layout), labels
+    return adapt(batch, manifest.graph.input_layout), read_labels(bundle / sample.labels)
 
 
 def try_file(bundle: Path, manifest: Manifest, item: ArtifactFile, provider: Provider) -> Attempt:
     """Load a file, run a sample and compare its labels."""
     try:
         start = time.perf_counter()
-        runner: Runner = load_runner(bundle, item.name, provider, require_parity=False)
-        with runner:
+        with load_runner(bundle, item.name, provider, require_parity=False) as runner:
             loaded = time.perf_counter() - start
             batch, labels = first_sample(bundle, manifest)
             if batch is None:
                 return Attempt(item.name, provider, False, "loads, but the bundle has no sample to run")
             runner(batch)
             start = time.perf_counter()
-            found = runner(batch)["labels"][0]
+            found = runner(batch).get("labels")
             ms = 1000 * (time.perf_counter() - start)
-            share = float((found == labels).mean())
-            text = (
-                f"{runner.description}: loads in {loaded:.2f} s, {ms:.1f} ms, {share:.4%} of labels as torch"
-            )
+            equal = "" if found is None else f", {(found[0] == labels).mean():.4%} of labels as torch"
+            text = f"{runner.description}: loads in {loaded:.2f} s, {ms:.1f} ms{equal}"
             return Attempt(item.name, provider, True, text)
     except (ExportError, ManifestError) as error:
         return Attempt(item.name, provider, False, str(error))
@@ -102,7 +96,8 @@ def attempts(bundle: Path, manifest: Manifest) -> list[Attempt]:
     found = []
     for item in manifest.files:
         if item.kind == "onnx":
-            providers: tuple[Provider, ...] = ("cpu",) if item.precision == "int8-cpu" else ("cpu", "cuda")
+            for_cpus = item.precision == "int8-cpu" or item.cut_of is not None
+            providers: tuple[Provider, ...] = ("cpu",) if for_cpus else ("cpu", "cuda")
             found += [try_file(bundle, manifest, item, provider) for provider in providers]
         else:
             found.append(try_engine(bundle, item))
@@ -111,11 +106,8 @@ def attempts(bundle: Path, manifest: Manifest) -> list[Attempt]:
 
 def damaged(bundle: Path, manifest: Manifest) -> list[str]:
     """Files that are missing or changed, as readable lines."""
-    hashes = {item.name: item.sha256 for item in manifest.files}
-    for sample in manifest.samples:
-        hashes |= sample.sha256
     problems = []
-    for name, digest in hashes.items():
+    for name, digest in file_hashes(manifest).items():
         try:
             check_hash(bundle / name, digest)
         except RunnerError as error:
@@ -133,13 +125,7 @@ def environment() -> list[str]:
             "PROBLEM: two ONNX Runtime packages share one folder and the last one installed wins; "
             "pip uninstall both, then install one"
         )
-    probes: dict[str, Callable[[], str]] = {
-        "TensorRT": _version("tensorrt"),
-        "TensorRT-RTX": _version("tensorrt_rtx"),
-    }
-    lines += [f"{name}: {probe()}" for name, probe in probes.items()]
-    from export.runners.cuda import Cuda
-
+    lines += [f"TensorRT: {_version('tensorrt')}", f"TensorRT-RTX: {_version('tensorrt_rtx')}"]
     try:
         cuda = Cuda()
         gpu = cuda.info()
@@ -150,16 +136,14 @@ def environment() -> list[str]:
     return lines
 
 
-def _version(name: str) -> Callable[[], str]:
-    def probe() -> str:
-        code = f"import {name} as m; print(m.__version__)"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            return done.stdout.strip()
-        last = (done.stderr.strip().splitlines() or ["crashed"])[-1]
-        return "not installed" if "No module named" in last else f"cannot be imported ({last})"
-
-    return probe
+def _version(name: str) -> str:
+    """Of a module that may crash the process that imports it."""
+    code = f"import {name} as m; print(m.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return done.stdout.strip()
+    last = (done.stderr.strip().splitlines() or ["crashed"])[-1]
+    return "not installed" if "No module named" in last else f"cannot be imported ({last})"
 
 
 def describe(manifest: Manifest) -> list[str]:
@@ -175,12 +159,18 @@ def describe(manifest: Manifest) -> list[str]:
     for item in manifest.files:
         outputs = ", ".join(f"{o.name} {o.dtype}" for o in item.outputs)
         reason = f" ({item.parity.reason})" if item.parity.reason else ""
+        cut = f"cut of {item.cut_of}, " if item.cut_of else ""
         lines.append(
-            f"{item.name}: {item.kind} {item.precision}, {item.size / 1e6:.1f} MB, parity "
+            f"{item.name}: {cut}{item.kind} {item.precision}, {item.size / 1e6:.1f} MB, parity "
             f"{item.parity.status}{reason}; outputs {outputs}"
         )
         if note := weight_note(item):
             lines.append(f"  {note}")
+    cases = [case for item in manifest.files for case in item.parity.cases if "val/miou" in case.metrics]
+    if any("miou_classes" not in case.details for case in cases):
+        lines.append(
+            "mIoU by the rule up to 0.1, which counts a class that no mask has as 0 once it is predicted"
+        )
     return lines
 
 

@@ -7,20 +7,22 @@ import logging
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from export.bundle import REJECTED_SUFFIX, staged
+from export.bundle import REJECTED_SUFFIX, check_target
 from export.calibration import checkpoint_images, folder_images
-from export.errors import ExportError, guarded
-from export.graph.module import DEFAULT_OUTPUTS, OPTIONAL_OUTPUTS, Layout
+from export.graph.module import DEFAULT_OUTPUTS, OPTIONAL_OUTPUTS
 from export.graph.trace import DEFAULT_OPSET, OPSETS, ExportSettings, check_settings
-from export.parity import format_report
 from export.proof.cases import NamedImage
+from export.proof.judge import format_report
+from export.runners.contract import Layout
 from export.writer import BundleWriter, measure_latency
-from protoseg.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
-from protoseg.errors import CheckpointError
+from protoseg.checkpoint import Checkpoint, load_checkpoint
+from protoseg.errors import ExportError, guarded
+from protoseg.files import folder_whole
 from protoseg.manifest import Head, Manifest, ParityReport, Precision
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ def export_bundle(checkpoint: Checkpoint, target: Path, settings: ExportSettings
     Raises:
         ExportError: If the network, the settings or the images do not allow it.
     """
+    check_target(target)
     settings = check_settings(checkpoint, settings)
     info = checkpoint.info
     images = parity_images(checkpoint, settings)
@@ -71,7 +74,7 @@ def export_bundle(checkpoint: Checkpoint, target: Path, settings: ExportSettings
         else checkpoint_images(info, "unlabeled", settings.num_calibration)
     )
     rejected = target.with_name(target.name + REJECTED_SUFFIX)
-    with staged(target) as folder:
+    with folder_whole(target) as folder:
         manifest = BundleWriter(checkpoint, settings, images, calibration).write(folder)
         if manifest.files[0].parity.status != "passed":
             shutil.rmtree(rejected, ignore_errors=True)
@@ -122,17 +125,21 @@ def parse_static(text: str) -> tuple[int, int, int]:
     return batch, height, width
 
 
+def _names(text: str, known: Sequence[str], what: str) -> set[str]:
+    names = {name.strip() for name in text.split(",")} - {""}
+    if unknown := sorted(names - set(known)):
+        raise argparse.ArgumentTypeError(f"unknown {what} {unknown[0]!r}; known: {', '.join(known)}")
+    return names
+
+
 def parse_precisions(text: str) -> tuple[Precision, ...]:
     """A comma-separated list of precisions.
 
     Raises:
         argparse.ArgumentTypeError: If one is unknown.
     """
-    known = get_args(Precision)
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in known:
-            raise argparse.ArgumentTypeError(f"unknown precision {name!r}; known: {', '.join(known)}")
+    known: tuple[Precision, ...] = get_args(Precision)
+    names = _names(text, known, "precision")
     return tuple(p for p in known if p in names)
 
 
@@ -142,17 +149,8 @@ def parse_outputs(text: str) -> tuple[str, ...]:
     Raises:
         argparse.ArgumentTypeError: If one is unknown.
     """
-    names = [name.strip() for name in text.split(",") if name.strip() and name.strip() != "none"]
-    for name in names:
-        if name not in (*OPTIONAL_OUTPUTS, "labels", "confidence"):
-            raise argparse.ArgumentTypeError(f"unknown output {name!r}; known: {', '.join(OPTIONAL_OUTPUTS)}")
+    names = _names(text, (*OPTIONAL_OUTPUTS, "labels", "confidence", "none"), "output")
     return ("labels", "confidence", *(name for name in OPTIONAL_OUTPUTS if name in names))
-
-
-def best_head(info: CheckpointInfo) -> Head:
-    """The head with the highest validation mIoU; the fused one is ``mean`` in a graph."""
-    found = info.best_head()
-    return "mean" if found == "fused" else found
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -170,8 +168,9 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--head", choices=("auto", *get_args(Head)), default="auto",
-        help="what labels and confidence come from; mean: of both heads (default: what has the "
-        "highest validation mIoU in the checkpoint)",
+        type=lambda name: "fused" if name == "mean" else name,  # its name up to 0.1
+        help="what labels and confidence come from; fused: the mean of both heads' probabilities (default: "
+        "what has the highest validation mIoU in the checkpoint)",
     )  # fmt: skip
     parser.add_argument(
         "--outputs", type=parse_outputs, default=DEFAULT_OUTPUTS, metavar="LIST",
@@ -201,9 +200,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Export a checkpoint; exit code 1 when a proof fails or on bad input."""
     args = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("torch.onnx", "onnxscript", "onnx_ir"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.basicConfig(format="%(message)s")
+    for ours in ("export", __name__):  # of the tools behind us, warnings and errors only
+        logging.getLogger(ours).setLevel(logging.INFO)
     settings = ExportSettings(
         precisions=args.precision, layout=LAYOUTS[args.input], static=args.static,
         outputs=args.outputs, opset=args.opset, calibrate=args.calibrate,
@@ -212,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def body() -> int:
         checkpoint = load_checkpoint(args.checkpoint)
-        head = best_head(checkpoint.info) if args.head == "auto" else args.head
+        head = checkpoint.info.best_head() if args.head == "auto" else args.head
         chosen = replace(settings, head=head)
         folder, manifest = export_bundle(checkpoint, args.output or default_bundle(checkpoint), chosen)
         sys.stdout.write(format_table(folder, manifest) + "\n")
@@ -227,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write(f"bundle: {folder}\nnext: PROTOSEG_MODEL={folder} bentoml serve serving:svc\n")
         return 1 if bad else 0
 
-    return guarded(body, CheckpointError)
+    return guarded(body)
 
 
 if __name__ == "__main__":

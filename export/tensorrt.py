@@ -9,18 +9,19 @@ import shlex
 import sys
 from pathlib import Path
 
-from export.bundle import verify_bundle, write_bytes, write_manifest
+from export.bundle import source_of, verify_bundle, write_manifest
 from export.engines.build import BuildSettings, Built, build
 from export.engines.cache import default_cache, locked
-from export.engines.sidecar import Flavor, Sidecar, sidecar_path
 from export.engines.triton import write_repository
-from export.errors import ExportError, guarded
-from export.parity import compare_engine, format_report
+from export.proof.judge import format_report
+from export.proof.prove import prove_engine
 from export.runners.contract import RunnerError
 from export.runners.cuda import Cuda, GpuInfo, system_name
 from export.runners.profiles import Profile, check_profiles, parse_profile
+from export.runners.sidecar import Flavor, Sidecar, sidecar_path
 from export.runners.tensorrt import EngineRunner
-from protoseg.files import sha256_file
+from protoseg.errors import ExportError, guarded
+from protoseg.files import sha256_file, write_bytes_whole, write_text_whole
 from protoseg.manifest import ArtifactFile, Manifest, ParityReport
 
 FLAVORS: dict[str, Flavor] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
@@ -39,7 +40,7 @@ def find_gpu() -> tuple[GpuInfo | None, str]:
         cuda.close()
 
 
-def plan_name(source: ArtifactFile, settings: BuildSettings, version: str, gpu: GpuInfo | None) -> str:
+def engine_name(source: ArtifactFile, settings: BuildSettings, version: str, gpu: GpuInfo | None) -> str:
     """``model.fp16.sm86-trt11.4.0.plan``, so that engines for several machines fit in one bundle."""
     stem = f"{Path(source.name).stem}" if source.precision != "fp32" else "model.fp32"
     if settings.flavor == "tensorrt_rtx":
@@ -55,28 +56,23 @@ def choose_source(manifest: Manifest, precision: str) -> ArtifactFile:
     Raises:
         ExportError: If there is none.
     """
-    for item in manifest.files:
-        if item.kind == "onnx" and item.precision == precision:
-            if item.parity.status != "passed":
-                raise ExportError(
-                    f"{item.name}: parity is {item.parity.status} ({item.parity.reason}); an engine would "
-                    "compute the same, export the checkpoint again"
-                )
-            return item
-    raise ExportError(
-        f"the bundle has no {precision} ONNX file; run: python -m export.onnx CKPT "
-        f"--precision fp32,{precision}"
-    )
+    item = source_of(manifest, precision)
+    if item.parity.status != "passed":
+        raise ExportError(
+            f"{item.name}: parity is {item.parity.status} ({item.parity.reason}); an engine would compute "
+            "the same, export the checkpoint again"
+        )
+    return item
 
 
 def describe(
-    plan: Path, source: ArtifactFile, settings: BuildSettings, built: Built, gpu: GpuInfo | None, command: str
+    source: ArtifactFile, settings: BuildSettings, built: Built, gpu: GpuInfo | None, command: str
 ) -> Sidecar:
     """The sidecar of a new engine."""
     on_gpu = gpu if settings.flavor == "tensorrt" else None
     return Sidecar(
         flavor=settings.flavor, onnx=source.name, onnx_sha256=source.sha256,
-        plan_sha256=hashlib.sha256(built.plan).hexdigest(), precision=source.precision,
+        plan_sha256=hashlib.sha256(built.engine).hexdigest(), precision=source.precision,
         tensorrt=built.version, gpu=on_gpu.name if on_gpu else None,
         compute_capabilities=[on_gpu.compute_capability] if on_gpu else list(settings.compute_capabilities),
         cuda_driver=gpu.cuda_driver if gpu else None, system=system_name(),
@@ -107,9 +103,9 @@ def prove(
     except RunnerError as error:
         return ParityReport(status="not_run", reason=f"built here, not run: {error}")
     with runner:
-        return compare_engine(
+        return prove_engine(
             bundle, manifest, item, runner,
-            lambda shape: not profiles or any(p.contains((shape[0], *shape[2:])) for p in profiles),
+            lambda *sizes: not profiles or any(p.contains(sizes) for p in profiles),
         )  # fmt: skip
 
 
@@ -144,14 +140,14 @@ def build_into(
     else:
         with locked(caches / "build"):
             built = build(bundle / source.name, settings, gpu, infos, caches)
-    plan = bundle / plan_name(source, settings, built.version, gpu)
-    sidecar = describe(plan, source, settings, built, gpu, command)
-    write_bytes(plan, built.plan)
-    write_bytes(sidecar_path(plan), (sidecar.model_dump_json(indent=2) + "\n").encode())
+    engine = bundle / engine_name(source, settings, built.version, gpu)
+    sidecar = describe(source, settings, built, gpu, command)
+    write_bytes_whole(engine, built.engine, flush=True)
+    write_text_whole(sidecar_path(engine), sidecar.model_dump_json(indent=2) + "\n", flush=True)
     item = ArtifactFile(
-        name=plan.name, sha256=sha256_file(plan), size=len(built.plan), kind=settings.flavor,
+        name=engine.name, sha256=sha256_file(engine), size=len(built.engine), kind=settings.flavor,
         precision=source.precision, opset=source.opset, inputs=source.inputs, outputs=source.outputs,
-        sidecar=sidecar_path(plan).name, source=source.name,
+        sidecar=sidecar_path(engine).name, source=source.name,
         parity=ParityReport(status="not_run", reason="not compared yet"),
         notes={"build_seconds": round(built.seconds, 2), "messages": built.messages[:8]},
     )  # fmt: skip

@@ -7,23 +7,25 @@ import logging
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import onnx
 
-from export.bundle import adapt, write_manifest, write_sample
+from export.bundle import write_manifest
 from export.calibration import images_hash
-from export.graph import precision as lowering
-from export.graph.edit import check_graph, tensor_infos, to_bytes
-from export.graph.module import Layout, TorchRunner, half_reference
+from export.graph.edit import check_graph, prune, read_model, tensor_infos, to_bytes
+from export.graph.half import audit, first_nodes, lower_to_half
+from export.graph.int8 import quantize
 from export.graph.trace import ExportSettings, build_graph
-from export.parity import ProbedOnnx, Setup, compare, make_cases
-from export.proof.cases import Case, NamedImage, static_cases
-from export.proof.compare import conclude
-from export.runners.ort import OrtRunner
+from export.proof.cases import Case, NamedImage, make_cases, static_cases
+from export.proof.judge import conclude
+from export.proof.prove import ProbedOnnx, Setup, prove_case, prove_file
+from export.proof.reference import TorchRunner, half_reference
+from export.proof.samples import write_sample
+from export.runners.contract import Layout, adapt
+from export.runners.ort import OrtRunner, installed
 from protoseg.checkpoint import Checkpoint
 from protoseg.files import sha256_file
 from protoseg.manifest import (
@@ -40,22 +42,15 @@ logger = logging.getLogger(__name__)
 FILE_NAMES: dict[str, str] = {
     p: "model.onnx" if p == "fp32" else f"model.{p}.onnx" for p in get_args(Precision)
 }
+# what services on CPUs run, and the outputs that they ask for one at a time: ``labels`` for a mask, or
+# ``logits_stride`` (where it was exported) to enlarge and compare in one go
+CUT_PRECISIONS = ("fp32", "int8-cpu")
+CUT_OUTPUTS = ("labels", "logits_stride")
 NUM_SAMPLES = 3
 HALF_CASES = 3
 HALF_PIXELS = 65536
 CACHE_BYTES = 2**30
 TOOLS = ("onnx", "onnxscript", "onnx-ir", "onnxruntime-gpu", "onnxruntime")
-
-
-def tool_versions() -> dict[str, str]:
-    """Versions of the packages that shape a graph."""
-    found = {}
-    for name in TOOLS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def measure_baseline(
@@ -125,6 +120,7 @@ class BundleWriter:
             info.input.stride_multiple, info.ignore_index,
         )  # fmt: skip
         self.cases = make_cases(images, info.input.crop, info.input.stride_multiple, settings.static)
+        self.calibration_batches = calibration_cases(calibration, settings.static)
         self._torch: dict[bytes, dict[str, Any]] = {}
         self._cached = 0
 
@@ -140,22 +136,19 @@ class BundleWriter:
             self._cached += size
         return outputs
 
-    def prove(self, folder: Path, precision: Precision, notes: dict[str, Any]) -> ParityReport:
-        """Compare a written file with torch and, unless it is the fp32 graph, with that."""
-        probed = ProbedOnnx(folder / FILE_NAMES[precision], self.settings.layout)
-        sides: list[tuple[str, Any, set[str]]] = [("torch", self.torch_outputs, probed.names)]
-        if precision != "fp32":
-            source = ProbedOnnx(folder / FILE_NAMES["fp32"], self.settings.layout)
-            sides.append((FILE_NAMES["fp32"], source, probed.names & source.names))
-        proofs = [
-            compare(
-                self.setup, precision, self.cases, compute, probed, expected=names,
-                labels=(name, probed.description),
-            )
-            for name, compute, names in sides
-        ]  # fmt: skip
-        if precision == "fp16" and not notes.get("nodes_kept_fp32"):
-            proofs.append(self.prove_half(probed.names, int(notes["convolutions_first_fp32"])))
+    def prove(self, folder: Path, item: ArtifactFile) -> ParityReport:
+        """Compare a written file with torch and with the file that it was made from."""
+        probed = ProbedOnnx(folder / item.name, self.setup.layout)
+        proofs = prove_file(
+            self.setup, item.precision, probed, self.cases, [("torch", self.torch_outputs, None)]
+        )
+        source = item.cut_of or (FILE_NAMES["fp32"] if item.precision != "fp32" else None)
+        if source is not None:
+            before = ProbedOnnx(folder / source, self.setup.layout)
+            gates = "cut" if item.cut_of else item.precision
+            proofs += prove_file(self.setup, gates, probed, self.cases, [(source, before, before.names)])
+        if item.precision == "fp16" and not item.notes.get("nodes_kept_fp32"):
+            proofs.append(self.prove_half(probed.names, int(item.notes["convolutions_first_fp32"])))
         return conclude(proofs)
 
     def prove_half(self, names: set[str], first: int) -> ParityCase:
@@ -163,7 +156,7 @@ class BundleWriter:
         real = [case for case in self.cases if case.natural]
         small = [case for case in real if case.batch[0, 0].size <= HALF_PIXELS]
         smallest = sorted(real, key=lambda case: case.batch.size)[:1]
-        proof = compare(
+        proof = prove_case(
             self.setup, "half", small[:HALF_CASES] or smallest, self.torch_outputs,
             half_reference(self.checkpoint.segmenter, self.settings.head, first), expected=names,
             labels=("torch", "torch half precision, cpu"),
@@ -171,19 +164,59 @@ class BundleWriter:
         # that enough classes occur is the business of the comparisons over all images
         return proof.model_copy(update={"details": {**proof.details, "vacuous": ""}})
 
-    def write_model(
-        self, folder: Path, precision: Precision, model: onnx.ModelProto, notes: dict[str, Any]
+    def write_file(
+        self,
+        folder: Path,
+        name: str,
+        precision: Precision,
+        model: onnx.ModelProto,
+        notes: dict[str, Any],
+        cut_of: str | None = None,
     ) -> ArtifactFile:
         """Write, prove and describe one file."""
-        path = folder / FILE_NAMES[precision]
+        path = folder / name
         path.write_bytes(to_bytes(model))
-        logger.info("proving %s on %d batches", path.name, len(self.cases))
-        return ArtifactFile(
-            name=path.name, sha256=sha256_file(path), size=path.stat().st_size, kind="onnx",
-            precision=precision, opset=self.settings.opset, inputs=tensor_infos(model.graph.input),
-            outputs=tensor_infos(model.graph.output), notes=notes,
-            parity=self.prove(folder, precision, notes),
+        logger.info("proving %s on %d batches", name, len(self.cases))
+        item = ArtifactFile(
+            name=name, sha256=sha256_file(path), size=path.stat().st_size, kind="onnx", precision=precision,
+            opset=self.settings.opset, inputs=tensor_infos(model.graph.input),
+            outputs=tensor_infos(model.graph.output), notes=notes, cut_of=cut_of,
+            parity=ParityReport(status="not_run"),
         )  # fmt: skip
+        return item.model_copy(update={"parity": self.prove(folder, item)})
+
+    def write_cuts(self, folder: Path, item: ArtifactFile) -> list[ArtifactFile]:
+        """A file's graph with one output only: ONNX Runtime computes every output that a file has."""
+        model, cuts = read_model(folder / item.name), []
+        for output in CUT_OUTPUTS:
+            if output in {info.name for info in item.outputs}:
+                cut = prune(model, [output])
+                check_graph(cut, self.settings.opset)
+                name = item.name.replace(".onnx", f".{output}.onnx")
+                notes = {key: value for key, value in item.notes.items() if key == "weight_bits"}
+                cuts.append(self.write_file(folder, name, item.precision, cut, notes, cut_of=item.name))
+        return cuts
+
+    def lower(self, model: onnx.ModelProto, precision: Precision) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        """The fp32 graph in another precision, and notes for the manifest.
+
+        Raises:
+            ExportError: If it cannot be converted.
+        """
+        logger.info("making %s with %d calibration images", FILE_NAMES[precision], len(self.calibration))
+        batches = [adapt(case.batch, self.settings.layout) for case in self.calibration_batches]
+        record = {"images": len(self.calibration), "sha256": images_hash(self.calibration)}
+        if precision == "fp16":
+            made, notes = lower_to_half(model, audit(model, batches), first_nodes(model))
+            notes = {"calibration": record, **notes}
+            if risky := notes["nodes_kept_fp32"]:
+                logger.info(
+                    "%d nodes stay in float32, out of the range of a half: %s ...", len(risky), risky[0]
+                )
+        else:
+            made, notes = quantize(model, precision, batches, record)
+        check_graph(made, self.settings.opset)
+        return made, notes
 
     def write(self, folder: Path) -> Manifest:
         """Write every file of the bundle.
@@ -194,22 +227,14 @@ class BundleWriter:
         settings, info = self.settings, self.checkpoint.info
         logger.info("tracing the network, head %s", settings.head)
         model = build_graph(self.checkpoint, settings)
-        files = [self.write_model(folder, "fp32", model, {})]
-        calibration = calibration_cases(self.calibration, settings.static)
-        context = lowering.Context(
-            [adapt(case.batch, settings.layout) for case in calibration],
-            {"images": len(self.calibration), "sha256": images_hash(self.calibration)},
-        )
+        files = [self.write_file(folder, FILE_NAMES["fp32"], "fp32", model, {})]
         for kind in settings.precisions:
             if kind != "fp32":
-                logger.info("making %s with %d calibration images", FILE_NAMES[kind], len(self.calibration))
-                made, notes = lowering.convert(model, kind, context)
-                if risky := notes.get("nodes_kept_fp32"):
-                    logger.info(
-                        "%d nodes stay in float32, out of the range of a half: %s ...", len(risky), risky[0]
-                    )
-                check_graph(made, settings.opset)
-                files.append(self.write_model(folder, kind, made, notes))
+                made, notes = self.lower(model, kind)
+                files.append(self.write_file(folder, FILE_NAMES[kind], kind, made, notes))
+        for item in files[:]:
+            if item.precision in CUT_PRECISIONS:
+                files += self.write_cuts(folder, item)
         real = [c for c in self.cases if c.natural][: min(NUM_SAMPLES, len(self.images))]
         samples = [
             write_sample(
@@ -219,7 +244,9 @@ class BundleWriter:
             for number, case in enumerate(real)
         ]  # fmt: skip
         with OrtRunner(folder / FILE_NAMES["fp32"]) as runner:
-            baseline = measure_baseline(runner, settings.layout, calibration, self.setup.num_classes)
+            baseline = measure_baseline(
+                runner, settings.layout, self.calibration_batches, self.setup.num_classes
+            )
         digest = files[0].sha256
         bank = self.checkpoint.segmenter.bank
         manifest = Manifest(
@@ -232,7 +259,7 @@ class BundleWriter:
                 prototypes=bank.num_prototypes if bool(bank.active.any()) else 0,
             ),
             files=files, samples=samples, baseline=baseline, training_metrics=info.metrics,
-            versions={**info.versions, **tool_versions()}, git_revision=info.git_revision,
+            versions={**info.versions, **installed(*TOOLS)}, git_revision=info.git_revision,
         )  # fmt: skip
         write_manifest(folder, manifest)
         return manifest

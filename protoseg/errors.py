@@ -43,6 +43,10 @@ class ManifestError(UserError):
     """A bundle that cannot be used; the text is one line."""
 
 
+class ExportError(UserError):
+    """Something that cannot be exported, loaded or compared."""
+
+
 class TrainingStoppedError(UserError):
     """The run cannot go on; the text says why and what to change."""
 

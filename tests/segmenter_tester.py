@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from tiny import tiny_config, tiny_info
 
-from export.errors import ExportError
 from export.graph.trace import ExportSettings
 from export.onnx import export_bundle
 from protoseg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from protoseg.config.sections import Config
+from protoseg.errors import ExportError
 from protoseg.manifest import ParityReport
 from protoseg.models.segmenter import Segmenter, build_segmenter
 

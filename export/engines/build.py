@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from export.engines.cache import Cache
-from export.engines.sidecar import Compatibility, Flavor
-from export.errors import ExportError
 from export.runners.profiles import Profile
+from export.runners.sidecar import Compatibility, Flavor
 from export.runners.tensorrt import import_flavor, make_logger
+from protoseg.errors import ExportError
 from protoseg.files import sha256_file
 from protoseg.manifest import TensorInfo
 
@@ -74,8 +74,8 @@ class BuildSettings:
 class Built:
     """An engine and what the builder said of it."""
 
-    plan: bytes
-    """Serialised engine."""
+    engine: bytes
+    """Serialised."""
     version: str
     """Version of the builder."""
     seconds: float
@@ -135,17 +135,12 @@ def _full_shape(declared: tuple[int, ...], sizes: tuple[int, int, int]) -> tuple
     return tuple(next(rest) if axis < 0 else axis for axis in declared)
 
 
-def _infos(module: Any, count: int, get: Any, named: dict[str, TensorInfo]) -> list[TensorInfo]:
-    infos = []
+def _check_types(module: Any, count: int, get: Any, declared: dict[str, str]) -> None:
     for index in range(count):
         tensor = get(index)
         dtype = module.nptype(tensor.dtype).__name__
-        if tensor.name in named and named[tensor.name].dtype != dtype:
-            raise BuildError(
-                f"{tensor.name} became {dtype}, the ONNX file declares {named[tensor.name].dtype}"
-            )
-        infos.append(named.get(tensor.name) or TensorInfo(name=tensor.name, dtype=dtype, shape=[]))
-    return infos
+        if declared.get(tensor.name, dtype) != dtype:
+            raise BuildError(f"{tensor.name} became {dtype}, the ONNX file declares {declared[tensor.name]}")
 
 
 def cache_facts(onnx: Path, settings: BuildSettings, version: str, gpu: Any) -> dict[str, Any]:
@@ -197,19 +192,19 @@ def build(
     network = builder.create_network(strongly)
     parser = module.OnnxParser(network, logger)
     _parse(module, parser, onnx, messages)
-    named = {info.name: info for info in infos}
-    _infos(module, network.num_inputs, network.get_input, named)
-    _infos(module, network.num_outputs, network.get_output, named)
+    declared = {info.name: info.dtype for info in infos}
+    _check_types(module, network.num_inputs, network.get_input, declared)
+    _check_types(module, network.num_outputs, network.get_output, declared)
     config = _configure(module, builder, network, settings, messages)
     if timings is not None:
         timing = config.create_timing_cache(timings.read(timing_facts) or b"")
         config.set_timing_cache(timing, False)
     start = time.perf_counter()
-    plan = builder.build_serialized_network(network, config)
+    built = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - start
-    if plan is None:
+    if built is None:
         raise BuildError(f"{settings.flavor} cannot build {onnx.name}: {_join(messages) or 'no message'}")
-    data = bytes(plan)
+    data = bytes(built)
     if timings is not None:
         timings.write(timing_facts, bytes(config.get_timing_cache().serialize()))
     if engines is not None:

@@ -5,26 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from export.bundle import write_bytes
-from export.errors import ExportError
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
+
+from protoseg.errors import ExportError
+from protoseg.files import write_bytes_whole, write_text_whole
 
 CACHE_VARIABLE = "PROTOSEG_CACHE"
 LOCK_SECONDS = 3600.0
-POLL_SECONDS = 0.2
 
 
 def default_cache() -> Path:
-    """``$PROTOSEG_CACHE``, else ``protoseg`` in the user's cache folder."""
-    if CACHE_VARIABLE in os.environ:
-        return Path(os.environ[CACHE_VARIABLE]).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "protoseg"
+    """``$PROTOSEG_CACHE``, else the user's cache folder."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return Path(chosen).expanduser() if chosen else user_cache_path("protoseg", appauthor=False)
 
 
 def cache_key(facts: Mapping[str, Any]) -> str:
@@ -40,33 +39,13 @@ def locked(path: Path, timeout: float = LOCK_SECONDS) -> Iterator[None]:
         ExportError: If another process holds it for longer than ``timeout`` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(path.name + ".lock").open("a+b") as stream:
-        deadline = time.monotonic() + timeout
-        while not _try_lock(stream.fileno()):
-            if time.monotonic() > deadline:
-                raise ExportError(
-                    f"another build has held {stream.name} for {timeout:.0f} s; wait, or use --no-cache"
-                )
-            time.sleep(POLL_SECONDS)
-        yield
-
-
-def _try_lock(descriptor: int) -> bool:
-    if os.name == "nt":
-        import msvcrt
-
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        except OSError:
-            return False
-        return True
-    import fcntl
-
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        with FileLock(f"{path}.lock", timeout=timeout):
+            yield
+    except Timeout as error:
+        raise ExportError(
+            f"another build has held {error.lock_file} for {timeout:.0f} s; wait, or use --no-cache"
+        ) from None
 
 
 class Cache:
@@ -99,5 +78,6 @@ class Cache:
         path = self.path(facts)
         self.folder.mkdir(parents=True, exist_ok=True)
         note = {"sha256": hashlib.sha256(data).hexdigest(), "facts": dict(facts)}
-        write_bytes(path, data)
-        write_bytes(path.with_name(path.name + ".json"), json.dumps(note, indent=2, default=str).encode())
+        write_bytes_whole(path, data)
+        text = json.dumps(note, indent=2, default=str)
+        write_text_whole(path.with_name(path.name + ".json"), text)

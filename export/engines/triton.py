@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from export.bundle import staged_any
 from export.runners.profiles import Profile
+from protoseg.files import folder_whole
 from protoseg.manifest import ArtifactFile, Manifest, TensorInfo
 
 TYPES = {
@@ -69,7 +69,7 @@ def write_repository(
     suffix = "" if item.precision == "fp32" else f"_{item.precision.replace('-', '_')}"
     name = f"{manifest.name}{suffix}_{'trt' if item.kind == 'tensorrt' else 'onnx'}"
     folder = target / name
-    with staged_any(folder) as partial:
+    with folder_whole(folder) as partial:
         (partial / "config.pbtxt").write_text(model_config(name, item, profiles), encoding="utf-8")
         (partial / "1").mkdir()
         shutil.copyfile(bundle / item.name, partial / "1" / PLATFORMS[item.kind][1])

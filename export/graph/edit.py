@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from export.errors import ExportError
+from protoseg.errors import ExportError
 from protoseg.manifest import TensorInfo
 
 MAX_FILE_BYTES = 1_800_000_000  # protobuf ends at 2 GiB

@@ -7,9 +7,6 @@ in fp32.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,10 +23,11 @@ from onnxruntime.quantization import (
     QuantType,
     quantize_static,
 )
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-from export.errors import ExportError
 from export.graph.edit import drop_unused_domains, opset_of, strip
 from export.graph.half import LOW_SCOPES, count_first, first_nodes, lower_to_half
+from protoseg.errors import ExportError
 from protoseg.manifest import Precision
 
 HALF_SCALE_OPSET = 19
@@ -149,8 +147,9 @@ def quantize(
         options |= {"QuantizeBias": False, "OpTypesToExcludeOutputQuantization": ["Conv"]}
     source = onnx.ModelProto()
     source.CopyFrom(model)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    # the graph was folded and its shapes inferred when it was traced: no advice to do so first
+    add_pre_process_metadata(source)
+    with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "quantized.onnx"
         quantize_static(
             source, target, Batches(batches), quant_format=QuantFormat.QDQ,
@@ -172,18 +171,5 @@ def quantize(
         raise_scales(quantized)
         quantized, half = lower_to_half(quantized, {}, first_nodes(model))
         notes["rest"] = {"precision": "fp16", "nodes": half["nodes_fp16"]}
-    strip(quantized, metadata)
+    strip(quantized, {entry.key: entry.value for entry in model.metadata_props})
     return quantized, notes
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """ONNX Runtime's tool advises on its root logger and on stdout; neither concerns the user."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        root.setLevel(level)

@@ -20,10 +20,6 @@ def same_padding(kernel: int, stride: int, dilation: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else value
-
-
 class StaticSameConv(nn.Module):
     """A convolution whose "same" padding is a constant.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import logging
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ from typing import Any
 import onnx
 import torch
 
-from export.errors import ExportError
 from export.graph.edit import add_alias, check_graph, prune, set_axes, strip
-from export.graph.module import DEFAULT_OUTPUTS, HEAD_LOGITS, STRIDE_SUFFIX, ExportModule, Layout
+from export.graph.module import DEFAULT_OUTPUTS, HEAD_LOGITS, STRIDE_SUFFIX, ExportModule
 from export.graph.prepare import prepare_network
+from export.runners.contract import Layout
 from protoseg.checkpoint import Checkpoint
+from protoseg.errors import ExportError
 from protoseg.manifest import BUNDLE_SCHEMA, Head, Precision
 
 logger = logging.getLogger(__name__)
@@ -62,13 +62,10 @@ def trace(module: ExportModule, settings: ExportSettings, channels: int, multipl
     rows = 1 if settings.layout == "uint8_nhwc" else 2
     axes = None if settings.static else {"image": {0: "batch", rows: "height", rows + 1: "width"}}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                module, (torch.zeros(shape, dtype=dtype),), dynamo=True, opset_version=settings.opset,
-                input_names=["image"], output_names=list(module.output_names), dynamic_shapes=axes,
-                verbose=False,
-            )  # fmt: skip
+        program = torch.onnx.export(
+            module, (torch.zeros(shape, dtype=dtype),), dynamo=True, opset_version=settings.opset,
+            input_names=["image"], output_names=list(module.output_names), dynamic_shapes=axes, verbose=False,
+        )  # fmt: skip
     except Exception as error:  # torch.export and the translator raise many types
         cause = " ".join(str(error).split())[:300]
         hint = "" if settings.static else "; a fixed size may work: --static 1xHxW"

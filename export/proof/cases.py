@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.errors import ExportError
+from protoseg.errors import ExportError
 
 MAX_REAL = 24
 PIXEL_BUDGET = MAX_REAL * 512 * 512
@@ -101,18 +101,7 @@ def within_budget(images: Sequence[NamedImage]) -> list[NamedImage]:
 
 
 def dynamic_cases(images: Sequence[NamedImage], crop: tuple[int, int], multiple: int) -> list[Case]:
-    """Batches for a graph with dynamic axes.
-
-    Args:
-        images: At least one real image at the working size.
-        crop: Training crop (height, width).
-        multiple: Stride multiple.
-
-    Raises:
-        ExportError: If there is no image.
-    """
-    if not images:
-        raise ExportError("parity needs at least one real image; name a folder with --calibrate FOLDER")
+    """Batches for a graph with dynamic axes; see ``make_cases``."""
     cases = []
     for image in within_budget(images):
         mask = None if image.mask is None else image.mask[None]
@@ -130,16 +119,32 @@ def dynamic_cases(images: Sequence[NamedImage], crop: tuple[int, int], multiple:
     return cases
 
 
-def static_cases(
-    images: Sequence[NamedImage], shape: tuple[int, int, int], limit: int = MAX_REAL
+def make_cases(
+    images: Sequence[NamedImage],
+    crop: tuple[int, int],
+    multiple: int,
+    static: tuple[int, int, int] | None,
 ) -> list[Case]:
-    """Batches for a graph whose (batch, height, width) are fixed.
+    """The batches that fit a graph's axes.
+
+    Args:
+        images: At least one real image at the working size.
+        crop: Training crop (height, width).
+        multiple: Stride multiple.
+        static: Fixed (batch, height, width), or None for dynamic axes.
 
     Raises:
         ExportError: If there is no image.
     """
     if not images:
         raise ExportError("parity needs at least one real image; name a folder with --calibrate FOLDER")
+    return static_cases(images, static) if static else dynamic_cases(images, crop, multiple)
+
+
+def static_cases(
+    images: Sequence[NamedImage], shape: tuple[int, int, int], limit: int = MAX_REAL
+) -> list[Case]:
+    """Batches for a graph whose (batch, height, width) are fixed."""
     size, height, width = shape
     cases = []
     for start in range(0, min(len(images), limit), size):

@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.errors import ExportError
+from protoseg.errors import ExportError
 from protoseg.files import sha256_file
 from protoseg.manifest import TensorInfo
 
 Array = NDArray[Any]
+Layout = Literal["uint8_nchw", "uint8_nhwc", "float32_nchw"]
 
 
 class RunnerError(ExportError):
@@ -66,11 +67,20 @@ class Runner(Protocol):
         """Give memory back; calling it again does nothing."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()
+
+
+def adapt(batch: NDArray[np.uint8], layout: Layout) -> Array:
+    """A (B, C, H, W) uint8 batch in the element type and axes of a graph."""
+    if layout == "uint8_nhwc":
+        return np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
+    return batch.astype(np.float32) if layout == "float32_nchw" else batch
 
 
 def is_device_array(image: object) -> bool:

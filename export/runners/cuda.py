@@ -38,6 +38,19 @@ def system_name() -> str:
     return f"{platform.system()} {platform.machine()}"
 
 
+def load_driver() -> Any:
+    """The driver's library.
+
+    Raises:
+        RunnerError: If there is none.
+    """
+    name = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        raise RunnerError(f"no NVIDIA driver on this machine ({name} cannot be loaded)") from None
+
+
 class Cuda:
     """The driver with the primary context of one GPU.
 
@@ -49,11 +62,7 @@ class Cuda:
     """
 
     def __init__(self, device: int = 0) -> None:
-        try:
-            name = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
-            self._driver: Any = ctypes.CDLL(name)
-        except OSError:
-            raise RunnerError("no NVIDIA driver on this machine (libcuda.so.1 cannot be loaded)") from None
+        self._driver = load_driver()
         count = ctypes.c_int()
         code = self._driver.cuInit(0) or self._driver.cuDeviceGetCount(ctypes.byref(count))
         if code or not 0 <= device < count.value:

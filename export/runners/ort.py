@@ -1,32 +1,28 @@
-"""Runs a network of a bundle without torch: one small contract, ONNX Runtime or TensorRT behind it."""
+"""A network in ONNX Runtime."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 
 from export.runners.contract import (
     Array,
-    DeviceArray,
     Image,
     Runner,
     RunnerError,
-    check_hash,
     check_input,
     device_view,
     is_device_array,
 )
-from protoseg.manifest import ArtifactFile, Manifest, TensorInfo, read_manifest
+from export.runners.cuda import Cuda
+from protoseg.manifest import TensorInfo
 
-__all__ = ["DeviceArray", "Image", "OrtRunner", "Provider", "Runner", "RunnerError", "load_runner"]
-
-Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 ORT_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 ORT_TYPES = {
     "tensor(uint8)": "uint8", "tensor(int8)": "int8", "tensor(int32)": "int32",
@@ -66,15 +62,19 @@ def import_onnxruntime() -> Any:
     return ort
 
 
+def installed(*distributions: str) -> dict[str, str]:
+    """Version by name of those that are installed."""
+    found = {}
+    for name in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def onnxruntime_distributions() -> list[str]:
     """Installed distributions that share the ``onnxruntime`` folder, as ``name version``."""
-    found = []
-    for name in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"):
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    known = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
+    return [f"{name} {version}" for name, version in installed(*known).items()]
 
 
 def why_no_cuda() -> str:
@@ -84,13 +84,9 @@ def why_no_cuda() -> str:
     if not library.is_file() and "CUDAExecutionProvider" not in ort.get_available_providers():
         return "this onnxruntime has no CUDA support; install onnxruntime-gpu in its place"
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "no NVIDIA driver (libcuda.so.1 cannot be loaded)"
-    count = ctypes.c_int(0)
-    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    if code or count.value == 0:
-        return f"the NVIDIA driver reports no usable device (code {code})"
+        Cuda().close()
+    except RunnerError as error:
+        return str(error)
     try:
         ctypes.CDLL(str(library))
     except OSError as error:
@@ -98,13 +94,7 @@ def why_no_cuda() -> str:
     return "ONNX Runtime gave no reason; run it with a log severity of 0"
 
 
-def _preload_cuda(ort: Any) -> None:
-    """Let CUDA libraries that came as wheels be found."""
-    if hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()
-
-
-class OrtRunner:
+class OrtRunner(Runner):
     """A network in ONNX Runtime.
 
     Args:
@@ -139,7 +129,8 @@ class OrtRunner:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         providers: list[Any] = [wanted]
         if provider == "cuda":
-            _preload_cuda(ort)
+            if hasattr(ort, "preload_dlls"):  # lets CUDA libraries that came as wheels be found
+                ort.preload_dlls()
             providers = [(wanted, {"device_id": str(device)})]
             ort.set_default_logger_severity(4)
         try:
@@ -195,14 +186,6 @@ class OrtRunner:
         """See ``Runner.close``."""
         self._session = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 def _tensor_info(value: Any) -> TensorInfo:
     dtype = ORT_TYPES.get(value.type)
@@ -212,82 +195,10 @@ def _tensor_info(value: Any) -> TensorInfo:
     return TensorInfo(name=value.name, dtype=dtype, shape=shape)
 
 
-def choose_file(manifest: Manifest, provider: Provider) -> ArtifactFile:
-    """The file that runs when none is named: the fp32 graph, or for TensorRT the first proven engine.
+def __getattr__(name: str) -> Any:
+    # former address of the factory; goes once serving imports export.runtime
+    if name in ("Provider", "load_runner"):
+        import export.runtime
 
-    Raises:
-        RunnerError: If there is none whose parity passed.
-    """
-    kinds = ("tensorrt", "tensorrt_rtx") if provider == "tensorrt" else ("onnx",)
-    for item in manifest.servable():
-        if item.kind in kinds and (item.kind != "onnx" or item.precision == "fp32"):
-            return item
-    states = ", ".join(f"{f.name}: {f.parity.status}" for f in manifest.files) or "no files"
-    cure = (
-        "python -m export.tensorrt BUNDLE"
-        if provider == "tensorrt"
-        else "python -m export.onnx CKPT (see its parity report)"
-    )
-    raise RunnerError(f"the bundle has no network for {provider} whose parity passed ({states}); run {cure}")
-
-
-def load_runner(
-    bundle: str | Path,
-    file: str | None = None,
-    provider: Provider = "auto",
-    *,
-    intra_threads: int | None = None,
-    device: int = 0,
-    require_parity: bool = True,
-) -> Runner:
-    """Load a network of a bundle after checking its hash and its parity report.
-
-    Args:
-        bundle: Bundle folder.
-        file: File name inside the bundle; None takes the fp32 graph (``provider="tensorrt"``: the first
-            proven engine).
-        provider: ``auto`` takes CUDA when it really comes up and the CPU otherwise (an engine runs in
-            TensorRT); any other value is met or is an error.
-        intra_threads: CPU threads for one call; None takes the runtime's default.
-        device: GPU number.
-        require_parity: Refuse a file whose parity did not pass.
-
-    Raises:
-        RunnerError: If the file cannot run here as asked.
-        ManifestError: If the bundle is damaged.
-    """
-    folder = Path(bundle)
-    manifest = read_manifest(folder)
-    item = manifest.file(file) if file is not None else choose_file(manifest, provider)
-    if require_parity and item.parity.status != "passed":
-        reason = f" ({item.parity.reason})" if item.parity.reason else ""
-        raise RunnerError(
-            f"{item.name}: parity is {item.parity.status}{reason}; run python -m export.parity {folder}"
-        )
-    path = folder / item.name
-    check_hash(path, item.sha256)
-    if item.kind != "onnx":
-        if provider not in ("auto", "tensorrt"):
-            raise RunnerError(f"{item.name} is a TensorRT engine and cannot run on {provider}; name an .onnx")
-        from export.runners.tensorrt import EngineRunner
-
-        return EngineRunner(path, device=device)
-    if provider == "tensorrt":
-        raise RunnerError(f"{item.name} is not an engine; build one with: python -m export.tensorrt {folder}")
-    exact = item.precision == "int8"
-    if provider == "cuda" or (provider == "auto" and _cuda_may_work()):
-        try:
-            return OrtRunner(path, "cuda", intra_threads=intra_threads, device=device, exact_qdq=exact)
-        except RunnerError:
-            if provider == "cuda":  # auto welcomes the CPU
-                raise
-    return OrtRunner(path, "cpu", intra_threads=intra_threads, exact_qdq=exact)
-
-
-def _cuda_may_work() -> bool:
-    """False when trying CUDA would only cost time; True proves nothing."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
+        return getattr(export.runtime, name)
+    raise AttributeError(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 
-from export.errors import ExportError
+from protoseg.errors import ExportError
 from protoseg.manifest import Manifest, Record
 
 logger = logging.getLogger(__name__)

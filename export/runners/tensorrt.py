@@ -9,18 +9,22 @@ from __future__ import annotations
 import importlib
 import threading
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from export.engines.sidecar import Flavor, differences, read_sidecar
-from export.runners.contract import Image, RunnerError, check_input, device_view, is_device_array
+from export.runners.contract import (
+    Array,
+    Image,
+    Runner,
+    RunnerError,
+    check_input,
+    device_view,
+    is_device_array,
+)
 from export.runners.cuda import Cuda
+from export.runners.sidecar import Flavor, differences, read_sidecar
 from protoseg.files import sha256_file
-
-Array = NDArray[Any]
 
 
 def import_flavor(flavor: Flavor) -> Any:
@@ -52,11 +56,11 @@ def make_logger(module: Any, messages: list[str]) -> Any:
     return Collector()
 
 
-class EngineRunner:
-    """A TensorRT engine behind the call of ``export.runners.ort.Runner``; calls of several threads queue up.
+class EngineRunner(Runner):
+    """A TensorRT engine; calls of several threads queue up.
 
     Args:
-        plan: Engine file with its sidecar.
+        engine: Engine file with its sidecar.
         device: GPU number.
         module: TensorRT's module; None imports what the sidecar names.
         cuda: CUDA driver; None opens it.
@@ -67,17 +71,18 @@ class EngineRunner:
 
     provider = "tensorrt"
 
-    def __init__(self, plan: Path, device: int = 0, *, module: Any = None, cuda: Any = None) -> None:
-        self.sidecar = read_sidecar(plan)
-        if sha256_file(plan) != self.sidecar.plan_sha256:
-            raise RunnerError(f"{plan} was changed after it was built; run: {self.sidecar.command}")
+    def __init__(self, engine: Path, device: int = 0, *, module: Any = None, cuda: Any = None) -> None:
+        self.sidecar = read_sidecar(engine)
+        if sha256_file(engine) != self.sidecar.plan_sha256:
+            raise RunnerError(f"{engine} was changed after it was built; run: {self.sidecar.command}")
         self._module = module or import_flavor(self.sidecar.flavor)
         self._cuda = cuda or Cuda(device)
         gpu = self._cuda.info()
         found = differences(self.sidecar, self._module.__version__, gpu)
         if found:
             raise RunnerError(
-                f"{plan.name} was built for another machine ({'; '.join(found)}); run: {self.sidecar.command}"
+                f"{engine.name} was built for another machine ({'; '.join(found)}); "
+                f"run: {self.sidecar.command}"
             )
         self.inputs, self.outputs = self.sidecar.inputs, self.sidecar.outputs
         self.description = f"{self.sidecar.flavor} {self._module.__version__} on {gpu.name}"
@@ -87,10 +92,10 @@ class EngineRunner:
         # the runtime and its logger must outlive the engine
         self._logger = make_logger(self._module, self._messages)
         self._runtime = self._module.Runtime(self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(engine.read_bytes())
         if self._engine is None:
             reasons = "; ".join(self._messages[:3]) or "no message"
-            raise RunnerError(f"{plan.name} cannot be loaded ({reasons}); run: {self.sidecar.command}")
+            raise RunnerError(f"{engine.name} cannot be loaded ({reasons}); run: {self.sidecar.command}")
         self._stream = self._cuda.stream()
         self._contexts: dict[int, Any] = {}
         self._buffers: dict[str, tuple[int, int]] = {}
@@ -222,11 +227,3 @@ class EngineRunner:
             self._engine = self._runtime = None
             self._cuda.destroy_stream(self._stream)
             self._cuda.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

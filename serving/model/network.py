@@ -7,9 +7,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from export.errors import ExportError
 from export.runners.contract import Runner
-from export.runners.ort import Provider, load_runner
+from export.runtime import Provider, load_runner
+from protoseg.errors import ExportError
 from serving.errors import BundleError
 from serving.model.bundle import Bundle
 from serving.settings import Settings

@@ -14,18 +14,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.engines.sidecar import read_sidecar
+from export.engines.build import BuildError, BuildSettings
 from export.graph.edit import to_bytes
-from export.parity import compare_engine
+from export.proof.prove import prove_engine
+from export.runners.contract import RunnerError
 from export.runners.cuda import Cuda
-from export.runners.ort import OrtRunner, RunnerError, load_runner
+from export.runners.ort import OrtRunner
+from export.runners.sidecar import read_sidecar
 from export.runners.tensorrt import EngineRunner
+from export.runtime import load_runner
 from protoseg.manifest import read_manifest
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -140,7 +144,7 @@ BUILD = """
 import sys
 from pathlib import Path
 from export.engines.build import BuildSettings, build
-from export.errors import ExportError
+from protoseg.errors import ExportError
 from export.runners.profiles import parse_profile
 settings = BuildSettings('tensorrt_rtx', (parse_profile(sys.argv[2]),))
 try:
@@ -174,6 +178,21 @@ def test_rtx_refuses_with_a_reason(
     )
     assert done.returncode == 1, done.stderr
     assert text in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"flavor": "tensorrt_rtx", "compute_capabilities": ("9.0",)}, "TensorRT-RTX knows"),
+        ({"flavor": "tensorrt_rtx", "version_compatible": True}, "are for --flavor tensorrt"),
+        ({"flavor": "tensorrt", "compute_capabilities": ("8.6",)}, "is for --flavor rtx"),
+        ({"flavor": "tensorrt", "optimization_level": 6}, "must be 0 to 5"),
+        ({"flavor": "tensorrt", "workspace_gib": -1.0}, "must be positive"),
+    ],
+)
+def test_settings_are_checked_before_building(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(BuildError, match=text):
+        BuildSettings(**{"profiles": (), **changes}).check()
 
 
 def test_without_a_gpu_tensorrt_says_so(own_bundle: Path, run_module: Run) -> None:
@@ -230,7 +249,7 @@ def test_tensorrt_engine_equals_its_onnx_file(
     item = manifest.files[-1]
     assert item.parity.status == "passed"
     with load_runner(own_bundle, item.name, "tensorrt") as runner:
-        assert compare_engine(own_bundle, manifest, item, runner).status in ("passed", "failed")
+        assert prove_engine(own_bundle, manifest, item, runner).status in ("passed", "failed")
         with pytest.raises(RunnerError, match="fits no profile"):
             runner(np.zeros((1, 3, 640, 640), np.uint8))
     again = run_module(*arguments)

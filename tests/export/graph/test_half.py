@@ -22,7 +22,7 @@ from export.graph.half import (
     lower_to_half,
 )
 from export.graph.int8 import float_nodes, raise_scales
-from export.graph.module import TorchRunner, half_reference
+from export.proof.reference import TorchRunner, half_reference
 from export.runners.ort import OrtRunner
 from protoseg.checkpoint import Checkpoint
 

@@ -15,13 +15,13 @@ from torch import nn
 from export.graph.module import (
     ExportModule,
     FoldedPrototypes,
-    TorchRunner,
     label_dtype,
     probabilities,
     probability_of,
     top_probability,
 )
 from export.graph.prepare import StaticSameConv, prepare_network
+from export.proof.reference import TorchRunner
 from protoseg.checkpoint import Checkpoint
 from protoseg.manifest import Head
 from protoseg.method.pseudo_labels import label_agreement
@@ -75,7 +75,7 @@ def test_agreement_follows_the_training_definition() -> None:
         assert probability_of(one, torch.full((1, 1, 1), label)).item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("head", ["linear", "prototype", "mean"])
+@pytest.mark.parametrize("head", ["linear", "prototype", "fused"])
 def test_agreement_is_the_linear_heads_probability_of_the_label(head: Head) -> None:
     segmenter = tiny_segmenter(num_classes=4)
     image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
@@ -113,7 +113,7 @@ def test_preparing_leaves_the_original_alone(checkpoint: Checkpoint) -> None:
     assert [type(m) for m in checkpoint.segmenter.modules()] == before
 
 
-@pytest.mark.parametrize("head", ["linear", "prototype", "mean"])
+@pytest.mark.parametrize("head", ["linear", "prototype", "fused"])
 @pytest.mark.parametrize("size", [(64, 96), (33, 41)])
 def test_module_equals_the_checkpoint(checkpoint: Checkpoint, head: Any, size: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (2, 3, *size), dtype=np.uint8)

@@ -1,37 +1,165 @@
-"""Sidecars, profiles, caches, Triton files, and the engine runner on fakes (no GPU is involved)."""
+"""Sidecars, and the engine runner on stand-ins for TensorRT and the driver: its bookkeeping, not any GPU.
+
+The fake engine answers ``labels = image[:, 0] > 127`` from memory that the runner itself managed.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from export.engines.build import BuildError, BuildSettings
-from export.engines.cache import Cache, default_cache, locked
-from export.engines.sidecar import Sidecar, differences, sidecar_path
-from export.engines.triton import model_config
-from export.errors import ExportError
-from export.runners.cuda import Cuda, GpuInfo
-from export.runners.ort import RunnerError
-from export.runners.profiles import Profile, check_profiles, default_profile, parse_profile
+from export.runners.contract import RunnerError
+from export.runners.cuda import GpuInfo
+from export.runners.profiles import Profile
+from export.runners.sidecar import Sidecar, differences, sidecar_path
 from export.runners.tensorrt import EngineRunner
 from protoseg.files import sha256_file
-from protoseg.manifest import Manifest, TensorInfo, read_manifest
+from protoseg.manifest import TensorInfo
 
-_SPEC = importlib.util.spec_from_file_location(
-    "fake_tensorrt", Path(__file__).parents[1] / "fake_tensorrt.py"
-)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-fake = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(fake)
+GPU = GpuInfo("Fake GPU", "8.6", 10, "13.0", "Linux x86_64")
+
+
+class FakeCuda:
+    """GPU memory as a dictionary of byte arrays."""
+
+    def __init__(self, info: GpuInfo = GPU) -> None:
+        self.memory: dict[int, np.ndarray[Any, Any]] = {}
+        self.recorded: list[Any] | None = None
+        self.graphs: dict[int, list[Any]] = {}
+        self.launches = 0
+        self.closed = False
+        self._info = info
+        self._next = 4096
+
+    def info(self) -> GpuInfo:
+        return self._info
+
+    def activate(self) -> None:
+        assert not self.closed
+
+    def allocate(self, size: int) -> int:
+        self._next += 1 << 20
+        self.memory[self._next] = np.zeros(size, np.uint8)
+        return self._next
+
+    def free(self, address: int) -> None:
+        del self.memory[address]
+
+    def stream(self) -> int:
+        return 7
+
+    def destroy_stream(self, stream: int) -> None:
+        assert stream == 7
+
+    def synchronize(self, stream: int) -> None:
+        assert stream == 7
+
+    def upload(self, address: int, array: np.ndarray[Any, Any], stream: int) -> None:
+        raw = np.frombuffer(array.tobytes(), np.uint8)
+        self.memory[address][: raw.size] = raw
+
+    def download(self, address: int, shape: tuple[int, ...], dtype: Any, stream: int) -> Any:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return np.frombuffer(self.memory[address][:size].tobytes(), dtype).reshape(shape)
+
+    def begin_capture(self, stream: int) -> None:
+        self.recorded = []
+
+    def end_capture(self, stream: int) -> int:
+        assert self.recorded is not None
+        self.graphs[99] = self.recorded
+        self.recorded = None
+        return 99
+
+    def launch(self, graph: int, stream: int) -> None:
+        self.launches += 1
+        for work in self.graphs[graph]:
+            work()
+
+    def destroy_graph(self, graph: int) -> None:
+        del self.graphs[graph]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeContext:
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda = cuda
+        self.addresses: dict[str, int] = {}
+        self.shape: tuple[int, ...] = ()
+        self.profile = -1
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self.profile = index
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shape = tuple(shape)
+        return self.shape[2] != 13
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (self.shape[0], *self.shape[2:])
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        shape, addresses = self.shape, dict(self.addresses)
+
+        def work() -> None:
+            size = int(np.prod(shape))
+            image = self.cuda.memory[addresses["image"]][:size].reshape(shape)
+            labels = (image[:, 0] > 127).astype(np.uint8)
+            self.cuda.memory[addresses["labels"]][: labels.size] = labels.ravel()
+
+        if self.cuda.recorded is not None:
+            self.cuda.recorded.append(work)
+        else:
+            work()
+        return True
+
+
+class FakeModule:
+    """What the runner uses of the ``tensorrt`` module."""
+
+    __name__ = "tensorrt"
+    __version__ = "11.4.0"
+
+    class ILogger:
+        WARNING = 2
+
+        def __init__(self) -> None:
+            pass
+
+    def __init__(self, cuda: FakeCuda, *, loads: bool = True) -> None:
+        self.cuda, self.loads = cuda, loads
+
+    def Runtime(self, logger: Any) -> Any:  # noqa: N802 - TensorRT's name
+        module = self
+
+        class Engine:
+            def create_execution_context(self) -> FakeContext:
+                return FakeContext(module.cuda)
+
+        class Runtime:
+            def deserialize_cuda_engine(self, data: bytes) -> Any:
+                if not module.loads:
+                    logger.log(1, "magic tag does not match")
+                    return None
+                return Engine()
+
+        return Runtime()
+
 
 SMALL = Profile(name="small", min=(1, 32, 32), opt=(1, 64, 64), max=(2, 64, 96))
+
+
 LARGE = Profile(name="large", min=(1, 64, 64), opt=(1, 128, 128), max=(1, 256, 256))
 
 
@@ -57,8 +185,8 @@ def write_plan(folder: Path, **changes: Any) -> Path:
 
 
 def open_runner(plan: Path, *, loads: bool = True) -> tuple[EngineRunner, Any]:
-    cuda = fake.FakeCuda()
-    return EngineRunner(plan, module=fake.FakeModule(cuda, loads=loads), cuda=cuda), cuda
+    cuda = FakeCuda()
+    return EngineRunner(plan, module=FakeModule(cuda, loads=loads), cuda=cuda), cuda
 
 
 def images(*shape: int, seed: int = 0) -> Any:
@@ -129,11 +257,11 @@ def test_a_changed_engine_and_a_missing_sidecar(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "version", "gpu", "expected"),
     [
-        ({}, "11.4.0", fake.GPU, ""),
-        ({}, "11.5.0", fake.GPU, "TensorRT: built with 11.4.0, here 11.5.0"),
-        ({"version_compatible": True}, "11.5.0", fake.GPU, ""),
-        ({"version_compatible": True}, "11.3.9", fake.GPU, "TensorRT"),
-        ({"version_compatible": True}, "12.0.0", fake.GPU, "TensorRT"),
+        ({}, "11.4.0", GPU, ""),
+        ({}, "11.5.0", GPU, "TensorRT: built with 11.4.0, here 11.5.0"),
+        ({"version_compatible": True}, "11.5.0", GPU, ""),
+        ({"version_compatible": True}, "11.3.9", GPU, "TensorRT"),
+        ({"version_compatible": True}, "12.0.0", GPU, "TensorRT"),
         ({}, "11.4.0", GpuInfo("Other", "8.9", 9, "13.0", "Linux x86_64"), "compute capability"),
         ({}, "11.4.0", GpuInfo("Other", "8.6", 9, "13.0", "Linux x86_64"), "GPU: built on Fake GPU"),
         ({"hardware_compatibility": "same_cc"}, "11.4.0",
@@ -155,136 +283,6 @@ def test_the_sidecar_says_which_field_differs(
     found = "; ".join(differences(make_sidecar(**changes), version, gpu))
     assert expected in found
     assert bool(expected) == bool(found)
-
-
-def test_no_driver_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> Any:
-        raise OSError(name)
-
-    monkeypatch.setattr("export.runners.cuda.ctypes.CDLL", missing)
-    with pytest.raises(RunnerError, match="no NVIDIA driver"):
-        Cuda()
-
-
-# --- profiles -----------------------------------------------------------------------------------------
-
-
-def static(manifest: Manifest, shape: tuple[int, int, int]) -> Manifest:
-    graph = manifest.graph.model_copy(update={"static_shape": shape})
-    return manifest.model_copy(update={"graph": graph})
-
-
-def test_profiles_are_parsed() -> None:
-    profile = parse_profile("wide:1x32x64:2x48x96:4x64x128")
-    assert (profile.min, profile.opt, profile.max) == ((1, 32, 64), (2, 48, 96), (4, 64, 128))
-    assert str(profile) == "wide:1x32x64:2x48x96:4x64x128"
-    assert parse_profile("one:1x32x64").fixed
-    for text in ("default", "a:1x2", "a:1x2x3:4x5x6", ":1x2x3", "a:1x2x3:1x2x3:1x2x3:1x2x3", "a:1xHx3"):
-        with pytest.raises(ExportError, match="expected NAME:MIN:OPT:MAX"):
-            parse_profile(text)
-
-
-def test_profiles_are_checked_before_building(bundle: Path) -> None:
-    manifest = read_manifest(bundle)
-    default = check_profiles([], manifest)
-    assert default == [default_profile(manifest)]
-    assert default[0].contains((1, 64, 96))
-    for text in ("a:2x64x64:1x64x64:4x64x64", "a:1x64x64:1x128x64:1x96x64", "a:0x64x64:1x64x64:1x64x64"):
-        with pytest.raises(ExportError, match="1 <= min <= opt <= max"):
-            check_profiles([parse_profile(text)], manifest)
-    with pytest.raises(ExportError, match="names must differ"):
-        check_profiles([parse_profile("a:1x64x64"), parse_profile("a:1x32x32")], manifest)
-    fixed = static(manifest, (1, 64, 96))
-    assert check_profiles([], fixed) == []
-    assert check_profiles([parse_profile("a:1x64x96")], fixed) == []
-    with pytest.raises(ExportError, match="fixed shape 1x64x96"):
-        check_profiles([parse_profile("a:1x64x64")], fixed)
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({"flavor": "tensorrt_rtx", "compute_capabilities": ("9.0",)}, "TensorRT-RTX knows"),
-        ({"flavor": "tensorrt_rtx", "version_compatible": True}, "are for --flavor tensorrt"),
-        ({"flavor": "tensorrt", "compute_capabilities": ("8.6",)}, "is for --flavor rtx"),
-        ({"flavor": "tensorrt", "optimization_level": 6}, "must be 0 to 5"),
-        ({"flavor": "tensorrt", "workspace_gib": -1.0}, "must be positive"),
-    ],
-)
-def test_settings_are_checked_before_building(changes: dict[str, Any], text: str) -> None:
-    with pytest.raises(BuildError, match=text):
-        BuildSettings(**{"profiles": (), **changes}).check()
-
-
-# --- caches -------------------------------------------------------------------------------------------
-
-
-def test_cache_keeps_whole_files_by_all_facts(tmp_path: Path) -> None:
-    cache = Cache(tmp_path / "engines", ".plan")
-    facts = {"onnx": "a", "version": "1", "gpu": None}
-    assert cache.read(facts) is None
-    cache.write(facts, b"plan")
-    assert cache.read(facts) == b"plan"
-    for change in ({"onnx": "b"}, {"version": "2"}, {"gpu": {"name": "x"}}):
-        assert cache.read({**facts, **change}) is None
-    cache.path(facts).write_bytes(b"plam")
-    assert cache.read(facts) is None
-    cache.write(facts, b"plan")
-    cache.path(facts).with_name(cache.path(facts).name + ".json").write_text("{")
-    assert cache.read(facts) is None
-
-
-def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PROTOSEG_CACHE", str(tmp_path))
-    assert default_cache() == tmp_path
-    monkeypatch.delenv("PROTOSEG_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert default_cache() == tmp_path / "xdg" / "protoseg"
-
-
-def _hold(path: str, ready: Any, release: Any) -> None:
-    with locked(Path(path)):
-        ready.set()
-        release.wait(30)
-
-
-def test_builds_exclude_each_other(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    ready, release = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(str(tmp_path / "build"), ready, release))
-    process.start()
-    try:
-        assert ready.wait(30)
-        with pytest.raises(ExportError, match="another build"), locked(tmp_path / "build", timeout=0.1):
-            pass
-    finally:
-        release.set()
-        process.join(30)
-    with locked(tmp_path / "build", timeout=0.1):
-        pass
-
-
-# --- Triton -------------------------------------------------------------------------------------------
-
-
-def test_triton_config_of_a_dynamic_graph(bundle: Path) -> None:
-    item = read_manifest(bundle).file("model.onnx")
-    text = model_config("tiny", item, [SMALL])
-    assert 'platform: "onnxruntime_onnx"' in text
-    assert "max_batch_size: 2" in text
-    assert "dims: [ 3, -1, -1 ]" in text
-    assert text.count("{") == text.count("}")
-    assert text.count("[") == text.count("]")
-
-
-def test_triton_config_of_a_fixed_graph_has_no_batching(bundle: Path) -> None:
-    item = read_manifest(bundle).file("model.onnx")
-    shape: list[int | str] = [1, 3, 64, 96]
-    fixed = item.model_copy(update={"inputs": [item.inputs[0].model_copy(update={"shape": shape})]})
-    text = model_config("tiny", fixed, [])
-    assert "max_batch_size: 0" in text
-    assert "dims: [ 1, 3, 64, 96 ]" in text
-    assert "dynamic_batching" not in text
 
 
 def test_sidecar_is_plain_json(tmp_path: Path) -> None:

@@ -65,18 +65,18 @@ class Sidecar(Record):
     """Command that builds it again."""
 
 
-def sidecar_path(plan: Path) -> Path:
+def sidecar_path(engine: Path) -> Path:
     """``NAME.plan.json`` beside an engine."""
-    return plan.with_name(plan.name + ".json")
+    return engine.with_name(engine.name + ".json")
 
 
-def read_sidecar(plan: Path) -> Sidecar:
+def read_sidecar(engine: Path) -> Sidecar:
     """The sidecar of an engine.
 
     Raises:
         RunnerError: If it is missing or damaged.
     """
-    path = sidecar_path(plan)
+    path = sidecar_path(engine)
     try:
         return Sidecar.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -17,8 +17,9 @@ from torch import nn
 from export.bundle import verify_bundle
 from export.calibration import checkpoint_images
 from export.graph.edit import to_bytes
-from export.graph.module import TorchRunner
-from export.parity import ProbedOnnx, Setup, compare, make_cases
+from export.proof.cases import make_cases
+from export.proof.prove import ProbedOnnx, Setup, prove_case
+from export.proof.reference import TorchRunner
 from protoseg.checkpoint import Checkpoint
 from protoseg.manifest import ParityCase
 from protoseg.models.segmenter import Segmenter
@@ -32,7 +33,7 @@ def judge(checkpoint: Checkpoint, candidate: Callable[[Any], dict[str, Any]]) ->
                   info.input.stride_multiple, info.ignore_index)  # fmt: skip
     images = checkpoint_images(info, "val", 2)
     cases = make_cases(images, info.input.crop, info.input.stride_multiple, None)[:6]
-    return compare(
+    return prove_case(
         setup, "fp32", cases, TorchRunner(checkpoint.segmenter, "linear"), candidate, expected=NAMES,
         labels=("torch", "fault"),
     )  # fmt: skip
@@ -188,7 +189,7 @@ def test_fault_in_the_file_fails_the_gate(
                   info.input.stride_multiple, info.ignore_index)  # fmt: skip
     images = checkpoint_images(info, "val", 1)
     cases = make_cases(images, info.input.crop, info.input.stride_multiple, None)[:3]
-    case = compare(
+    case = prove_case(
         setup, "fp32", cases, TorchRunner(checkpoint.segmenter, "linear"), probed, expected=probed.names,
         labels=("torch", "fault"),
     )  # fmt: skip

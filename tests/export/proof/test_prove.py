@@ -1,0 +1,43 @@
+"""Sides of a comparison."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export.proof.cases import Case
+from export.proof.prove import Setup, at_stride, prove_case
+from protoseg.manifest import Head
+
+LINEAR = np.log([[[[0.6]], [[0.3]], [[0.1]]]]).astype(np.float32)
+PROTOTYPE = np.log([[[[0.1]], [[0.5]], [[0.4]]]]).astype(np.float32)
+
+
+@pytest.mark.parametrize(("head", "label"), [("linear", 0), ("prototype", 1), ("fused", 1)])
+def test_labels_at_the_stride_come_from_the_chosen_head(head: Head, label: int) -> None:
+    """Of the probabilities 0.6, 0.3, 0.1 and 0.1, 0.5, 0.4; their mean is 0.35, 0.4, 0.25."""
+    outputs: dict[str, Any] = {"linear_logits_stride": LINEAR, "prototype_logits_stride": PROTOTYPE}
+    image = np.zeros((1, 3, 4, 4), np.uint8)
+    assert at_stride(lambda _: outputs, head)(image)["labels"].tolist() == [[[label]]]
+    own = {**outputs, "logits_stride": LINEAR[:, ::-1]}
+    assert at_stride(lambda _: own, head)(image)["labels"].tolist() == [[[2]]]
+
+
+@pytest.mark.parametrize("head", ["linear", "prototype", "fused"])
+def test_graphs_that_end_at_the_stride_are_compared_there(head: Head) -> None:
+    """The reference has scores of full size, too, which do not belong to these labels."""
+    rng = np.random.default_rng(0)
+    outputs: dict[str, Any] = {
+        f"{name}_logits{suffix}": rng.normal(0, 4, (1, 3, size, size)).astype(np.float32)
+        for name in ("linear", "prototype")
+        for suffix, size in (("", 32), ("_stride", 8))
+    }
+    setup = Setup(head, "uint8_nchw", 3, np.ones(3, bool), 32, 255)
+    cases = [Case("a", np.zeros((1, 3, 32, 32), np.uint8), natural=True)]
+    side = at_stride(lambda _: outputs, head)
+    names = {"labels", "linear_logits_stride", "prototype_logits_stride"}
+    found = prove_case(setup, "fp32", cases, side, side, expected=names, labels=("torch", "test"))
+    assert found.failures == []
+    assert found.pixels == 64
