@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from protoseg.manifest import Head
-from protoseg.method.pseudo_labels import fuse, label_agreement, pseudo_labels
+from protoseg.method.pseudo_labels import fuse, label_probability, pseudo_labels
 from protoseg.models.segmenter import Segmenter
 
 Call = Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]
@@ -33,7 +33,7 @@ class Deployed(nn.Module):
         if self.head == "fused":
             linear = network.upsample(linear, height, width)
             label, confidence = pseudo_labels(fuse(linear, network.upsample(prototype, height, width)))
-            return label.to(torch.uint8), confidence, label_agreement(linear, label)
+            return label.to(torch.uint8), confidence, label_probability(linear, label)
         chosen = linear if self.head == "linear" else prototype
         label, confidence = pseudo_labels(network.upsample(chosen, height, width).softmax(1))
         if self.head == "linear":
@@ -41,7 +41,7 @@ class Deployed(nn.Module):
         return (
             label.to(torch.uint8),
             confidence,
-            label_agreement(network.upsample(linear, height, width), label),
+            label_probability(network.upsample(linear, height, width), label),
         )
 
 

@@ -193,12 +193,3 @@ def _tensor_info(value: Any) -> TensorInfo:
         raise RunnerError(f"{value.name} has type {value.type}, expected one of {', '.join(ORT_TYPES)}")
     shape = ["unknown" if axis is None else axis for axis in value.shape]
     return TensorInfo(name=value.name, dtype=dtype, shape=shape)
-
-
-def __getattr__(name: str) -> Any:
-    # former address of the factory; goes once serving imports export.runtime
-    if name in ("Provider", "load_runner"):
-        import export.runtime
-
-        return getattr(export.runtime, name)
-    raise AttributeError(name)

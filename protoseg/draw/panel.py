@@ -22,7 +22,7 @@ from protoseg.draw.colours import Picture, as_rgb, heat_picture, palette_picture
 from protoseg.draw.tiles import Tile, draw_sheet, small
 from protoseg.inference import image_batch, image_logits, inference, score
 from protoseg.manifest import ClassInfo, ResizeConfig
-from protoseg.method.pseudo_labels import head_agreement
+from protoseg.method.pseudo_labels import head_distance
 from protoseg.models.segmenter import Segmenter
 
 
@@ -73,7 +73,7 @@ def panel_row(
         if logits.prototype is None:
             return PanelRow(shown, target, labels, None, None, None)
         chosen = score(logits, "prototype").label
-        distance = 1 - head_agreement(logits.linear, logits.prototype)[0]
+        distance = head_distance(logits.linear, logits.prototype)[0]
         winner = winning_prototypes(segmenter, batch, chosen)[0]
     return PanelRow(shown, target, labels, _ids(chosen), distance.cpu().numpy(), winner.cpu().numpy())
 

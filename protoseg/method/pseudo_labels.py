@@ -47,14 +47,6 @@ def label_probability(linear_logits: Tensor, label: Tensor) -> Tensor:
     return linear_logits.float().softmax(1).gather(1, label[:, None])[:, 0]
 
 
-label_agreement = label_probability
-
-
-def head_agreement(linear_logits: Tensor, prototype_logits: Tensor) -> Tensor:
-    """One minus ``head_distance``."""
-    return 1 - head_distance(linear_logits, prototype_logits)
-
-
 class ClassThresholds(nn.Module):
     """Confidence thresholds that are lower for classes the teacher is less sure of.
 

@@ -18,7 +18,7 @@ from protoseg.draw.colours import overlay_picture
 from protoseg.errors import DataError
 from protoseg.inference import HeadName, image_batch, image_logits, inference, score, upsample
 from protoseg.manifest import InputRule
-from protoseg.method.pseudo_labels import label_agreement
+from protoseg.method.pseudo_labels import label_probability
 from protoseg.models.segmenter import Segmenter
 
 DEFAULT_HEAD: HeadName = "linear"
@@ -72,7 +72,7 @@ def predict_image(
         low = image_logits(segmenter, batch, config or EvalConfig(), rule.crop)
         logits = upsample(low, height, width)
         label, confidence = score(logits, head)
-        believed = label_agreement(logits.linear, label)
+        believed = label_probability(logits.linear, label)
     return Prediction(
         label[0].cpu().numpy().astype(np.uint8), confidence[0].cpu().numpy(), believed[0].cpu().numpy()
     )

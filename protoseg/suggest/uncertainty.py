@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from protoseg.inference import HeadLogits, HeadName, score
-from protoseg.method.pseudo_labels import fuse, head_agreement, label_agreement
+from protoseg.method.pseudo_labels import fuse, head_distance, label_probability
 
 ScoreName = Literal["linear", "confidence", "entropy", "margin", "disagreement", "distance"]
 SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
@@ -38,12 +38,12 @@ def head_probabilities(logits: HeadLogits, head: HeadName) -> Tensor:
 def suspicion(logits: HeadLogits, name: ScoreName, head: HeadName, temperature: float) -> Tensor:
     """Doubt about each pixel's label under ``head``.
 
-    * ``linear``: one minus ``label_agreement``, the probability that the linear head gives to the label,
+    * ``linear``: one minus ``label_probability``, the probability that the linear head gives to the label,
       whichever head chose it;
     * ``confidence``: one minus the head's own highest probability;
     * ``entropy``: entropy of the head's probabilities over ``log C``;
     * ``margin``: one minus the difference of the head's two highest probabilities;
-    * ``disagreement``: total variation distance of the two heads, one minus ``head_agreement``;
+    * ``disagreement``: total variation distance of the two heads, ``head_distance``;
     * ``distance``: ``(1 - cos) / 2`` to the nearest prototype of the label (its soft minimum where the bank
       pools by logsumexp).
 
@@ -62,10 +62,10 @@ def suspicion(logits: HeadLogits, name: ScoreName, head: HeadName, temperature: 
     if name in NEED_PROTOTYPES and logits.prototype is None:
         raise ValueError(f"score {name!r} needs prototypes, this network has none; use score 'linear'")
     if name == "linear":
-        return 1 - label_agreement(logits.linear, score(logits, head).label)
+        return 1 - label_probability(logits.linear, score(logits, head).label)
     if name == "disagreement":
         assert logits.prototype is not None
-        return 1 - head_agreement(logits.linear, logits.prototype)
+        return head_distance(logits.linear, logits.prototype)
     if name == "distance":
         assert logits.prototype is not None
         cosine = temperature * _at(logits.prototype, score(logits, head).label)
