@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from export.graph.module import label_dtype
 from protoseg.manifest import Head
-from protoseg.method.pseudo_labels import fuse, label_agreement, pseudo_labels
+from protoseg.method.pseudo_labels import fuse, label_probability, pseudo_labels
 from protoseg.models.segmenter import Segmenter
 
 
@@ -54,7 +54,7 @@ class TorchRunner:
         result = {
             "labels": labels.to(label_dtype(bank.num_classes)),
             "confidence": confidence,
-            "agreement": label_agreement(linear, labels),
+            "agreement": label_probability(linear, labels),
             "linear_logits": linear,
             "linear_logits_stride": linear_low,
             "prototype_logits": prototype,
