@@ -249,7 +249,7 @@ def main(argv: list[str] | None = None) -> int:
         "--checkpoint", type=Path, help="checkpoint to export at --size and to serve with FastAPI"
     )
     parser.add_argument(
-        "--head", default="linear", choices=["linear", "prototype", "mean"], help="head to export"
+        "--head", default="linear", choices=["linear", "prototype", "fused"], help="head to export"
     )
     parser.add_argument("--size", type=int, default=512, help="side of the image in pixels")
     parser.add_argument("--format", default="JPEG", choices=["JPEG", "PNG"], help="image format sent")

@@ -45,7 +45,7 @@ def probabilities(logits: Tensor) -> Tensor:
 
 
 def probability_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Softmax probability of one class at each pixel, the definition of ``label_agreement``.
+    """Softmax probability of one class at each pixel, the definition of ``label_probability``.
 
     Args:
         logits: (B, C, H, W).

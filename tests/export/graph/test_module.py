@@ -24,7 +24,7 @@ from export.graph.prepare import StaticSameConv, prepare_network
 from export.proof.reference import TorchRunner
 from protoseg.checkpoint import Checkpoint
 from protoseg.manifest import Head
-from protoseg.method.pseudo_labels import label_agreement
+from protoseg.method.pseudo_labels import label_probability
 from protoseg.models.prototypes import PrototypeBank
 
 
@@ -68,7 +68,7 @@ def test_probabilities_are_softmax() -> None:
 def test_agreement_follows_the_training_definition() -> None:
     logits = 30 * torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(4))
     labels = torch.randint(0, 4, (2, 3, 5), generator=torch.Generator().manual_seed(5))
-    torch.testing.assert_close(probability_of(logits, labels), label_agreement(logits, labels))
+    torch.testing.assert_close(probability_of(logits, labels), label_probability(logits, labels))
     # by hand: p = (.75, .25)
     one = torch.tensor([3.0, 1.0]).log().view(1, 2, 1, 1)
     for label, expected in ((0, 0.75), (1, 0.25)):
