@@ -82,7 +82,8 @@ def table(result: Result) -> str:
         f"The exported files on the validation images of their run, {images}: size in MB, mIoU of the labels "
         "they answer with in %, change against torch in points, and the verdict of the parity gate."
     )
-    return f"{said}\n\n{markdown_table(['run', 'file', 'MB', 'mIoU', 'change', 'parity'], rows)}"
+    cells = markdown_table(["run", "file", "MB", "mIoU", "change", "parity"], rows)
+    return "\n\n".join([said, cells, *([result["note"]] if "note" in result else [])])
 
 
 ANSWERS = {
