@@ -314,7 +314,8 @@ def count_labels(logits: Tensor, strong: StrongViews, num_classes: int) -> dict[
     """
     per_class = torch.zeros(num_classes, device=logits.device)
     per_class.index_add_(0, strong.label.flatten(), strong.believed.flatten().float())
-    contradicted = (logits.argmax(1) != strong.label) & strong.believed
+    # max finds the same class as argmax, which is slow over an inner axis on a CPU
+    contradicted = (logits.max(1).indices != strong.label) & strong.believed
     return {
         "believed": strong.believed.sum().float(),
         "valid": strong.valid.sum().float(),
@@ -358,11 +359,12 @@ def compute_step(
         images = torch.cat([images, strong.image])
     paired = local if strong is not None and method.views.complementary_dropout else 0
     output = networks.student(images, paired=paired)
-    logits = upsample(output.linear_logits.float(), *size)
+    # apart from here on: the gradient of a slice of full-size scores is a full-size map of zeros
+    low, strong_low = output.linear_logits.float().split([local, len(images) - local])
 
     points: Points | None = None
     counts: dict[str, Tensor] = {}
-    means = {"sup": supervised_loss(method, logits[:local], target)}
+    means = {"sup": supervised_loss(method, upsample(low, *size), target)}
     if output.aux_logits is not None:
         means["aux"] = supervised_loss(method, upsample(output.aux_logits[:local].float(), *size), target)
     if phase.prototypes:
@@ -370,8 +372,9 @@ def compute_step(
                                           processes=processes)  # fmt: skip
         means |= losses
     if strong is not None:
-        uns = pseudo_label_cross_entropy(logits[local:], strong.label, strong.believed, method.class_weights)
-        counts = count_labels(logits[local:].detach(), strong, networks.bank.num_classes)
+        logits = upsample(strong_low, *size)
+        uns = pseudo_label_cross_entropy(logits, strong.label, strong.believed, method.class_weights)
+        counts = count_labels(logits.detach(), strong, networks.bank.num_classes)
         means |= {"uns": Mean(uns, counts["valid"]), "believed": Mean(uns, counts["believed"])}
 
     means = over_processes(means, processes.reduce, processes.world)
@@ -380,7 +383,7 @@ def compute_step(
         loss["uns"] = means["uns"].total / unsupervised_denominator(
             means["believed"].count, means["uns"].count, method.pseudo_labels.normalization
         )
-    sup, uns, proto_sup, proto_uns, aux = (loss.get(name, logits.new_zeros(())) for name in LOG_NAMES)
+    sup, uns, proto_sup, proto_uns, aux = (loss.get(name, low.new_zeros(())) for name in LOG_NAMES)
     w_u, w_p, w_aux = method.loss.unsupervised_weight, phase.prototype_weight, method.aux_weight
     total = sup + w_u * uns + w_p * (proto_sup + proto_uns) + w_aux * aux
     parts = {LOG_NAMES[name]: value.detach() for name, value in loss.items()}
