@@ -22,6 +22,7 @@ from protoseg.files import write_text_whole
 from protoseg.method.pseudo_labels import ClassThresholds
 from protoseg.method.step import Method, Networks
 from protoseg.method.teacher import make_teacher, update_teacher, updates_behind
+from protoseg.models.depthwise import cheap_depthwise
 from protoseg.models.segmenter import build_segmenter
 from protoseg.train.data import RunData
 from protoseg.train.optim import make_optimizer, make_scheduler
@@ -118,6 +119,8 @@ def build_networks(
         network = convert(network)
     if train.channels_last:
         network = network.to(memory_format=torch.channels_last)
+    if accelerator.device.type == "cpu":
+        cheap_depthwise(network)
     network.to(accelerator.device).train()
     teacher = make_teacher(network)
     optimizer = make_optimizer(network, optim)
