@@ -144,9 +144,9 @@ def summarize_cell(group: Sequence[Cell], records: Mapping[str, Record]) -> dict
         "student_encoder_images": run.cost.student,
         "teacher_encoder_images": run.cost.teacher,
         "wall_seconds": spread({s: r.wall_seconds for s, r in by_seed.items()}),
-        "miou": {head: spread({s: r.miou[head] for s, r in by_seed.items()}) for head in first.miou},
+        "miou": {head: spread({s: r.measured.miou[head] for s, r in by_seed.items()}) for head in first.miou},
         "best": {head: spread({s: r.best[head].miou for s, r in by_seed.items()}) for head in first.best},
-        "iou": {head: class_spread([r.iou[head] for r in by_seed.values()]) for head in first.iou},
+        "iou": {head: class_spread([r.measured.iou[head] for r in by_seed.values()]) for head in first.iou},
         "curve": {
             head: curve(cell, list(by_seed.values()), head, start_values(group, records))
             for head in first.miou_by_step
@@ -195,7 +195,7 @@ def differences(
     """Paired differences of the methods' figures over common seeds: the later method minus the earlier."""
     order = [method.name for method in study.methods]
     by_seed = {
-        key: {c.run.seed: records[c.run.name].miou[c.run.method.head] for c in cells}
+        key: {c.run.seed: records[c.run.name].measured.miou[c.run.method.head] for c in cells}
         for key, cells in groups.items()
     }
     found = []

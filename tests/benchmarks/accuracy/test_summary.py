@@ -101,3 +101,31 @@ def test_runs_on_other_images_are_not_compared(tmp_path):
     write_record(study, run, places, 0.5, data_hashes={"labeled": "l42", "val": "other"})
     with pytest.raises(StudyError, match="were trained with different val images"):
         find_records(cells, places)
+
+
+def test_figures_of_a_study_with_a_longer_validation_list_are_those_on_it(tmp_path):
+    study = load_study(write_study(tmp_path, final_val="splits/val.txt"))
+    cells, places = plan(study), Places(tmp_path / "runs", tmp_path / "records")
+    for run in unique_runs(cells):
+        heads = ["linear", "prototype", "fused"] if run.config.method.prototypes else ["linear"]
+        final = Final(val="splits/val.txt", data_hash="f", images=1449, miou=dict.fromkeys(heads, 0.4),
+                      iou={head: {"sky": 0.4, "car": None} for head in heads})  # fmt: skip
+        write_record(study, run, places, 0.5, final=final)
+    cell = summarize(study, cells, find_records(cells, places))["cells"][0]
+    assert cell["miou"]["linear"]["mean"] == pytest.approx(0.4)
+    assert cell["iou"]["linear"]["sky"]["mean"] == pytest.approx(0.4)
+    assert cell["curve"]["linear"][-1]["mean"] == pytest.approx(0.5), "on the way it is the shorter list"
+
+
+def test_a_final_evaluation_is_read_as_the_evaluator_writes_it(tmp_path):
+    path = tmp_path / "final_val.json"
+    found = {
+        "list_sha256": "f",
+        "num_images": 3,
+        "miou": {"linear": 0.4},
+        "per_class": {"linear": {"sky": 0.4}},
+    }
+    path.write_text(json.dumps(found))
+    assert read_final("val.txt", path) == Final(
+        val="val.txt", data_hash="f", images=3, miou={"linear": 0.4}, iou={"linear": {"sky": 0.4}}
+    )
