@@ -86,7 +86,14 @@ def study(*patterns: str) -> Callable[[argparse.Namespace], Commands]:
 
 def step_time(args: argparse.Namespace) -> Commands:
     """Milliseconds of a step, and the share of it in which the device computes."""
-    small = ["--steps", "1", "--rounds", "1"] if args.rehearse else []
+    small = ["--steps", "1", "--rounds", "1", "--name", "rehearsal_step", "--presets", "protoseg"]
+    if not args.rehearse:
+        small = [
+            "--name",
+            "train_step_gpu",
+            "--variant",
+            "bf16:train.mixed_precision=bf16,train.channels_last=true",
+        ]
     return [python("benchmarks.train_step", "--device", args.device, "--results", str(args.results), *small)]
 
 
@@ -140,11 +147,25 @@ def no_data(args: argparse.Namespace) -> str:
 
 PARTS = (
     Part("tests", "tests marked gpu, a step against the CPU's first", 1.5, gpu_tests),
-    Part("voc_92", "VOC, 92 labels, three lists", 6.0, study("*_92_*"), no_data, resumable=True),
+    Part(
+        "voc_92",
+        "VOC, 92 labels, three lists, three methods",
+        6.0,
+        study("supervised_92_*", "fixmatch_92_*", "protoseg_92_*"),
+        no_data,
+        resumable=True,
+    ),
     Part("step", "step time and busy share", 0.8, step_time),
     Part("runtime", "ONNX Runtime and the service on the device", 1.5, runtime, no_cuda_runtime),
     Part("compile", "torch.compile", 1.5, compile_tests),
-    Part("voc_46_183", "VOC, 46 and 183 labels, and the ceiling", 8.0, study("*"), no_data, resumable=True),
+    Part(
+        "voc",
+        "VOC: the other methods, 46 and 183 labels, all labels",
+        8.0,
+        study("*"),
+        no_data,
+        resumable=True,
+    ),
     Part("tensorrt", "TensorRT engines", 1.5, tensorrt, no_tensorrt),
 )
 
@@ -282,27 +303,30 @@ def main(argv: list[str] | None = None) -> int:
     print(plan_text(parts, states, args), flush=True)
     if args.plan:
         return 0
-    for part in parts:
-        left = 60 * args.minutes - (time.monotonic() - began)
-        if states.get(part.name, {}).get("state") == "done":
-            continue
+    last = began + 60 * args.minutes
+
+    def turn(part: Part, behind: Sequence[Part]) -> dict[str, object]:
+        left = last - time.monotonic()
         if reason := part.lacking(args):
-            states[part.name] = {"state": "not here", "reason": reason}
-        elif left < 60 * part.minutes / (4 if part.resumable else 2):
-            states[part.name] = {"state": "no time", "reason": f"{left:.0f} s left"}
-        else:
-            start = time.monotonic()
-            state, reason = run_commands(part, args, began + 60 * args.minutes - GRACE_S)
-            states[part.name] = {
-                "state": state,
-                "reason": reason,
-                "seconds": round(time.monotonic() - start, 1),
-            }
-        told = states[part.name]
-        print(
-            f"[{(time.monotonic() - began) / 60:5.1f} min] {part.name}: {told['state']} {told['reason']}",
-            flush=True,
-        )
+            return {"state": "not here", "reason": reason}
+        if left < 60 * part.minutes / (4 if part.resumable else 2):
+            return {"state": "no time", "reason": f"{left:.0f} s left"}
+        # a study would take all the time that there is: the short parts behind it keep theirs
+        kept = sum(60 * p.minutes for p in behind if not p.resumable and not p.lacking(args))
+        start, room = time.monotonic(), left - (kept if part.resumable and kept < left / 2 else 0)
+        state, reason = run_commands(part, args, start + room - GRACE_S)
+        return {"state": state, "reason": reason, "seconds": round(time.monotonic() - start, 1)}
+
+    # what was stopped goes on when everything else has had its turn
+    for place, part in enumerate([*parts, *parts]):
+        before = states.get(part.name, {}).get("state")
+        if before == "done" or (place >= len(parts) and before != "stopped"):
+            continue
+        told = turn(part, parts[place + 1 :])
+        if told["state"] != "no time" or before != "stopped":
+            states[part.name] = told
+        clock = (time.monotonic() - began) / 60
+        print(f"[{clock:5.1f} min] {part.name}: {told['state']} {told['reason']}", flush=True)
         write_text_whole(state_file, json.dumps(states, indent=1) + "\n")
         gather(args)
     return 1 if any(item["state"] == "failed" for item in states.values()) else 0

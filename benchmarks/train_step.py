@@ -1,4 +1,4 @@
-"""How long does a training step take on one CPU thread, and what do settings or other code change?
+"""How long does a training step take on one CPU thread or a GPU, and what do settings or other code change?
 
     python -m benchmarks.train_step                              # as the studies train
     python -m benchmarks.train_step --before TREE                # against other checkouts
@@ -7,7 +7,8 @@
 A step is what the trainer does: views, teacher, student forward and backward, optimiser, prototypes, moving
 average; images are decoded beforehand, as with ``data.cache`` after the first pass. Every case runs in a
 process of its own that waits for its turn, so that rounds are interleaved; ratios are taken within a round.
-The machine may be shared, so milliseconds are of processor time; wall time is given beside it.
+The machine may be shared, so milliseconds on a CPU are of processor time; wall time is given beside it. On a
+GPU, ``busy_share`` is the part of the time in which it computes.
 """
 
 from __future__ import annotations
@@ -15,17 +16,27 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.common import RESULTS, ROOT, Answer, parser, spread, write_result
+
+ANSWERS = {
+    "train_step": Answer(
+        "how long a training step takes on one CPU thread, against earlier code and with bfloat16",
+        "python -m benchmarks.train_step",
+    )
+}
 CONFIG = "configs/voc_92_efficientnet_lite0.yaml"
 PRESETS = ("fixmatch", "protoseg", "unimatch_v2")
 STEPS = 1_000_000
@@ -34,11 +45,14 @@ STEPS = 1_000_000
 class Child:
     """A case in a process of its own, which measures when it is told to."""
 
-    def __init__(self, tree: Path, config: str, overrides: list[str]) -> None:
-        command = [sys.executable, str(Path(__file__).resolve()), "--child", "--config", config, *overrides]
+    def __init__(self, tree: Path, config: str, overrides: list[str], device: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.train_step", "--child", "--config", config,
+                   "--device", device, *overrides]  # fmt: skip
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree)}
+        if device == "cpu":
+            environment["ACCELERATE_USE_CPU"] = "true"
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, cwd=tree, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def measure(self, steps: int) -> dict[str, list[float]]:
@@ -60,75 +74,87 @@ class Child:
         self.process.wait(timeout=60)
 
 
-def prepare(config: str, overrides: list[str]) -> Callable[[], tuple[float, float]]:
-    """A function that runs the next training step.
+def prepare(
+    config: str, overrides: list[str], device: str, folder: Path
+) -> Callable[[], tuple[float, float]]:
+    """A function that runs the next training step on ``device``; ``folder`` is the run's.
 
-    It returns seconds of processor time: those of the step without its data, and those of its data.
+    It returns seconds of the step without its data, and of its data: processor time on a CPU, else wall time.
     """
-    from protoseg.config import load_config
-    from protoseg.data.datasets import make_stream
-    from protoseg.loop import (
-        Interval,
-        build_context,
-        make_accelerator,
-        move_teacher,
-        phase_at,
-        run_step,
-        start_prototypes,
-        update_prototypes,
-    )
-    from protoseg.resume import Progress
-    from protoseg.run import open_run_data
+    import torch
 
-    settings = load_config(
-        config,
-        [
-            "train.trackers=[]",
-            "data.cache=true",
-            f"train.max_steps={STEPS}",
-            "train.warmup_steps=0",
-            *overrides,
-        ],
-    )
-    accelerator = make_accelerator(settings)
-    data = open_run_data(settings, accelerator)
-    for source in (data.labeled, data.unlabeled):
-        for index in range(len(source) if source is not None else 0):
-            assert source is not None
+    from protoseg.config.load import load_config
+    from protoseg.config.plan import make_schedule
+    from protoseg.method.prototype_start import start_prototypes
+    from protoseg.method.step import compute_step, move_prototypes
+    from protoseg.method.teacher import follow
+    from protoseg.processes import Processes
+    from protoseg.seeds import generator
+    from protoseg.train import setup
+    from protoseg.train.data import open_batches, open_run_data
+    from protoseg.train.state import Progress, States
+
+    own = ["train.trackers=[]", "data.cache=true", f"train.max_steps={STEPS}", "train.warmup_steps=0"]
+    settings = load_config(config, [*own, *overrides, f"run.dir={folder}", "run.name=run"])
+    accelerator = setup.make_accelerator(settings.train, folder)
+    assert accelerator.device.type == device, f"asked for {device}, got {accelerator.device}"
+    processes, progress = Processes(device=accelerator.device), Progress()
+    data = open_run_data(settings)
+    for source in filter(None, (data.labeled, data.unlabeled)):
+        for index in range(len(source)):
             source.image(index)
-    context, (optimizer, scheduler) = build_context(settings, accelerator, data)
-    place: dict[str, Any] = {"mean": data.mean, "rank": 0, "world": 1, "start": 0, "stop": STEPS}
-    labeled = make_stream(settings, data.labeled, "labeled", **place)
-    unlabeled = None
-    if settings.method.unlabeled and data.unlabeled is not None:
-        unlabeled = make_stream(settings, data.unlabeled, "unlabeled", **place)
+    schedule = make_schedule(settings, len(data.labeled), data.num_unlabeled, 1)
+    states = States(settings.run.path, accelerator, progress, settings.model_dump(mode="json"), 1)
+    networks, method, optimizer, scheduler = setup.begin(
+        settings, accelerator, data, schedule, states, resume=False
+    )
+    batches, seed = open_batches(settings, data, schedule, processes, 0), settings.train.seed
     if settings.method.prototypes:
-        start_prototypes(context, data, 0)
-    progress, steps = Progress(), iter(range(STEPS))
+        start_prototypes(networks.bank, networks.teacher, data.labeled, method.prototypes, seed=seed, step=0,
+                         processes=processes, ignore_index=method.ignore_index)  # fmt: skip
+    steps = iter(range(STEPS))
 
     def step() -> tuple[float, float]:
-        number, interval = next(steps), Interval()
+        number, batches.waited = next(steps), 0.0
         began, cpu = time.perf_counter(), time.process_time()
-        phase = phase_at(settings, data.plan, number)
-        _, points, _ = run_step(
-            context, accelerator, optimizer, (labeled, unlabeled), phase, number, interval
-        )
+        phase = schedule.phase(number)
+        labeled, unlabeled = batches.next(unlabeled=phase.unlabeled)
+        found = compute_step(networks, method, labeled, unlabeled, phase, processes=processes,
+                             draw=partial(generator, seed, "global", number),
+                             autocast=accelerator.autocast)  # fmt: skip
+        accelerator.backward(found.loss)
+        accelerator.clip_grad_norm_(networks.network.parameters(), settings.optim.max_grad_norm or math.inf)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
-        update_prototypes(context, points, number)
-        move_teacher(context, progress)
-        progress.teacher_updates += 1
+        move_prototypes(networks.bank, [found.points], method.prototypes, number, processes.reduce)
+        follow(networks.teacher, networks.network, number, settings.train.ema_decay)
+        if device == "cuda":
+            torch.cuda.synchronize()
         wall = time.perf_counter() - began
         # the data are waited for in one thread of this process, so their wall time is processor time but for
         # what others take of the core, in proportion
-        share = (time.process_time() - cpu) / wall
-        return share * (wall - interval.waited), share * interval.waited
+        share = (time.process_time() - cpu) / wall if device == "cpu" else 1.0
+        return share * (wall - batches.waited), share * batches.waited
 
     return step
 
 
-def serve(config: str, overrides: list[str]) -> int:
+def busy_share(step: Callable[[], object], steps: int) -> float:
+    """Share of the wall time of ``steps`` steps in which kernels ran on the CUDA device, in [0, 1]."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        began = time.perf_counter()
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+        wall = time.perf_counter() - began
+    return sum(item.self_device_time_total for item in found.key_averages()) / 1e6 / wall
+
+
+def serve(config: str, overrides: list[str], device: str) -> int:
     """Measure steps in batches: a line with their number in, a line of JSON with their times in ms out."""
     import torch
 
@@ -136,22 +162,24 @@ def serve(config: str, overrides: list[str]) -> int:
     logging.disable(logging.WARNING)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    step = prepare(config, overrides)
-    for line in sys.stdin:
-        times = [(time.perf_counter(), *step(), time.perf_counter()) for _ in range(int(line))]
-        answer = {
-            "network": [1e3 * t[1] for t in times],
-            "data": [1e3 * t[2] for t in times],
-            "wall": [1e3 * (t[3] - t[0]) for t in times],
-        }
-        out.write(json.dumps(answer) + "\n")
-        out.flush()
+    with tempfile.TemporaryDirectory() as folder:
+        step = prepare(config, overrides, device, Path(folder))
+        for line in sys.stdin:
+            times = [(time.perf_counter(), *step(), time.perf_counter()) for _ in range(int(line))]
+            answer = {
+                "network": [1e3 * t[1] for t in times],
+                "data": [1e3 * t[2] for t in times],
+                "wall": [1e3 * (t[3] - t[0]) for t in times],
+            }
+            if device == "cuda":
+                answer["busy"] = [busy_share(step, int(line))]
+            out.write(json.dumps(answer) + "\n")
+            out.flush()
     return 0
 
 
 def summary(rounds: list[dict[str, list[float]]], base: list[dict[str, list[float]]]) -> dict[str, Any]:
     """Milliseconds of a step over rounds (each the median of its steps), and ratios to the baseline's."""
-    from benchmarks.common import spread
 
     def medians(part: list[dict[str, list[float]]], *keys: str) -> list[float]:
         return [statistics.median(map(sum, zip(*(r[k] for k in keys), strict=True))) for r in part]
@@ -168,6 +196,8 @@ def summary(rounds: list[dict[str, list[float]]], base: list[dict[str, list[floa
         found[f"{name}_ms"] = spread(own)
         ratios = [b / o for o, b in zip(own, medians(base, *keys), strict=True)]
         found[f"{name}_ratio"] = spread(ratios)
+    if "busy" in rounds[0]:
+        found["busy_share"] = spread([r["busy"][0] for r in rounds])
     return found
 
 
@@ -184,10 +214,8 @@ def revision(tree: Path) -> str | None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
+    commands = parser(__doc__)
+    add = commands.add_argument
     add("--config", default=CONFIG, help="configuration to train with")
     add("--presets", nargs="+", default=list(PRESETS), help="methods")
     add(
@@ -208,11 +236,13 @@ def main(argv: list[str] | None = None) -> int:
     add("--rounds", type=int, default=5, help="interleaved rounds")
     add("--steps", type=int, default=6, help="steps of a round")
     add("--name", default="train_step", help="name of the result file; empty: none")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute")
+    add("--results", type=Path, default=RESULTS, help="folder of the result file")
     add("--child", action="store_true", help=argparse.SUPPRESS)
     add("overrides", nargs="*", metavar="key.sub=value", help="settings of every case")
-    arguments = parser.parse_args(argv)
+    arguments = commands.parse_args(argv)
     if arguments.child:
-        return serve(arguments.config, arguments.overrides)
+        return serve(arguments.config, arguments.overrides, arguments.device)
 
     cases: dict[str, tuple[Path, list[str]]] = {}
     for tree in arguments.before:
@@ -224,7 +254,10 @@ def main(argv: list[str] | None = None) -> int:
     result: dict[str, Any] = {}
     for preset in arguments.presets:
         own = [f"method.preset={preset}", *arguments.overrides]
-        children = {n: Child(tree, arguments.config, [*own, *more]) for n, (tree, more) in cases.items()}
+        children = {
+            n: Child(tree, arguments.config, [*own, *more], arguments.device)
+            for n, (tree, more) in cases.items()
+        }
         rounds: dict[str, list[dict[str, list[float]]]] = {name: [] for name in cases}
         for child in children.values():
             child.measure(3)  # memory pools and convolution plans settle
@@ -244,8 +277,6 @@ def main(argv: list[str] | None = None) -> int:
                 flush=True,
             )
     if arguments.name:
-        from benchmarks.common import write_result
-
         own = list(sys.argv[1:] if argv is None else argv)
         # where another checkout lies says nothing; which commit it is does
         told = [Path(text).name if Path(text) in arguments.before else text for text in own]
@@ -253,12 +284,15 @@ def main(argv: list[str] | None = None) -> int:
             "command": f"python -m benchmarks.train_step {shlex.join(told)}".strip(),
             "revisions": {name: revision(tree) for name, (tree, more) in cases.items() if not more},
             "config": arguments.config,
+            "device": arguments.device,
             "overrides": arguments.overrides,
             "steps_a_round": arguments.steps,
         }
         variants = {name: more for name, (_, more) in cases.items()}
         print(
-            write_result(arguments.name, {**settings, "cases": variants, "presets": result}).relative_to(ROOT)
+            write_result(
+                arguments.name, {**settings, "cases": variants, "presets": result}, arguments.results
+            )
         )
     return 0
 
