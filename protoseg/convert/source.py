@@ -1,0 +1,296 @@
+"""What a reader of a format works with: the files of an export, its images, and what it hands on."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from protoseg.convert.draw import Shape
+from protoseg.convert.texts import read_json
+from protoseg.data.palette import Color
+from protoseg.errors import DataError
+
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".npy",
+)  # fmt: skip
+_UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".jp2", ".dcm", ".nii", ".svs", ".psd", ".exr")
+_MASK_FOLDER = re.compile(
+    r"(?i)^(.*mask.*|annotations?|labels?|label_?ids?|gt|gtfine|gtcoarse|ground_?truth|seg|semantic(_rgb)?|instances?"
+    r"|panoptic|segmentation(class(aug)?|object)?|visuali[sz]ations?|previews?)$"
+)
+_MASK_FILE = re.compile(
+    r"(?i)(_mask|_label|_labels|_seg|_gt|_labelids|_labeltrainids|_instanceids|_color)\.[a-z]+$"
+)
+_PART = re.compile(r"(?:^|[/_.-])(train|training|val|valid|validation|test|testing)(?:\d{4})?(?=[/_.-]|$)")
+
+Part = Literal["", "train", "val", "test"]
+
+
+@dataclass
+class Notes:
+    """What is left out or worth a warning: counted by reason, with the first places."""
+
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, place: str) -> None:
+        """Count an image that takes no part."""
+        self.left_out.setdefault(reason, []).append(place)
+
+    def warn(self, reason: str, place: str = "") -> None:
+        """Count something that the user should know."""
+        self.warnings.setdefault(reason, []).append(place)
+
+    def lines(self) -> list[str]:
+        """One line for each reason."""
+        out = [f"left out: {_counted(*item)}" for item in self.left_out.items()]
+        return out + [f"warning: {_counted(*item)}" for item in self.warnings.items()]
+
+
+def _counted(reason: str, places: Sequence[str]) -> str:
+    shown = [place for place in dict.fromkeys(places) if place][:3]
+    count = f"{len(places)} " if places[0] else ""
+    return f"{count}{reason}" + (f", as {'; '.join(shown)}" if shown else "")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user chose that readers need."""
+
+    images: Path | None = None
+    """Folder of images; None: those below the source."""
+    classes: list[str] | None = None
+    """Class names, if the user gave them."""
+    crowd: Literal["ignore", "object"] = "ignore"
+    """What COCO's crowd regions become."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image and what is known of it; with neither shapes nor labels it is unlabelled."""
+
+    image: Path | bytes
+    name: str
+    """File name with subfolders, unique."""
+    shapes: Sequence[Shape] | None = None
+    """Objects; an empty list is an annotation that marks nothing."""
+    labels: Callable[[], NDArray[Any]] | None = None
+    """Loads the values of a label map, ``(H, W)``."""
+    size: tuple[int, int] | None = None
+    """Height and width that the annotation states."""
+    part: Part = ""
+    """The export's own division."""
+
+
+@dataclass
+class Export:
+    """A read export."""
+
+    samples: Iterable[Sample]
+    total: int
+    classes: list[str] | None
+    """Names in the order of the source; None: the source has none (label maps hold bare ids)."""
+    instances: bool = True
+    """Whether objects lie on a background (else label maps say what every pixel is)."""
+    values: dict[int, str | None] | None = None
+    """Name of each value of label maps; None: value i is class i. A name None is ignored."""
+    colors: dict[str, Color] = field(default_factory=dict)
+    ordered: bool = False
+    """Whether the tool's own order says which object lies on top."""
+    void: Sequence[str] = ()
+    """Names of objects that are drawn like others and then ignored."""
+    source_ids: dict[str, str] = field(default_factory=dict)
+    """How the source numbers its classes, where that differs from here."""
+
+
+class Tree:
+    """The files below a source (through links, without hidden ones), as posix paths relative to it."""
+
+    def __init__(self, source: Path) -> None:
+        """Raises DataError if the source is not there or is an archive."""
+        if not source.exists():
+            raise DataError(f"{source} not found")
+        if source.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):
+            raise DataError(f"{source} is an archive: unpack it and give the folder")
+        self.file = None if source.is_dir() else source.name
+        self.root = Path(os.path.abspath(source if source.is_dir() else source.parent))
+        self.files = sorted(_walk(self.root))
+        self.folders = {part for name in self.files for part in name.split("/")[:-1]}
+        self._json: dict[str, Any] = {}
+
+    def ending(self, *suffixes: str) -> list[str]:
+        """Files with one of the endings; only the given one when the source is a file."""
+        if self.file is not None:
+            return [self.file] if self.file.lower().endswith(suffixes) else []
+        return [name for name in self.files if name.lower().endswith(suffixes)]
+
+    def json(self, name: str) -> Any:
+        """A JSON file's value; the first ones are kept, because several readers look at them."""
+        if name not in self._json:
+            value = read_json(self.root / name)
+            if len(self._json) >= 64:
+                return value
+            self._json[name] = value
+        return self._json[name]
+
+    def some_json(self) -> list[str]:
+        """The first JSON files of each folder: enough to know a format by."""
+        seen: Counter[str] = Counter()
+        names = []
+        for name in self.ending(".json"):
+            folder = name.rpartition("/")[0]
+            seen[folder] += 1
+            if seen[folder] <= 3 and len(names) < 48:
+                names.append(name)
+        return names
+
+
+def _walk(root: Path) -> Iterator[str]:
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+        base = Path(folder).relative_to(root).as_posix()
+        for name in files:
+            if not name.startswith("."):
+                yield name if base == "." else f"{base}/{name}"
+
+
+def part_of(path: str) -> Part:
+    """The division that a file's or folder's name states (``train2017``, ``valid/``, ``x_test.json``)."""
+    found = _PART.search(path.lower())
+    if found is None:
+        return ""
+    return "val" if found[1].startswith("val") else "test" if found[1].startswith("test") else "train"
+
+
+class Images:
+    """The images of an export, found by the names that annotations give them."""
+
+    def __init__(self, tree: Tree, folder: Path | None, notes: Notes) -> None:
+        """Raises DataError if the folder that the user named is none."""
+        self.notes = notes
+        self.folder = folder
+        self.base = tree.root if folder is None else Path(os.path.abspath(folder))
+        if folder is not None and not folder.is_dir():
+            raise DataError(f"--images {folder} is not a folder")
+        names = tree.files if folder is None else sorted(_walk(self.base))
+        for name in names:
+            if name.lower().endswith(_UNREAD_SUFFIXES):
+                notes.leave_out(
+                    f"files of a kind that is not read (*.{name.rpartition('.')[2].lower()})", name
+                )
+        self.names = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+        self._exact = {_key(name): name for name in self.names}
+        self._stems = {_stem(_key(name)): name for name in self.names if not _like_mask(name)}
+        self._by_last: dict[str, list[str]] = {}
+        for name in self.names:
+            last = _key(name).rpartition("/")[2]
+            for key in (last, _stem(last)):
+                self._by_last.setdefault(key, []).append(name)
+        self.used: dict[str, str] = {}
+        self.missing: list[str] = []
+
+    def has(self, last: str) -> bool:
+        """Whether some image has this file name."""
+        return _key(last) in self._by_last
+
+    def find(self, text: str, near: str = "", where: str = "", *, stem: bool = False) -> str | None:
+        """Name of the image that an annotation calls ``text``; None (and counted) when it is not there.
+
+        Tried are: the path below the annotation's folder (``near``), below the base, then the image whose
+        path shares the most last parts, if there is only one.
+
+        Args:
+            text: Path or name in the annotation.
+            near: Folder of the annotation, relative to the base.
+            where: Place in the annotation.
+            stem: Whether ``text`` has no suffix; so is a text without the suffix of an image.
+
+        Raises:
+            DataError: If the image has been found for another annotation.
+        """
+        text = text.replace("\\", "/")
+        stem = stem or not text.lower().endswith(IMAGE_SUFFIXES)
+        for place in (f"{near}/{text}", text):
+            key = _key(os.path.normpath(place).lstrip("/"))
+            name = self._stems.get(key) if stem else self._exact.get(key)
+            if name is not None:
+                return self._take(name, where or text)
+        candidates = self._by_last.get(_key(text).rpartition("/")[2], [])
+        candidates = [name for name in candidates if not _like_mask(name)] or candidates
+        if len(candidates) > 1:
+            shared = [_shared_parts(_stem(_key(n)) if stem else _key(n), _key(text)) for n in candidates]
+            candidates = [n for n, s in zip(candidates, shared, strict=True) if s == max(shared)]
+        if len(candidates) == 1:
+            return self._take(candidates[0], where or text)
+        reason = "images whose name fits several files" if candidates else "images that are not there"
+        self.notes.leave_out(reason, text)
+        self.missing.append(text)
+        return None
+
+    def _take(self, name: str, where: str) -> str:
+        if name in self.used:
+            raise DataError(
+                f"{name} is annotated twice, by {self.used[name]} and by {where}; give one of the files as SOURCE, "
+                "or remove one annotation"
+            )
+        self.used[name] = where
+        return name
+
+    def path(self, name: str) -> Path:
+        """File of an image."""
+        return self.base / name
+
+    def unannotated(self, parts: Callable[[str], Part] = part_of) -> list[Sample]:
+        """The images that no annotation named, masks and the like left out.
+
+        Raises:
+            DataError: If annotations name images and none of them is there.
+        """
+        if self.missing and not self.used:
+            place = "SOURCE" if self.folder is None else f"--images {self.folder}"
+            raise DataError(
+                f"none of the {len(self.missing)} images that the annotations name is below {place}, as "
+                f"{self.missing[0]}: give their folder with --images FOLDER"
+            )
+        rest = []
+        annotated = {name.rpartition("/")[0] for name in self.used}
+        for name in self.names:
+            if name not in self.used and (not _like_mask(name) or name.rpartition("/")[0] in annotated):
+                rest.append(Sample(self.path(name), name, part=parts(name)))
+        return rest
+
+
+def _like_mask(name: str) -> bool:
+    *folders, last = name.split("/")
+    return any(_MASK_FOLDER.match(part) for part in folders) or bool(_MASK_FILE.search(last))
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _shared_parts(name: str, text: str) -> int:
+    count = 0
+    for a, b in zip(reversed(name.split("/")), reversed(text.split("/")), strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

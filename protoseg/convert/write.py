@@ -1,0 +1,341 @@
+"""Converts an export: masks, lists and settings, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from protoseg.convert.classes import ClassTable, Others, class_table
+from protoseg.convert.division import choose_val, group_names
+from protoseg.convert.draw import IGNORED, draw_labels
+from protoseg.convert.find import FORMATS, find_format
+from protoseg.convert.frames import Orientation, annotated_frame, look, turn_upright
+from protoseg.convert.source import Choices, Export, Notes, Sample, Tree
+from protoseg.data.images import save_mask
+from protoseg.errors import DataError
+from protoseg.files import folder_whole, write_bytes_whole, write_text_whole
+from protoseg.split.divide import parse_amount
+
+RECORD = "convert.json"
+LISTS = ("labeled", "unlabeled", "val")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose."""
+
+    format: str | None = None
+    images: Path | None = None
+    classes: list[str] | None = None
+    ignore: list[str] = field(default_factory=list)
+    others: Others = "error"
+    val: str | None = None
+    group: str = "auto"
+    seed: int = 0
+    order: Literal["area", "file"] | None = None
+    empty: Literal["unlabeled", "background"] = "unlabeled"
+    crowd: Literal["ignore", "object"] = "ignore"
+    orientation: Orientation = "auto"
+    place: Literal["refer", "link", "copy"] = "refer"
+    overwrite: bool = False
+    progress: bool = False
+
+
+@dataclass
+class Entry:
+    """An image of the result; paths are below the target unless absolute."""
+
+    name: str
+    image: str
+    mask: str | None
+    part: str
+    present: frozenset[int] = frozenset()
+
+
+@dataclass
+class Conversion:
+    """What was written."""
+
+    format: str
+    reason: str
+    table: ClassTable
+    export: Export
+    settings: dict[str, Any]
+    counts: dict[str, int]
+    images_with: list[int]
+    """Images that show each class."""
+    pixels: list[int]
+    """Pixels of each class, and of ignored ones last."""
+    notes: Notes
+
+
+def convert(source: Path, out: Path, options: Options) -> Conversion:
+    """Read an export and write masks, lists, names and settings.
+
+    Args:
+        source: Folder or annotation file; nothing is written there.
+        out: Folder of the result.
+        options: What the user chose.
+
+    Raises:
+        DataError: If the source cannot be understood, or the target must not be replaced.
+    """
+    source, out = Path(os.path.abspath(source)), Path(os.path.abspath(out))
+    tree = Tree(source)
+    _check_target(tree.root, out, options.overwrite)
+    if options.format is None:
+        name, reason = find_format(tree)
+    else:
+        name, reason = options.format, "named by --format"
+    notes = Notes()
+    choices = Choices(options.images, options.classes, options.crowd)
+    export = FORMATS[name].read(tree, choices, notes)
+    table = class_table(export, options.classes, options.ignore, options.others)
+    with folder_whole(out) as partial:
+        writer = _Writer(partial, out, export, table, options, notes)
+        for sample in tqdm(export.samples, total=export.total, unit="image", disable=not options.progress):
+            writer.add(sample)
+        parts = _divide(writer.entries, options, notes)
+        settings = _settings(writer, parts, table, out)
+        _write_texts(partial, parts, settings, table, out)
+        counts = {part: len(entries) for part, entries in parts.items()}
+        record = {"format": name, "source": str(source), "images": counts, "data": settings}
+        write_text_whole(partial / RECORD, json.dumps(record, indent=1) + "\n")
+    shown = Counter(label for entry in writer.entries for label in entry.present)
+    return Conversion(
+        name, reason, table, export, settings, counts, [shown[i] for i in range(len(table.names))],
+        [*writer.pixels[: len(table.names)].tolist(), int(writer.pixels[IGNORED])], notes,
+    )  # fmt: skip
+
+
+def _check_target(root: Path, out: Path, overwrite: bool) -> None:
+    if out.is_relative_to(root) or root.is_relative_to(out):
+        raise DataError(
+            f"-o {out} and SOURCE {root} lie within one another; choose a folder beside the source"
+        )
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / RECORD).is_file():
+        raise DataError(f"{out} is there and not empty; choose another -o")
+    if not overwrite:
+        raise DataError(
+            f"{out} holds an earlier conversion; add --overwrite to replace it, or choose another -o"
+        )
+
+
+class _Writer:
+    """Writes masks (and images, where asked) and remembers what goes into the lists."""
+
+    def __init__(
+        self, partial: Path, out: Path, export: Export, table: ClassTable, options: Options, notes: Notes
+    ) -> None:
+        self.partial, self.out = partial, out
+        self.export, self.table, self.options, self.notes = export, table, options, notes
+        self.order = options.order or ("file" if export.ordered else "area")
+        self.entries: list[Entry] = []
+        self.pixels = np.zeros(256, np.int64)
+        self._stems: set[str] = set()
+
+    def add(self, sample: Sample) -> None:
+        """Write one image's mask, or note why the image takes no part."""
+        if any(mark in sample.name for mark in "\t\n\r"):
+            self.notes.leave_out("images with a tab or line break in their name", repr(sample.name))
+            return
+        labels = None
+        if sample.shapes is not None or sample.labels is not None:
+            try:
+                labels = self._labels(sample)
+            except _LeftOutError as error:
+                self.notes.leave_out(
+                    error.reason, f"{sample.name}: {error.detail}" if error.detail else sample.name
+                )
+                return
+        mask = None
+        present: frozenset[int] = frozenset()
+        if labels is not None:
+            counts = np.bincount(labels.ravel(), minlength=256)
+            self.pixels += counts
+            present = frozenset(np.flatnonzero(counts[:IGNORED]).tolist())
+            mask = self._mask_name(sample.name)
+            path = self.partial / mask
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_mask(path, labels, self.table.palette or [])
+        self.entries.append(Entry(sample.name, self._place(sample), mask, sample.part, present))
+
+    def _labels(self, sample: Sample) -> NDArray[np.uint8] | None:
+        """Class ids of the upright image; None when nothing is annotated."""
+        try:
+            frame = look(sample.image)
+        except DataError as error:
+            raise _LeftOutError("images that cannot be read", str(error)) from error
+        if sample.shapes is not None and not sample.shapes and self.options.empty == "unlabeled":
+            self.notes.warn(
+                "images that an annotation lists without objects are unlabelled (--empty background: labelled)"
+            )
+            return None
+        raw = None
+        if sample.labels is not None:
+            try:
+                raw = self.table.map_values(sample.labels())
+            except DataError as error:
+                raise DataError(f"{sample.name}: {error}") from error
+        size = sample.size if raw is None else (raw.shape[0], raw.shape[1])
+        try:
+            side, guessed = annotated_frame(frame, size, self.options.orientation)
+        except DataError as error:
+            raise _LeftOutError("images of another size than their annotation", str(error)) from error
+        if guessed:
+            self.notes.warn(
+                "turned images (EXIF orientation) whose annotation may be of the stored or of the turned image: taken "
+                "as turned; look at the masks, and give --orientation stored if they do not match", sample.name,
+            )  # fmt: skip
+        height, width = frame.upright if side == "upright" else frame.stored
+        if raw is None:
+            raw = draw_labels(
+                sample.shapes or [], self.table.ids, height, width, background=self.table.background,
+                order=self.order, skipped=self.notes.warn,
+            )  # fmt: skip
+            if self.options.empty == "unlabeled" and (raw == self.table.background).all():
+                self.notes.warn("images whose objects cover no pixel are unlabelled", sample.name)
+                return None
+        if (raw == IGNORED).all():
+            self.notes.warn("images without a labelled pixel are unlabelled", sample.name)
+            return None
+        return turn_upright(raw, frame.tag) if side == "stored" else raw
+
+    def _mask_name(self, name: str) -> str:
+        stem = name.rpartition(".")[0]
+        if stem.casefold() in self._stems:
+            stem = name
+        self._stems.add(stem.casefold())
+        return f"masks/{stem}.png"
+
+    def _place(self, sample: Sample) -> str:
+        """Where lists find the image: absolute where it lies, else below the target."""
+        if isinstance(sample.image, Path) and self.options.place == "refer":
+            return str(sample.image)
+        place = f"images/{sample.name}"
+        path = self.partial / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(sample.image, bytes):
+            write_bytes_whole(path, sample.image)
+        elif self.options.place == "copy":
+            shutil.copyfile(sample.image, path)
+        else:
+            path.symlink_to(sample.image.resolve())
+        return place
+
+
+class _LeftOutError(Exception):
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+def _divide(entries: list[Entry], options: Options, notes: Notes) -> dict[str, list[Entry]]:
+    """The lists. The export's own val and test stay, unless --val is given or there would be no labelled image."""
+    labelled = [entry for entry in entries if entry.mask is not None]
+    if not labelled:
+        raise DataError(
+            "no image has an annotation with a labelled pixel" + "".join(f"\n{t}" for t in notes.lines())
+        )
+    if all(entry.part == labelled[0].part for entry in labelled) and labelled[0].part != "":
+        for entry in labelled:
+            entry.part = ""
+    parts: dict[str, list[Entry]] = {"labeled": [], "unlabeled": [], "val": [], "test": []}
+    for entry in entries:
+        if (
+            entry.part == "test"
+            and entry.mask is None
+            and any(e.part == "test" or e.part == "train" for e in entries)
+        ):
+            notes.leave_out(
+                "test images without an annotation (to train on them, add them to unlabeled.txt)", entry.name
+            )
+        elif entry.mask is None:
+            parts["unlabeled"].append(entry)
+        elif entry.part == "test":
+            parts["test"].append(entry)
+        else:
+            parts["labeled"].append(entry)
+    own = [entry for entry in parts["labeled"] if entry.part == "val"]
+    if options.val is None and 0 < len(own) < len(parts["labeled"]):
+        parts["val"] = own
+        parts["labeled"] = [entry for entry in parts["labeled"] if entry.part != "val"]
+    else:
+        pool = parts["labeled"]
+        count = parse_amount(options.val or "20%", len(pool), "--val")
+        groups, warning = group_names([entry.name for entry in pool], options.group)
+        if warning:
+            notes.warn(warning)
+        chosen = (
+            set(choose_val([entry.present for entry in pool], groups, count, options.seed))
+            if count
+            else set()
+        )
+        parts["val"] = [entry for i, entry in enumerate(pool) if i in chosen]
+        parts["labeled"] = [entry for i, entry in enumerate(pool) if i not in chosen]
+    _remark(parts, notes)
+    return parts
+
+
+def _remark(parts: dict[str, list[Entry]], notes: Notes) -> None:
+    if not parts["unlabeled"]:
+        notes.warn(
+            "no image is left without a label: name others in data.unlabeled, or train with method.preset=supervised"
+        )
+    if not parts["val"]:
+        notes.warn(
+            "no validation list was made (too few labelled images, or all of them needed to show every class); a "
+            "training needs one: annotate more, or give --val"
+        )
+
+
+def _relative(text: str, root: Path, out: Path) -> str:
+    return (out / text).relative_to(root).as_posix()
+
+
+def _settings(writer: _Writer, parts: dict[str, list[Entry]], table: ClassTable, out: Path) -> dict[str, Any]:
+    """The ``data`` keys. The root is the deepest folder that holds the target and every image."""
+    folders = {str(Path(entry.image).parent) for entry in writer.entries if Path(entry.image).is_absolute()}
+    root = Path(os.path.commonpath([str(out), *folders]))
+    settings: dict[str, Any] = {"root": str(root)}
+    for part in LISTS:
+        settings[part] = _relative(f"{part}.txt", root, out) if parts[part] else None
+    settings["classes"] = table.names
+    if table.palette is not None:
+        settings["palette"] = [list(color) for color in table.palette]
+    return settings
+
+
+def yaml_section(settings: dict[str, Any]) -> str:
+    """The ``data`` section for a configuration; JSON values are YAML values, quoted where YAML would guess."""
+    lines = ["data:", "  kind: files"]
+    lines += [f"  {key}: {json.dumps(value)}" for key, value in settings.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _write_texts(
+    partial: Path, parts: dict[str, list[Entry]], settings: dict[str, Any], table: ClassTable, out: Path
+) -> None:
+    root = Path(settings["root"])
+    for part, entries in parts.items():
+        lines = []
+        for entry in entries:
+            columns = (
+                [entry.image] if part == "unlabeled" or entry.mask is None else [entry.image, entry.mask]
+            )
+            lines.append("\t".join(_relative(column, root, out) for column in columns))
+        if lines:
+            write_text_whole(partial / f"{part}.txt", "".join(f"{line}\n" for line in lines))
+    write_text_whole(partial / "classes.txt", "".join(f"{name}\n" for name in table.names))
+    write_text_whole(partial / "data.yaml", yaml_section(settings))
