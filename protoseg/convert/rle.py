@@ -107,6 +107,8 @@ def decode_label_studio(data: Sequence[int], height: int, width: int) -> Mask:
                 values[position:end] = [int(chunk[i : i + 8], 2) for i in range(0, len(chunk), 8)]
                 at += 8 * (end - position)
             position = end
+        if at > len(bits) or position > number:
+            raise DataError("brush region is damaged (it ends within a run)")
     except (ValueError, IndexError, TypeError) as error:
         if isinstance(error, DataError):
             raise

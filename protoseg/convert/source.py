@@ -269,7 +269,13 @@ class Images:
         rest = []
         annotated = {name.rpartition("/")[0] for name in self.used}
         for name in self.names:
-            if name not in self.used and (not _like_mask(name) or name.rpartition("/")[0] in annotated):
+            folder, _, last = name.rpartition("/")
+            # a folder that is named like one of masks, but whose images are annotated, holds images
+            if (
+                name not in self.used
+                and not _MASK_FILE.search(last)
+                and (folder in annotated or not _like_mask(name))
+            ):
                 rest.append(Sample(self.path(name), name, part=parts(name)))
         return rest
 

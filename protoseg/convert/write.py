@@ -179,7 +179,8 @@ class _Writer:
             raise _LeftOutError("images that cannot be read", str(error)) from error
         if sample.shapes is not None and not sample.shapes and self.options.empty == "unlabeled":
             self.notes.warn(
-                "images that an annotation lists without objects are unlabelled (--empty background: labelled)"
+                "images whose annotation holds no object are unlabelled (--empty background: labelled)",
+                sample.name,
             )
             return None
         raw = None

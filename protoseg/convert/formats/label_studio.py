@@ -135,7 +135,9 @@ def _image(task: dict[str, Any], images: Images, file: str, where: str) -> tuple
 
 
 def _shapes(regions: list[Any], notes: Notes, where: str) -> list[Shape]:
-    labels_of = {item.get("id"): _names(item["value"]) for item in regions if _names(item.get("value", item))}
+    labels_of = {
+        item.get("id"): _names(item.get("value", item)) for item in regions if _names(item.get("value", item))
+    }
     shapes = []
     for number, item in enumerate(regions, start=1):
         value = item.get("value", item)
@@ -182,7 +184,7 @@ def _drawer(item: Any, value: dict[str, Any]) -> Drawer | None:
         x, y = float(value["x"]) * scale[0], float(value["y"]) * scale[1]
         rx, ry = float(value["radiusX"]) * scale[0], float(value["radiusY"]) * scale[1]
         return outline([ellipse(x, y, rx, ry, float(value.get("rotation") or 0))])
-    if "width" in value and "x" in value:
+    if {"x", "y", "width", "height"} <= value.keys():
         x, y = float(value["x"]) * scale[0], float(value["y"]) * scale[1]
         right, bottom = x + float(value["width"]) * scale[0], y + float(value["height"]) * scale[1]
         # it turns about its top left corner
