@@ -19,9 +19,10 @@ def main(argv: list[str] | None = None) -> int:
         if args.seed < 0:
             raise DataError(f"--seed must be at least 0, got {args.seed}")
         options = Options(
-            format=args.format, images=args.images, classes=_names(args.classes), ignore=_names(args.ignore) or [],
-            others=args.others, val=args.val, group=args.group, seed=args.seed, order=args.order, empty=args.empty,
-            crowd=args.crowd, orientation=args.orientation, place=args.place, overwrite=args.overwrite,
+            format=args.format, images=args.images, classes=_names(args.classes),
+            ignore=_names(args.ignore) or [], others=args.others, val=args.val, group=args.group,
+            seed=args.seed, order=args.order, empty=args.empty, crowd=args.crowd,
+            orientation=args.orientation, place=args.place, overwrite=args.overwrite,
             progress=sys.stderr.isatty(),
         )  # fmt: skip
         result = convert(args.source, args.out, options)
@@ -34,8 +35,8 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m protoseg.convert",
-        description="Turn the export of an annotation tool into palette masks, lists (labeled.txt; unlabeled.txt: "
-        "images without annotation; val.txt), classes.txt and the data section of a configuration.",
+        description="Turn the export of an annotation tool into palette masks, lists (labeled.txt; val.txt; "
+        "unlabeled.txt: images without annotation), classes.txt and the data section of a configuration.",
         epilog="formats: " + "; ".join(f"{name}: {form.title}" for name, form in FORMATS.items()),
     )
     parser.add_argument("source", type=Path, help="folder of the export, or its annotation file")
@@ -59,13 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--group", default="auto",
-        help="images that stay together in val or out of it: auto, folder, none or a regular expression (%(default)s)",
+        help="images that stay together in val or out: auto, folder, none, a regular expression (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of val (%(default)s)")
     parser.add_argument(
         "--order", choices=("area", "file"),
-        help="of overlapping objects the smaller (area) or the later (file) one is seen (default: file where the "
-        "tool has an order of its own, else area)",
+        help="of overlapping objects the smaller (area) or the later (file) one is seen (default: file where "
+        "the tool has an order of its own, else area)",
     )  # fmt: skip
     parser.add_argument(
         "--empty", choices=("unlabeled", "background"), default="unlabeled",
@@ -79,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--orientation", choices=("auto", "upright", "stored"), default="auto",
-        help="what was annotated of images with an EXIF orientation: the turned or the stored image (%(default)s: by size)",
+        help="what was annotated of images with an EXIF orientation: the turned or the stored image "
+        "(%(default)s: by its size)",
     )  # fmt: skip
     parser.add_argument(
         "--place", choices=("refer", "link", "copy"), default="refer",

@@ -41,8 +41,8 @@ def group_names(names: Sequence[str], rule: str) -> tuple[list[str], str]:
         groups.append(video if video is not None and several else copy[1] if copy is not None else stem)
     if all(videos) and videos and not several:
         return groups, (
-            "all images look like frames of one video, so that validation frames have near copies among the labelled "
-            "ones: validate on another video (--group REGEX, or a list of your own)"
+            "all images look like frames of one video, so that validation frames have near copies among the "
+            "labelled ones: validate on another video (--group REGEX, or a list of your own)"
         )
     return groups, ""
 

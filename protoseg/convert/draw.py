@@ -2,9 +2,9 @@
 
 A pixel belongs to an outline when its centre lies inside: with coordinates in which pixel (column 0, row 0)
 covers [0, 1) x [0, 1), the centre is (0.5, 0.5). Centres exactly on a left or top edge are inside, on a
-right or bottom edge outside, so that neighbours neither overlap nor leave a gap. An outline that crosses itself is
-filled by the even-odd rule. Where a tool's coordinates are whole pixels instead (Supervisely, Cityscapes), an
-outline's own pixels belong to it (``edge``). What lies outside of the image is cut off.
+right or bottom edge outside, so that neighbours neither overlap nor leave a gap. An outline that crosses
+itself is filled by the even-odd rule. Where a tool's coordinates are whole pixels instead (Supervisely,
+Cityscapes), an outline's own pixels belong to it (``edge``). What lies outside of the image is cut off.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def as_points(values: Any, scale: float = 1.0) -> Points:
         points = points.reshape(-1, 2) * scale
     except (ValueError, TypeError) as error:
         raise DataError(f"coordinates are not pairs of numbers ({error})") from error
-    if not np.isfinite(points).all():
-        raise DataError("coordinates are not finite numbers")
+    if not (np.abs(points) < 1e7).all():
+        raise DataError("coordinates are not finite numbers, or lie far beyond any image")
     return points
 
 

@@ -63,8 +63,8 @@ def find_format(tree: Tree) -> tuple[str, str]:
     if not reasons:
         listed = "; ".join(f"{name}: {form.title}" for name, form in FORMATS.items())
         raise DataError(
-            f"{tree.root if tree.file is None else tree.root / tree.file} is of no known format ({len(tree.files)} "
-            f"files). Known are: {listed}. Masks that are pictures already need no converting: see docs/data.md"
+            f"{tree.root / (tree.file or '')} is of no known format ({len(tree.files)} files). Known are: "
+            f"{listed}. Masks that are pictures already need no converting: see docs/data.md"
         )
     if len(reasons) > 1:
         both = "; ".join(f"{name} ({reason})" for name, reason in reasons.items())

@@ -1,7 +1,7 @@
 """Sizes of images, and whether an annotation was drawn on the image as stored or turned upright.
 
-Cameras note in a tag (EXIF orientation) how the stored pixels are to be turned. Training reads images upright, so masks are
-written upright, whatever the annotation tool looked at.
+Cameras note in a tag (EXIF orientation) how the stored pixels are to be turned. Training reads images
+upright, so masks are written upright, whatever the annotation tool looked at.
 """
 
 from __future__ import annotations

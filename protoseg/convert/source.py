@@ -23,8 +23,8 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 _UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".jp2", ".dcm", ".nii", ".svs", ".psd", ".exr")
 _MASK_FOLDER = re.compile(
-    r"(?i)^(.*mask.*|annotations?|labels?|label_?ids?|gt|gtfine|gtcoarse|ground_?truth|seg|semantic(_rgb)?|instances?"
-    r"|panoptic|segmentation(class(aug)?|object)?|visuali[sz]ations?|previews?)$"
+    r"(?i)^(.*mask.*|annotations?|labels?|label_?ids?|gt|gtfine|gtcoarse|ground_?truth|seg|semantic(_rgb)?"
+    r"|instances?|panoptic|segmentation(class(aug)?|object)?|visuali[sz]ations?|previews?)$"
 )
 _MASK_FILE = re.compile(
     r"(?i)(_mask|_label|_labels|_seg|_gt|_labelids|_labeltrainids|_instanceids|_color)\.[a-z]+$"
@@ -111,6 +111,11 @@ class Export:
     """How the source numbers its classes, where that differs from here."""
 
 
+def normal(path: Path) -> Path:
+    """The absolute path without ``..``; links stay, because lists are to show the names that users know."""
+    return Path(os.path.normpath(path.absolute()))
+
+
 class Tree:
     """The files below a source (through links, without hidden ones), as posix paths relative to it."""
 
@@ -121,7 +126,7 @@ class Tree:
         if source.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):
             raise DataError(f"{source} is an archive: unpack it and give the folder")
         self.file = None if source.is_dir() else source.name
-        self.root = Path(os.path.abspath(source if source.is_dir() else source.parent))
+        self.root = normal(source if source.is_dir() else source.parent)
         self.files = sorted(_walk(self.root))
         self.folders = {part for name in self.files for part in name.split("/")[:-1]}
         self._json: dict[str, Any] = {}
@@ -144,7 +149,7 @@ class Tree:
     def some_json(self) -> list[str]:
         """The first JSON files of each folder: enough to know a format by."""
         seen: Counter[str] = Counter()
-        names = []
+        names: list[str] = []
         for name in self.ending(".json"):
             folder = name.rpartition("/")[0]
             seen[folder] += 1
@@ -183,7 +188,7 @@ class Images:
         """Raises DataError if the folder that the user named is none."""
         self.notes = notes
         self.folder = folder
-        self.base = tree.root if folder is None else Path(os.path.abspath(folder))
+        self.base = tree.root if folder is None else normal(folder)
         if folder is not None and not folder.is_dir():
             raise DataError(f"--images {folder} is not a folder")
         names = tree.files if folder is None else sorted(_walk(self.base))
@@ -244,8 +249,8 @@ class Images:
     def _take(self, name: str, where: str) -> str:
         if name in self.used:
             raise DataError(
-                f"{name} is annotated twice, by {self.used[name]} and by {where}; give one of the files as SOURCE, "
-                "or remove one annotation"
+                f"{name} is annotated twice, by {self.used[name]} and by {where}; give one of the files as "
+                "SOURCE, or remove one annotation"
             )
         self.used[name] = where
         return name

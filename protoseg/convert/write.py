@@ -19,7 +19,7 @@ from protoseg.convert.division import choose_val, group_names
 from protoseg.convert.draw import IGNORED, draw_labels
 from protoseg.convert.find import FORMATS, find_format
 from protoseg.convert.frames import Orientation, annotated_frame, look, turn_upright
-from protoseg.convert.source import Choices, Export, Notes, Sample, Tree
+from protoseg.convert.source import Choices, Export, Notes, Sample, Tree, normal
 from protoseg.data.images import save_mask
 from protoseg.errors import DataError
 from protoseg.files import folder_whole, write_bytes_whole, write_text_whole
@@ -89,7 +89,7 @@ def convert(source: Path, out: Path, options: Options) -> Conversion:
     Raises:
         DataError: If the source cannot be understood, or the target must not be replaced.
     """
-    source, out = Path(os.path.abspath(source)), Path(os.path.abspath(out))
+    source, out = normal(source), normal(out)
     tree = Tree(source)
     _check_target(tree.root, out, options.overwrite)
     if options.format is None:
@@ -196,8 +196,9 @@ class _Writer:
             raise _LeftOutError("images of another size than their annotation", str(error)) from error
         if guessed:
             self.notes.warn(
-                "turned images (EXIF orientation) whose annotation may be of the stored or of the turned image: taken "
-                "as turned; look at the masks, and give --orientation stored if they do not match", sample.name,
+                "turned images (EXIF orientation) whose annotation may be of the stored or the turned image: "
+                "taken as turned; look at the masks, and give --orientation stored if they do not match",
+                sample.name,
             )  # fmt: skip
         height, width = frame.upright if side == "upright" else frame.stored
         if raw is None:
@@ -243,7 +244,7 @@ class _LeftOutError(Exception):
 
 
 def _divide(entries: list[Entry], options: Options, notes: Notes) -> dict[str, list[Entry]]:
-    """The lists. The export's own val and test stay, unless --val is given or there would be no labelled image."""
+    """The lists. The export's own val and test stay, unless --val is given or no labelled image is left."""
     labelled = [entry for entry in entries if entry.mask is not None]
     if not labelled:
         raise DataError(
@@ -292,12 +293,13 @@ def _divide(entries: list[Entry], options: Options, notes: Notes) -> dict[str, l
 def _remark(parts: dict[str, list[Entry]], notes: Notes) -> None:
     if not parts["unlabeled"]:
         notes.warn(
-            "no image is left without a label: name others in data.unlabeled, or train with method.preset=supervised"
+            "no image is left without a label: name others in data.unlabeled, or train with "
+            "method.preset=supervised"
         )
     if not parts["val"]:
         notes.warn(
-            "no validation list was made (too few labelled images, or all of them needed to show every class); a "
-            "training needs one: annotate more, or give --val"
+            "no validation list was made (too few labelled images, or all are needed to show every class); "
+            "a training needs one: annotate more, or give --val"
         )
 
 
@@ -319,7 +321,7 @@ def _settings(writer: _Writer, parts: dict[str, list[Entry]], table: ClassTable,
 
 
 def yaml_section(settings: dict[str, Any]) -> str:
-    """The ``data`` section for a configuration; JSON values are YAML values, quoted where YAML would guess."""
+    """The ``data`` section; JSON values are YAML values, and stay quoted where YAML would guess a type."""
     lines = ["data:", "  kind: files"]
     lines += [f"  {key}: {json.dumps(value)}" for key, value in settings.items()]
     return "\n".join(lines) + "\n"

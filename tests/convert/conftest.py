@@ -84,10 +84,10 @@ def source(tmp_path: Path) -> Source:
 def converted(tmp_path: Path, source: Source) -> Convert:
     """Converts the source; options as of ``Options``."""
 
-    def run(place: str = "", out: str = "out", **options: Any) -> Converted:
+    def run(at: str = "", out: str = "out", **options: Any) -> Converted:
         before = {p: p.stat().st_mtime_ns for p in source.root.rglob("*")}
         target = tmp_path / out
-        result = convert(source.root / place, target, Options(**options))
+        result = convert(source.root / at, target, Options(**options))
         assert before == {p: p.stat().st_mtime_ns for p in source.root.rglob("*")}, (
             "the source was written to"
         )

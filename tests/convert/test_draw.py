@@ -173,18 +173,19 @@ def test_objects_without_area_are_counted_and_damaged_ones_are_errors() -> None:
     )
     assert not labels.any()
     assert skipped == [
-        ("outlines with fewer than 3 points", "shape 1"), ("objects that cover no pixel centre of their image", "shape 2"),
+        ("outlines with fewer than 3 points", "shape 1"),
+        ("objects that cover no pixel centre of their image", "shape 2"),
     ]  # fmt: skip
 
     def damaged(height: int, width: int) -> None:
         raise DataError("broken")
 
-    with pytest.raises(DataError, match="shape 3: broken"):
+    with pytest.raises(DataError, match=r"shape 3: broken"):
         draw_labels(
             [Shape("a", damaged, "shape 3")], {"a": 1}, 4, 8, background=0, order="area", skipped=print
         )
     for bad in ([1, 2, 3], [[1, 2, 3]] * 4 + [[1]], "text", [1, float("nan")]):
-        with pytest.raises(DataError, match="coordinates"):
+        with pytest.raises(DataError, match=r"coordinates"):
             as_points(bad)
 
 

@@ -27,7 +27,7 @@ def flat(points: Any) -> list[float]:
     return [float(value) for point in points for value in point]
 
 
-# --- COCO ---------------------------------------------------------------------------------------------------------
+# --- COCO --------------------------------------------------------------------------------------
 
 
 def coco(source: Any, annotations: list[dict[str, Any]], images: int = 3, **more: Any) -> dict[str, Any]:
@@ -37,9 +37,12 @@ def coco(source: Any, annotations: list[dict[str, Any]], images: int = 3, **more
         "info": {}, "licenses": [],
         "images": [{"id": 7 + i, "file_name": f"{i}.jpg", "height": 12, "width": 20} for i in range(images)],
         "categories": [
-            {"id": 3, "name": "crack", "supercategory": ""}, {"id": 90, "name": "spall", "supercategory": ""}
+            {"id": 3, "name": "crack", "supercategory": ""},
+            {"id": 90, "name": "spall", "supercategory": ""}
         ],
-        "annotations": [{"id": 100 + i, "iscrowd": 0, "bbox": [0, 0, 1, 1], **a} for i, a in enumerate(annotations)],
+        "annotations": [
+            {"id": 100 + i, "iscrowd": 0, "bbox": [0, 0, 1, 1], **a} for i, a in enumerate(annotations)
+        ],
         **more,
     }  # fmt: skip
     source.json("annotations/instances_default.json", value)
@@ -61,9 +64,10 @@ def test_coco_masks_are_those_of_pycocotools(source: Any, converted: Any, tmp_pa
         [
             {"image_id": 7, "category_id": 3, "segmentation": [box, [12, 5, 18, 5, 18, 11, 12, 11]]},
             {"image_id": 7, "category_id": 90, "segmentation": [[4, 4, 7, 4, 7, 7, 4, 7]]},
-            {"image_id": 8, "category_id": 90, "segmentation": {**compressed, "counts": compressed["counts"].decode()}},
-            {"image_id": 8, "category_id": 3, "segmentation": {"size": [12, 20], "counts": runs(stripe.T.ravel())},
-             "iscrowd": 1},
+            {"image_id": 8, "category_id": 90, 
+             "segmentation": {**compressed, "counts": compressed["counts"].decode()}},
+            {"image_id": 8, "category_id": 3, "iscrowd": 1,
+             "segmentation": {"size": [12, 20], "counts": runs(stripe.T.ravel())}},
         ],
     )  # fmt: skip
     result = converted()
@@ -85,7 +89,7 @@ def test_coco_masks_are_those_of_pycocotools(source: Any, converted: Any, tmp_pa
 
 def test_coco_needs_outlines(source: Any, converted: Any) -> None:
     coco(source, [{"image_id": 7, "category_id": 3, "segmentation": []}])
-    with pytest.raises(DataError, match="1 boxes and no outlines; export segmentation"):
+    with pytest.raises(DataError, match=r"1 boxes and no outlines; export segmentation"):
         converted()
 
 
@@ -113,7 +117,8 @@ def test_damaged_coco_names_the_annotation(
 
 def test_coco_of_roboflow_has_a_grouping_category_and_parts(source: Any, converted: Any) -> None:
     categories = [
-        {"id": 0, "name": "damage", "supercategory": "none"}, {"id": 1, "name": "crack", "supercategory": "damage"}
+        {"id": 0, "name": "damage", "supercategory": "none"},
+        {"id": 1, "name": "crack", "supercategory": "damage"}
     ]  # fmt: skip
     for part, count in (("train", 3), ("valid", 2), ("test", 1)):
         for i in range(count):
@@ -134,13 +139,14 @@ def test_coco_of_roboflow_has_a_grouping_category_and_parts(source: Any, convert
     assert [len(again.list(part)) for part in ("labeled", "val", "test")] == [4, 1, 1]
 
 
-# --- labelme ------------------------------------------------------------------------------------------------------
+# --- labelme -----------------------------------------------------------------------------------
 
 
 def labelme(shapes: list[dict[str, Any]], image: str, **more: Any) -> dict[str, Any]:
     base = {"group_id": None, "description": "", "flags": {}, "mask": None}
     return {
-        "version": "5.5.0", "flags": {}, "shapes": [{**base, **shape} for shape in shapes], "imagePath": image,
+        "version": "5.5.0", "flags": {}, "shapes": [{**base, **shape} for shape in shapes],
+        "imagePath": image,
         "imageData": None, "imageHeight": 12, "imageWidth": 20, **more,
     }  # fmt: skip
 
@@ -198,12 +204,13 @@ def test_labelme_class_order_comes_from_its_labels_file(source: Any, converted: 
     assert (result.mask("0.png")[1:5, 1:5] == 2).all()
 
 
-# --- Label Studio ---------------------------------------------------------------------------------------------------
+# --- Label Studio ------------------------------------------------------------------------------
 
 
 def region(kind: str, label: str, **value: Any) -> dict[str, Any]:
     return {
-        "original_width": 20, "original_height": 12, "image_rotation": 0, "from_name": "my-tag", "to_name": "image",
+        "original_width": 20, "original_height": 12, "image_rotation": 0, "from_name": "my-tag",
+        "to_name": "image",
         "id": f"{kind}{len(value)}", "type": f"{kind}labels", "origin": "manual",
         "value": {**value, f"{kind}labels": [label]},
     }  # fmt: skip
@@ -213,7 +220,8 @@ def task(number: int, image: str, *annotations: list[dict[str, Any]] | None) -> 
     return {
         "id": number, "data": {"image": image}, "predictions": [],
         "annotations": [
-            {"id": 50 + number + i, "result": result or [], "was_cancelled": result is None, "ground_truth": False,
+            {"id": 50 + number + i, "result": result or [], "was_cancelled": result is None,
+             "ground_truth": False,
              "updated_at": f"2025-01-0{i + 1}T00:00:00Z", "completed_by": 1}
             for i, result in enumerate(annotations)
         ],
@@ -299,11 +307,11 @@ def test_label_studio_json_min_and_exported_masks(source: Any, converted: Any, k
     for i, mask in masks.items():
         assert (exported.mask(f"images/{i}.png") == mask[::-1]).all()
     (source.root / "project-min.json").unlink()
-    with pytest.raises(DataError, match="do not name their images: export JSON-MIN"):
+    with pytest.raises(DataError, match=r"do not name their images: export JSON-MIN"):
         converted(out="x")
 
 
-# --- CVAT -----------------------------------------------------------------------------------------------------------
+# --- CVAT --------------------------------------------------------------------------------------
 
 CVAT = """<?xml version="1.0" encoding="utf-8"?>
 <annotations><version>1.1</version><meta><task><id>1</id><labels>
@@ -311,15 +319,15 @@ CVAT = """<?xml version="1.0" encoding="utf-8"?>
 <label><name>spall</name><color>#00ff7f</color><type>any</type><attributes></attributes></label>
 </labels></task></meta>
 <image id="0" name="sub/frame_000000" width="20" height="12">
-  <mask label="spall" source="manual" occluded="0" rle="{rle}" left="3" top="2" width="7" height="5" z_order="1"></mask>
+  <mask label="spall" source="manual" rle="{rle}" left="3" top="2" width="7" height="5" z_order="1"></mask>
   <polygon label="crack" source="manual" occluded="0" points="{points}" z_order="0"></polygon>
-  <box label="spall" source="manual" occluded="0" xtl="14.00" ytl="6.00" xbr="18.00" ybr="8.00" rotation="90.0" z_order="2">
+  <box label="spall" source="manual" xtl="14.00" ytl="6.00" xbr="18.00" ybr="8.00" rotation="90.0" z_order="2">
   </box>
   <polyline label="crack" source="manual" occluded="0" points="1.00,1.00;5.00,5.00" z_order="0"></polyline>
   <tag label="crack" source="manual"></tag>
 </image>
 <image id="1" name="sub/frame_000001" width="20" height="12">
-  <ellipse label="crack" source="manual" occluded="0" cx="10.00" cy="6.00" rx="5.00" ry="3.00" z_order="0"></ellipse>
+  <ellipse label="crack" source="manual" cx="10.00" cy="6.00" rx="5.00" ry="3.00" z_order="0"></ellipse>
 </image>
 <image id="2" name="sub/frame_000002" width="20" height="12"></image>
 </annotations>
@@ -351,7 +359,7 @@ def test_cvat(source: Any, converted: Any, inside: Inside) -> None:
 def test_cvat_for_video_and_unsafe_or_damaged_xml_are_refused(source: Any, converted: Any) -> None:
     source.image("0.png")
     source.text("annotations.xml", '<annotations><track id="0" label="a"></track></annotations>')
-    with pytest.raises(DataError, match="export the task as `CVAT for images 1.1`"):
+    with pytest.raises(DataError, match=r"export the task as `CVAT for images 1.1`"):
         converted()
     source.text("annotations.xml", '<!DOCTYPE a [<!ENTITY x "y">]>\n<annotations>&x;</annotations>')
     with pytest.raises(DataError, match=r"annotations.xml has a DOCTYPE \(a\)"):
@@ -365,7 +373,7 @@ def test_cvat_for_video_and_unsafe_or_damaged_xml_are_refused(source: Any, conve
         converted()
 
 
-# --- label maps: VOC, Roboflow, Cityscapes, ADE20K, KITTI -------------------------------------------------------------
+# --- label maps: VOC, Roboflow, Cityscapes, ADE20K, KITTI --------------------------------------
 
 
 def test_voc_palette_masks_and_lists(source: Any, converted: Any) -> None:
@@ -408,14 +416,14 @@ def test_voc_colours_of_cvat(source: Any, converted: Any) -> None:
     assert result.result.settings["palette"][1:] == [[10, 200, 30], [250, 50, 83]]
     rgb[5, 5] = (1, 2, 3)
     source.png("SegmentationClass/0.png", rgb)
-    with pytest.raises(DataError, match="colours that no label names: 1,2,3"):
+    with pytest.raises(DataError, match=r"colours that no label names: 1,2,3"):
         converted(out="x")
 
 
 def test_voc_boxes_are_refused(source: Any, converted: Any) -> None:
     source.image("JPEGImages/0.jpg")
     source.text("Annotations/0.xml", "<annotation><object><bndbox/></object></annotation>")
-    with pytest.raises(DataError, match="Annotations/0.xml has boxes only: VOC XML holds no outlines"):
+    with pytest.raises(DataError, match=r"Annotations/0.xml has boxes only: VOC XML holds no outlines"):
         converted()
 
 
@@ -510,7 +518,7 @@ def test_kitti(source: Any, converted: Any) -> None:
     assert "left out: 1 test images without an annotation" in result.notes
 
 
-# --- Supervisely, YOLO --------------------------------------------------------------------------------------------------
+# --- Supervisely, YOLO -------------------------------------------------------------------------
 
 
 def test_supervisely(source: Any, converted: Any) -> None:
@@ -538,7 +546,7 @@ def test_supervisely(source: Any, converted: Any) -> None:
     for dataset in ("ds1", "ds2"):
         source.image(f"project/{dataset}/img/0.png")
         source.json(f"project/{dataset}/ann/0.png.json",
-                    {"description": "", "tags": [], "size": {"height": 12, "width": 20}, "objects": objects})  # fmt: skip
+                    {"tags": [], "size": {"height": 12, "width": 20}, "objects": objects})  # fmt: skip
     source.image("project/ds1/img/1.png")
     source.json(
         "project/ds1/ann/1.png.json", {"tags": [], "size": {"height": 12, "width": 20}, "objects": []}
@@ -594,7 +602,7 @@ def test_damaged_yolo_names_the_line(source: Any, converted: Any, line: str, mes
         converted()
 
 
-# --- Hugging Face -------------------------------------------------------------------------------------------------------
+# --- Hugging Face ------------------------------------------------------------------------------
 
 
 def test_parquet(source: Any, converted: Any) -> None:
@@ -619,7 +627,7 @@ def test_parquet(source: Any, converted: Any) -> None:
     assert result.list("unlabeled") == ["000003.png"]
     assert result.result.table.names == ["a", "b", "c"]
     source.file("data/broken.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(DataError, match="broken.parquet is no readable parquet file"):
+    with pytest.raises(DataError, match=r"broken.parquet is no readable parquet file"):
         converted(out="y", classes=["a", "b", "c"])
 
 

@@ -43,7 +43,7 @@ def test_brush_regions(mask: NDArray[np.bool_], raw: bool) -> None:
 
 
 def test_brush_region_of_the_tools_own_encoder() -> None:
-    # by label-studio-converter 0.0.59, brush.mask2rle, of a 5 x 4 mask with rows 1 and 2 of column 2, and (4, 0)
+    # by brush.mask2rle of label-studio-converter 0.0.59
     data = [0, 0, 0, 80, 57, 27, 254, 23, 0, 143, 254, 216, 4, 127, 248, 76, 2, 63, 251, 96, 0]
     wanted = np.zeros((5, 4), np.bool_)
     wanted[1:3, 2] = wanted[4, 0] = True
@@ -53,18 +53,18 @@ def test_brush_region_of_the_tools_own_encoder() -> None:
 @pytest.mark.parametrize("cut", [0, 3, 6, 9, -1])
 def test_damaged_brush_regions_are_errors(cut: int) -> None:
     mask = np.random.default_rng(0).random((9, 9)) > 0.5
-    with pytest.raises(DataError, match="brush region"):
+    with pytest.raises(DataError, match=r"brush region"):
         decode_label_studio(brush(mask)[:cut], 9, 9)
-    with pytest.raises(DataError, match="expected 9 x 8 pixels"):
+    with pytest.raises(DataError, match=r"expected 9 x 8 pixels"):
         decode_label_studio(brush(mask), 9, 8)
 
 
 def test_damaged_counts_are_errors() -> None:
-    with pytest.raises(DataError, match="cover 5 pixels, expected 2 x 3 = 6"):
+    with pytest.raises(DataError, match=r"cover 5 pixels, expected 2 x 3 = 6"):
         decode_counts([2, 3], 2, 3, columns=True)
-    with pytest.raises(DataError, match="expected 2 x 3"):
+    with pytest.raises(DataError, match=r"expected 2 x 3"):
         decode_counts([8, -2], 2, 3, columns=True)
-    with pytest.raises(DataError, match="none of their characters"):
+    with pytest.raises(DataError, match=r"none of their characters"):
         decode_coco_string("a b")
-    with pytest.raises(DataError, match="end within a number"):
+    with pytest.raises(DataError, match=r"end within a number"):
         decode_coco_string("R")

@@ -54,7 +54,7 @@ def read(tree: Tree, choices: Choices, notes: Notes) -> Export:
 
 
 def _names(text: str, where: str) -> list[str]:
-    """Last column of the table; of ``wall`` and its synonyms the first word counts where that stays unique."""
+    """Last column of the table; of synonyms the first counts where that stays unique."""
     rows = [line.split("\t") for line in text.splitlines()[1:] if line.strip()]
     with expected(where):
         if [int(row[0]) for row in rows] != list(range(1, len(rows) + 1)):

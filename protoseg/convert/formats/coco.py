@@ -95,8 +95,7 @@ def read(tree: Tree, choices: Choices, notes: Notes) -> Export:
         notes.warn("categories that only group others and have no object: no class", name)
         del classes[name]
     samples += images.unannotated()
-    ids = {name: number for name, number in classes.items()}
-    return Export(samples, len(samples), list(classes), source_ids=ids)
+    return Export(samples, len(samples), list(classes), source_ids=classes)
 
 
 def _id(item: Any) -> Any:

@@ -104,8 +104,8 @@ def _columns(pictures: list[str], file: str) -> tuple[str, str | None]:
     mask = next((name for name in _MASK_COLUMNS if name in pictures), None)
     if image is None or (mask is None and len(pictures) > 1):
         raise DataError(
-            f"{file} has the picture columns {pictures}; expected one of {', '.join(_IMAGE_COLUMNS)} and one of "
-            f"{', '.join(_MASK_COLUMNS)}: rename them (datasets: rename_column)"
+            f"{file} has the picture columns {pictures}; expected one of {', '.join(_IMAGE_COLUMNS)} and "
+            f"one of {', '.join(_MASK_COLUMNS)}: rename them (datasets: rename_column)"
         )
     return image, mask
 
@@ -171,9 +171,7 @@ def _read_folder(tree: Tree, choices: Choices, notes: Notes) -> Export:
                 load = map_loader(path)
             samples.append(Sample(images.path(name), name, labels=load, part=part_of(name)))
     if samples and all(sample.labels is None for sample in samples):
-        raise DataError(
-            f"{_metadata(tree)[0]} names no masks; expected a column like mask_file_name, label_file_name or mask"
-        )
+        raise DataError(f"{_metadata(tree)[0]} names no masks; expected a column like mask_file_name or mask")
     samples += images.unannotated()
     return Export(samples, len(samples), _class_names(tree), instances=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -10,13 +9,13 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
 
 import numpy as np
-from PIL import Image
 
 from protoseg.convert.draw import Drawer, Shape, as_points, bitmap, box, ellipse, outline
-from protoseg.convert.formats.labelme import decode_base64
-from protoseg.convert.rle import Mask, decode_label_studio
+from protoseg.convert.formats.maps import decode_base64, decode_mask
+from protoseg.convert.rle import decode_label_studio
 from protoseg.convert.source import IMAGE_SUFFIXES, Choices, Export, Images, Notes, Sample, Tree, part_of
 from protoseg.convert.texts import expected
+from protoseg.data.images import load_array
 from protoseg.errors import DataError
 
 TITLE = "Label Studio JSON, JSON-MIN, PNG or NumPy"
@@ -69,33 +68,35 @@ def read(tree: Tree, choices: Choices, notes: Notes) -> Export:
     files = _files(tree)
     if not files:
         raise DataError(
-            "PNG and NumPy exports of Label Studio do not name their images: export JSON-MIN, too, and put it beside "
-            "the masks"
+            "PNG and NumPy exports of Label Studio do not name their images: export JSON-MIN, too, and put "
+            "it beside the masks"
         )
     samples = []
     names: set[str] = set()
-    controls = {name for file in files for task in tree.json(file) for name in _controls(task)}
+    controls: set[str] = set()
+    for file in files:
+        with expected(str(tree.root / file)):
+            controls |= {name for task in tree.json(file) for name in _controls(task)}
     for file in files:
         for task in tree.json(file):
             where = f"{file}, task {task.get('id', 'without an id')}"
             with expected(where):
                 number, regions = _regions(task, notes, where)
-                text, found = _image(task, images, file, where)
-                shapes = None if regions is None else _shapes(regions, notes, where)
+                image, found = _image(task, images, file, where)
                 exported = masks.get((str(task.get("id")), number))
-                if exported is None and not task.get("data"):
-                    # JSON-MIN has no annotation ids
+                if exported is None and "data" not in task:
+                    # older JSON-MIN has no annotation ids
                     exported = next((m for key, m in masks.items() if key[0] == str(task.get("id"))), None)
+                shapes = None if regions is None else _shapes(regions, notes, where, brushes=exported is None)
                 if exported is not None:
-                    shapes = [s for s in shapes or [] if "brush" not in s.where]
-                    shapes += [
-                        Shape(_label(n, controls), _mask_drawer(tree, mask), mask) for n, mask in exported
-                    ]
+                    drawn = [(_label(text, controls), mask) for text, mask in exported]
+                    shapes = (shapes or []) + [Shape(name, _mask_drawer(tree, m), m) for name, m in drawn]
+                size = _size(regions or [])
+                turned = any(int(item.get("image_rotation") or 0) % 360 for item in regions or [])
             names |= {str(shape.label) for shape in shapes or []}
-            size = _size(regions or [])
-            if shapes is not None and any(int(r.get("image_rotation") or 0) % 360 for r in regions or []):
+            if turned:
                 notes.leave_out(
-                    "images annotated while their view was turned; turn them back in Label Studio", text
+                    "images annotated while their view was turned; turn them back in Label Studio", image
                 )
             elif found is not None:
                 samples.append(Sample(images.path(found), found, shapes, size=size, part=part_of(found)))
@@ -134,7 +135,7 @@ def _image(task: dict[str, Any], images: Images, file: str, where: str) -> tuple
     raise DataError("names no image")
 
 
-def _shapes(regions: list[Any], notes: Notes, where: str) -> list[Shape]:
+def _shapes(regions: list[Any], notes: Notes, where: str, *, brushes: bool) -> list[Shape]:
     labels_of = {
         item.get("id"): _names(item.get("value", item)) for item in regions if _names(item.get("value", item))
     }
@@ -143,8 +144,9 @@ def _shapes(regions: list[Any], notes: Notes, where: str) -> list[Shape]:
         value = item.get("value", item)
         if item.get("type") == "labels" and "points" not in value and "rle" not in value and "x" not in value:
             continue
-        kind = "brush" if "rle" in value else "region"
-        place = f"{where}, {kind} {number}"
+        if "rle" in value and not brushes:
+            continue
+        place = f"{where}, region {number}"
         with expected(place):
             drawer = _drawer(item, value)
             labels = _names(value) or labels_of.get(item.get("id"), [])
@@ -177,7 +179,7 @@ def _drawer(item: Any, value: dict[str, Any]) -> Drawer | None:
         return lambda h, w: bitmap(decode_label_studio(rle, height, width))(h, w)
     if "imageDataURL" in value:
         data = decode_base64(str(value["imageDataURL"]).partition(",")[2], "imageDataURL")
-        return bitmap(_decode_mask(data))
+        return bitmap(decode_mask(data, "imageDataURL"))
     if "points" in value:
         return outline([as_points(value["points"]) * scale])
     if "radiusX" in value:
@@ -217,22 +219,10 @@ def _mask_drawer(tree: Tree, file: str) -> Drawer:
     def draw(height: int, width: int) -> Any:
         path = tree.root / file
         mask = (
-            np.load(path, allow_pickle=False) > 0
-            if file.endswith(".npy")
-            else _decode_mask(path.read_bytes())
+            load_array(path, "mask", 2) > 0 if file.endswith(".npy") else decode_mask(path.read_bytes(), file)
         )
         if mask.shape != (height, width):
             raise DataError(f"{file} is {mask.shape[1]} x {mask.shape[0]}, its image {width} x {height}")
         return bitmap(mask)(height, width)
 
     return draw
-
-
-def _decode_mask(data: bytes) -> Mask:
-    """A mask picture: alpha if it has one that varies, else grey; anything above 0 belongs to it."""
-    with Image.open(io.BytesIO(data)) as picture:
-        if picture.mode in ("RGBA", "LA"):
-            alpha = np.asarray(picture.getchannel("A"))
-            if alpha.min() < alpha.max():
-                return alpha > 0
-        return np.asarray(picture.convert("L")) > 0

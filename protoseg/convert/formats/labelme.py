@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from protoseg.convert.draw import Drawer, Shape, as_points, bitmap, box, ellipse, outline
+from protoseg.convert.formats.maps import decode_base64, decode_mask
 from protoseg.convert.source import Choices, Export, Images, Notes, Sample, Tree, part_of
 from protoseg.convert.texts import expected, read_text
 from protoseg.errors import DataError
@@ -79,18 +76,6 @@ def _image(images: Images, value: Any, file: str) -> tuple[Path | bytes, str]:
     return decoded, str(Path(file).with_suffix(suffix).as_posix())
 
 
-def decode_base64(text: str, where: str) -> bytes:
-    """Bytes of a base64 text.
-
-    Raises:
-        DataError: If it is damaged.
-    """
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise DataError(f"{where}: damaged base64 ({error})") from error
-
-
 def _drawer(item: Any, notes: Notes, where: str) -> Drawer | None:
     kind = item.get("shape_type") or "polygon"
     points = as_points(item["points"])
@@ -104,8 +89,7 @@ def _drawer(item: Any, notes: Notes, where: str) -> Drawer | None:
         return outline([ellipse(points[0][0], points[0][1], radius, radius)])
     if kind == "mask":
         left, top = np.round(points.min(axis=0)).astype(int)
-        with Image.open(io.BytesIO(decode_base64(item["mask"], where))) as picture:
-            return bitmap(np.asarray(picture.convert("L")) > 0, int(top), int(left))
+        return bitmap(decode_mask(decode_base64(item["mask"], where), where), int(top), int(left))
     if kind in ("line", "linestrip", "point", "points"):
         notes.warn("lines and points, which have no area and are not drawn", where)
         return None

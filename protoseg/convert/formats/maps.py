@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import io
 import re
 from collections.abc import Callable, Mapping
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from protoseg.convert.rle import Mask
 from protoseg.data.images import DECODE_ERRORS
 from protoseg.data.palette import Color
 from protoseg.errors import DataError
@@ -29,14 +32,43 @@ CITYSCAPES: dict[int, tuple[str, Color]] = {
 CITYSCAPES_NAMES = [name for name, _ in CITYSCAPES.values()]
 CITYSCAPES_COLORS = dict(CITYSCAPES.values())
 CITYSCAPES_VOID = (
-    "unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground", "parking",
-    "rail track", "guard rail", "bridge", "tunnel", "polegroup", "caravan", "trailer", "license plate",
+    "unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground",
+    "parking", "rail track", "guard rail", "bridge", "tunnel", "polegroup", "caravan", "trailer",
 )  # fmt: skip
 
 
 def cityscapes_values() -> dict[int, str | None]:
     """Names of the ids -1 to 33, which 8-bit files hold as 255 and 0 to 33."""
     return {i: CITYSCAPES[i][0] if i in CITYSCAPES else None for i in [*range(34), 255]}
+
+
+def decode_base64(text: Any, where: str) -> bytes:
+    """Bytes of a base64 text.
+
+    Raises:
+        DataError: If it is damaged.
+    """
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError, TypeError) as error:
+        raise DataError(f"{where}: damaged base64 ({error})") from error
+
+
+def decode_mask(data: bytes, where: str) -> Mask:
+    """The mask in a picture: alpha if that varies, else grey; anything above 0 belongs to it.
+
+    Raises:
+        DataError: If it cannot be decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.mode in ("RGBA", "LA"):
+                alpha = np.asarray(picture.getchannel("A"))
+                if alpha.min() < alpha.max():
+                    return alpha > 0
+            return np.asarray(picture.convert("L")) > 0
+    except DECODE_ERRORS as error:
+        raise DataError(f"{where}: the mask is no readable picture ({error})") from error
 
 
 def load_values(source: Path | bytes, where: str) -> NDArray[Any]:

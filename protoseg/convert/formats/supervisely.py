@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import zlib
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from protoseg.convert.draw import Drawer, Shape, as_points, bitmap, outline
 from protoseg.convert.formats.cvat import hex_color
-from protoseg.convert.formats.labelme import decode_base64
+from protoseg.convert.formats.maps import decode_base64, decode_mask
 from protoseg.convert.source import Choices, Export, Images, Notes, Sample, Tree, part_of
 from protoseg.convert.texts import expected, read_json
 from protoseg.errors import DataError
@@ -81,12 +77,9 @@ def _drawer(item: Any, where: str) -> Drawer | None:
         left, top = (int(value) for value in item["bitmap"]["origin"])
         try:
             data = zlib.decompress(decode_base64(item["bitmap"]["data"], where))
-            with Image.open(io.BytesIO(data)) as picture:
-                band = "A" if picture.mode in ("RGBA", "LA") else None
-                mask = np.asarray(picture.getchannel("A") if band else picture.convert("L")) > 0
-        except (zlib.error, OSError) as error:
+        except zlib.error as error:
             raise DataError(f"{where}: damaged bitmap ({error})") from error
-        return bitmap(mask, top, left)
+        return bitmap(decode_mask(data, where), top, left)
     points = [as_points(part) for part in [item["points"]["exterior"], *item["points"].get("interior", [])]]
     if kind == "polygon":
         return outline(points[:1], points[1:], edge=True)

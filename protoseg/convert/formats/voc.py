@@ -1,4 +1,4 @@
-"""Pascal VOC and CVAT's "Segmentation mask": JPEGImages, SegmentationClass, lists and perhaps a labelmap.txt."""
+"""Pascal VOC and CVAT's "Segmentation mask": JPEGImages, SegmentationClass, lists, perhaps labelmap.txt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from protoseg.errors import DataError
 TITLE = "Pascal VOC masks (SegmentationClass)"
 NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
 )  # fmt: skip
 BORDER = (224, 224, 192)
 

@@ -89,5 +89,5 @@ def _part(meta: dict[str, Any], name: str) -> Part:
             while text.startswith(("../", "./")):
                 text = text.partition("/")[2]
             if text and f"/{name}".startswith(f"/{text}/"):
-                return part  # type: ignore[return-value]
+                return part
     return part_of(name)
