@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--group", default="auto",
-        help="images that stay together in val or out: auto, folder, none, a regular expression (%(default)s)",
+        help="images that stay together in val or out: auto, folder, none or an expression (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of val (%(default)s)")
     parser.add_argument(
@@ -108,6 +108,7 @@ def _describe(result: Conversion, out: Path) -> list[str]:
         f"format: {result.format} ({result.reason})",
         f"images: {sum(counts.values())}, "
         + ", ".join(f"{part} {n}" for part, n in counts.items() if n or part != "test"),
+        f"val: {result.val_from}",
         f"masks: {sum(n for part, n in counts.items() if part != 'unlabeled')} below {out / 'masks'}",
         f"{'id':>3}  {'class':<24} {'in source':>9} {'images':>7} {'pixels':>7}",
     ]

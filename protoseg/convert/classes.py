@@ -68,6 +68,8 @@ def class_table(
     Raises:
         DataError: If names are missing, unknown, repeated or too many.
     """
+    if export.classes == [] and export.instances:
+        raise DataError("no annotation holds an object that can be drawn")
     names = list(chosen or export.classes or [])
     if not names:
         raise DataError(

@@ -66,6 +66,9 @@ def find_format(tree: Tree) -> tuple[str, str]:
             f"{tree.root / (tree.file or '')} is of no known format ({len(tree.files)} files). Known are: "
             f"{listed}. Masks that are pictures already need no converting: see docs/data.md"
         )
+    if len(reasons) > 1 and "SegmentationClass" not in tree.folders:
+        # XML with boxes beside another annotation
+        reasons.pop("voc", None)
     if len(reasons) > 1:
         both = "; ".join(f"{name} ({reason})" for name, reason in reasons.items())
         raise DataError(

@@ -29,7 +29,9 @@ _MASK_FOLDER = re.compile(
 _MASK_FILE = re.compile(
     r"(?i)(_mask|_label|_labels|_seg|_gt|_labelids|_labeltrainids|_instanceids|_color)\.[a-z]+$"
 )
-_PART = re.compile(r"(?:^|[/_.-])(train|training|val|valid|validation|test|testing)(?:\d{4})?(?=[/_.-]|$)")
+_PART = "(train|training|val|valid|validation|test|testing)(?:\\d{4})?"
+_PART_FOLDER = re.compile(f"(?:^|/){_PART}/")
+_PART_FILE = re.compile(f"(?:^|[/_.-]){_PART}(?:[_.-][^/]*)?$")
 
 Part = Literal["", "train", "val", "test"]
 
@@ -119,15 +121,29 @@ def normal(path: Path) -> Path:
 class Tree:
     """The files below a source (through links, without hidden ones), as posix paths relative to it."""
 
-    def __init__(self, source: Path) -> None:
-        """Raises DataError if the source is not there or is an archive."""
+    def __init__(self, source: Path, skip: Path | None = None) -> None:
+        """Take the files below a folder; of an annotation file, those below its folder or the one above.
+
+        Args:
+            source: Folder or file.
+            skip: Folder that does not count (the target, which may lie beside an annotation file).
+
+        Raises:
+            DataError: If the source is not there or is an archive.
+        """
         if not source.exists():
             raise DataError(f"{source} not found")
         if source.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):
             raise DataError(f"{source} is an archive: unpack it and give the folder")
+        self.skip = skip
         self.file = None if source.is_dir() else source.name
         self.root = normal(source if source.is_dir() else source.parent)
-        self.files = sorted(_walk(self.root))
+        self.files = sorted(_walk(self.root, skip))
+        if self.file is not None and not any(name.lower().endswith(IMAGE_SUFFIXES) for name in self.files):
+            # annotations/instances.json: the images are beside the file's folder
+            self.file = f"{self.root.name}/{self.file}"
+            self.root = self.root.parent
+            self.files = sorted(_walk(self.root, skip))
         self.folders = {part for name in self.files for part in name.split("/")[:-1]}
         self._json: dict[str, Any] = {}
 
@@ -147,22 +163,22 @@ class Tree:
         return self._json[name]
 
     def some_json(self) -> list[str]:
-        """The first JSON files of each folder: enough to know a format by."""
+        """The first JSON files of each folder: enough to know a format by, not to read it."""
         seen: Counter[str] = Counter()
         names: list[str] = []
         for name in self.ending(".json"):
             folder = name.rpartition("/")[0]
             seen[folder] += 1
-            if seen[folder] <= 3 and len(names) < 48:
+            if seen[folder] <= 12 and len(names) < 60:
                 names.append(name)
         return names
 
 
-def _walk(root: Path) -> Iterator[str]:
+def _walk(root: Path, skip: Path | None) -> Iterator[str]:
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:
+        if real in seen or folder == str(skip):
             folders.clear()
             continue
         seen.add(real)
@@ -173,9 +189,14 @@ def _walk(root: Path) -> Iterator[str]:
                 yield name if base == "." else f"{base}/{name}"
 
 
-def part_of(path: str) -> Part:
-    """The division that a file's or folder's name states (``train2017``, ``valid/``, ``x_test.json``)."""
-    found = _PART.search(path.lower())
+def part_of(path: str, *, file: bool = False) -> Part:
+    """The division that a folder's name states (``train2017/``, ``valid/``).
+
+    Args:
+        path: File.
+        file: Whether the file's own name counts, too (``instances_val2017.json``, ``train-00000.parquet``).
+    """
+    found = (_PART_FILE.search(path.lower()) if file else None) or _PART_FOLDER.search(path.lower())
     if found is None:
         return ""
     return "val" if found[1].startswith("val") else "test" if found[1].startswith("test") else "train"
@@ -188,10 +209,11 @@ class Images:
         """Raises DataError if the folder that the user named is none."""
         self.notes = notes
         self.folder = folder
+        self._beside_file = tree.file is not None and folder is None
         self.base = tree.root if folder is None else normal(folder)
         if folder is not None and not folder.is_dir():
             raise DataError(f"--images {folder} is not a folder")
-        names = tree.files if folder is None else sorted(_walk(self.base))
+        names = tree.files if folder is None else sorted(_walk(self.base, tree.skip))
         for name in names:
             if name.lower().endswith(_UNREAD_SUFFIXES):
                 notes.leave_out(
@@ -262,6 +284,8 @@ class Images:
     def unannotated(self, parts: Callable[[str], Part] = part_of) -> list[Sample]:
         """The images that no annotation named, masks and the like left out.
 
+        Where the source is an annotation file, only those in folders of annotated images.
+
         Raises:
             DataError: If annotations name images and none of them is there.
         """
@@ -276,11 +300,8 @@ class Images:
         for name in self.names:
             folder, _, last = name.rpartition("/")
             # a folder that is named like one of masks, but whose images are annotated, holds images
-            if (
-                name not in self.used
-                and not _MASK_FILE.search(last)
-                and (folder in annotated or not _like_mask(name))
-            ):
+            image = not _MASK_FILE.search(last) and (folder in annotated or not _like_mask(name))
+            if name not in self.used and image and (folder in annotated or not self._beside_file):
                 rest.append(Sample(self.path(name), name, part=parts(name)))
         return rest
 

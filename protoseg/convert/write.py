@@ -71,6 +71,8 @@ class Conversion:
     export: Export
     settings: dict[str, Any]
     counts: dict[str, int]
+    val_from: str
+    """How the validation images were chosen."""
     images_with: list[int]
     """Images that show each class."""
     pixels: list[int]
@@ -90,8 +92,8 @@ def convert(source: Path, out: Path, options: Options) -> Conversion:
         DataError: If the source cannot be understood, or the target must not be replaced.
     """
     source, out = normal(source), normal(out)
-    tree = Tree(source)
-    _check_target(tree.root, out, options.overwrite)
+    tree = Tree(source, skip=out)
+    _check_target(source, out, options.overwrite)
     if options.format is None:
         name, reason = find_format(tree)
     else:
@@ -104,7 +106,7 @@ def convert(source: Path, out: Path, options: Options) -> Conversion:
         writer = _Writer(partial, out, export, table, options, notes)
         for sample in tqdm(export.samples, total=export.total, unit="image", disable=not options.progress):
             writer.add(sample)
-        parts = _divide(writer.entries, options, notes)
+        parts, val_from = _divide(writer.entries, options, notes)
         settings = _settings(writer, parts, table, out)
         _write_texts(partial, parts, settings, table, out)
         counts = {part: len(entries) for part, entries in parts.items()}
@@ -112,16 +114,14 @@ def convert(source: Path, out: Path, options: Options) -> Conversion:
         write_text_whole(partial / RECORD, json.dumps(record, indent=1) + "\n")
     shown = Counter(label for entry in writer.entries for label in entry.present)
     return Conversion(
-        name, reason, table, export, settings, counts, [shown[i] for i in range(len(table.names))],
+        name, reason, table, export, settings, counts, val_from, [shown[i] for i in range(len(table.names))],
         [*writer.pixels[: len(table.names)].tolist(), int(writer.pixels[IGNORED])], notes,
     )  # fmt: skip
 
 
-def _check_target(root: Path, out: Path, overwrite: bool) -> None:
-    if out.is_relative_to(root) or root.is_relative_to(out):
-        raise DataError(
-            f"-o {out} and SOURCE {root} lie within one another; choose a folder beside the source"
-        )
+def _check_target(source: Path, out: Path, overwrite: bool) -> None:
+    if out.is_relative_to(source) or source.is_relative_to(out):
+        raise DataError(f"-o {out} and SOURCE {source} lie within one another; choose a folder beside SOURCE")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / RECORD).is_file():
@@ -243,51 +243,45 @@ class _LeftOutError(Exception):
         self.reason, self.detail = reason, detail
 
 
-def _divide(entries: list[Entry], options: Options, notes: Notes) -> dict[str, list[Entry]]:
-    """The lists. The export's own val and test stay, unless --val is given or no labelled image is left."""
+def _divide(entries: list[Entry], options: Options, notes: Notes) -> tuple[dict[str, list[Entry]], str]:
+    """The lists, and where val comes from.
+
+    The export's own val and test stay, unless --val is given (then val is chosen anew from train and val), or
+    no labelled image would be left.
+    """
     labelled = [entry for entry in entries if entry.mask is not None]
     if not labelled:
-        raise DataError(
-            "no image has an annotation with a labelled pixel" + "".join(f"\n{t}" for t in notes.lines())
-        )
-    if all(entry.part == labelled[0].part for entry in labelled) and labelled[0].part != "":
-        for entry in labelled:
-            entry.part = ""
+        found = "".join(f"\n{line}" for line in notes.lines())
+        raise DataError(f"no image has an annotation with a labelled pixel{found}")
+    held_out = any(entry.part != "test" for entry in labelled)
     parts: dict[str, list[Entry]] = {"labeled": [], "unlabeled": [], "val": [], "test": []}
     for entry in entries:
-        if (
-            entry.part == "test"
-            and entry.mask is None
-            and any(e.part == "test" or e.part == "train" for e in entries)
-        ):
+        test = held_out and entry.part == "test"
+        if entry.mask is not None:
+            parts["test" if test else "labeled"].append(entry)
+        elif test:
             notes.leave_out(
                 "test images without an annotation (to train on them, add them to unlabeled.txt)", entry.name
             )
-        elif entry.mask is None:
-            parts["unlabeled"].append(entry)
-        elif entry.part == "test":
-            parts["test"].append(entry)
         else:
-            parts["labeled"].append(entry)
-    own = [entry for entry in parts["labeled"] if entry.part == "val"]
-    if options.val is None and 0 < len(own) < len(parts["labeled"]):
-        parts["val"] = own
-        parts["labeled"] = [entry for entry in parts["labeled"] if entry.part != "val"]
+            parts["unlabeled"].append(entry)
+    pool = parts["labeled"]
+    own = [entry for entry in pool if entry.part == "val"]
+    if options.val is None and 0 < len(own) < len(pool):
+        parts["val"], val_from = own, "the export's own"
+        parts["labeled"] = [entry for entry in pool if entry.part != "val"]
     else:
-        pool = parts["labeled"]
-        count = parse_amount(options.val or "20%", len(pool), "--val")
+        share = options.val or "20%"
         groups, warning = group_names([entry.name for entry in pool], options.group)
         if warning:
             notes.warn(warning)
-        chosen = (
-            set(choose_val([entry.present for entry in pool], groups, count, options.seed))
-            if count
-            else set()
-        )
+        count = parse_amount(share, len(pool), "--val")
+        chosen = set(choose_val([entry.present for entry in pool], groups, count, options.seed))
         parts["val"] = [entry for i, entry in enumerate(pool) if i in chosen]
         parts["labeled"] = [entry for i, entry in enumerate(pool) if i not in chosen]
+        val_from = f"{share} of {len(pool)} annotated images, chosen with seed {options.seed}"
     _remark(parts, notes)
-    return parts
+    return parts, val_from
 
 
 def _remark(parts: dict[str, list[Entry]], notes: Notes) -> None:

@@ -85,12 +85,18 @@ def converted(tmp_path: Path, source: Source) -> Convert:
     """Converts the source; options as of ``Options``."""
 
     def run(at: str = "", out: str = "out", **options: Any) -> Converted:
-        before = {p: p.stat().st_mtime_ns for p in source.root.rglob("*")}
         target = tmp_path / out
+
+        def files() -> dict[Path, int]:
+            return {
+                p: p.stat().st_mtime_ns
+                for p in source.root.rglob("*")
+                if p.is_file() and target not in p.parents
+            }
+
+        before = files()
         result = convert(source.root / at, target, Options(**options))
-        assert before == {p: p.stat().st_mtime_ns for p in source.root.rglob("*")}, (
-            "the source was written to"
-        )
+        assert before == files(), "the source was written to"
         return Converted(target, result)
 
     return run

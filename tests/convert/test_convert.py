@@ -19,6 +19,7 @@ from protoseg.convert.__main__ import main
 from protoseg.convert.division import choose_val, group_names
 from protoseg.convert.find import FORMATS
 from protoseg.convert.frames import Frame, annotated_frame, turn_upright
+from protoseg.convert.source import part_of
 from protoseg.data.images import read_image
 from protoseg.data.lists import read_entries
 from protoseg.errors import DataError
@@ -370,8 +371,34 @@ def test_groups() -> None:
 def test_nothing_annotated_is_an_error(small: Any, converted: Any) -> None:
     for i in range(4):
         annotate(small, f"images/{i}.png")
-    with pytest.raises(DataError, match=r"does not name its classes|no image has an annotation"):
+    with pytest.raises(DataError, match=r"no annotation holds an object that can be drawn"):
         converted()
+
+
+def test_parts_come_from_folders_not_from_images(small: Any, converted: Any) -> None:
+    assert part_of("a/train/test_1.png") == "train"
+    assert part_of("test-site/1.png") == part_of("val_1.png") == ""
+    assert part_of("annotations/instances_val2017.json", file=True) == "val"
+    assert part_of("data/validation-00000-of-00001-ab.parquet", file=True) == "val"
+    assert part_of("valid/_annotations.coco.json", file=True) == "val"
+    assert part_of("interval/medtest.json", file=True) == ""
+    # a set that is one part only has none
+    small.root.joinpath("images").rename(small.root / "test")
+    assert converted().result.counts == {"labeled": 3, "unlabeled": 2, "val": 1, "test": 0}
+
+
+def test_an_annotation_file_may_be_the_source(small: Any, converted: Any, tmp_path: Path) -> None:
+    small.image("elsewhere/9.png")
+    small.json("a/instances.json", {
+        "images": [{"id": i, "file_name": f"{i}.png"} for i in range(2)],
+        "categories": [{"id": 1, "name": "x"}],
+        "annotations": [{"id": i, "image_id": i, "category_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9]]}
+                        for i in range(2)],
+    })  # fmt: skip
+    result = converted("a/instances.json", out="source/result")
+    assert result.result.counts == {"labeled": 1, "unlabeled": 4, "val": 1, "test": 0}
+    again = converted("a/instances.json", out="source/result", overwrite=True, place="copy")
+    assert again.result.counts == result.result.counts
 
 
 # --- target ------------------------------------------------------------------------------------
@@ -434,14 +461,27 @@ def test_the_command_prints_what_it_did(
 
 
 @pytest.mark.slow
-def test_check_accepts_what_was_converted(small: Any, tmp_path: Path, run_module: Any) -> None:
-    done = run_module("protoseg.convert", small.root, "-o", tmp_path / "out", "--val", "1")
+def test_what_was_converted_is_checked_and_trained(source: Any, tmp_path: Path, run_module: Any) -> None:
+    for i in range(8):
+        source.image(f"images/{i}.png", 64, 48)
+        if i < 5:
+            shift = [[x * 6 + i, y * 6] for x, y in SQUARE]
+            annotate(source, f"images/{i}.png", ("crack", shift), size=(48, 64))
+    done = run_module("protoseg.convert", source.root, "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    section = yaml.safe_load(done.stdout[done.stdout.index("data:\n") :])
-    section["data"]["resize"] = {"mode": "none"}
-    section["run"] = {"dir": str(tmp_path)}
-    section["model"] = {"pretrained": None}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(section))
-    checked = run_module("protoseg.check", "--config", tmp_path / "config.yaml", "--quick")
-    assert "error" not in checked.stderr, checked.stderr
-    assert "3 images" in checked.stdout or "labeled" in checked.stdout
+    config = yaml.safe_load(done.stdout[done.stdout.index("data:\n") :])
+    config["model"] = {"encoder": "resnet10t"}
+    config["views"] = {"crop": [32, 32]}
+    config["train"] = {
+        "max_steps": 2,
+        "warmup_steps": 1,
+        "eval_every": 2,
+        "batch_size": 2,
+    }
+    config["run"] = {"dir": str(tmp_path / "runs"), "name": "short"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    checked = run_module("protoseg.check", "--config", tmp_path / "config.yaml")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "the data is fine: 0 kind(s) of error" in checked.stdout
+    trained = run_module("protoseg.train", "--config", tmp_path / "config.yaml")
+    assert trained.returncode == 0, trained.stderr

@@ -33,7 +33,7 @@ LS = {
 
 EXPORTS: dict[str, dict[str, Any]] = {
     "coco": {"a.json": {
-        "images": [{"id": 1, "file_name": "0.png", "height": 12, "width": 20}, 
+        "images": [{"id": 1, "file_name": "0.png", "height": 12, "width": 20},
                    {"id": 2, "file_name": "1.png"}],
         "categories": [{"id": 1, "name": "x", "supercategory": "s"}],
         "annotations": [
@@ -54,7 +54,8 @@ EXPORTS: dict[str, dict[str, Any]] = {
             {**LS, "type": "brushlabels", "value": {
                 "format": "rle", "rle": brush(BLOB), "brushlabels": ["y"]}},
             {**LS, "type": "ellipselabels", "value": {
-                "x": 5, "y": 5, "radiusX": 5, "radiusY": 2, "rotation": 3, "ellipselabels": ["z"]}}]}]} for i in range(2)]},
+                "x": 5, "y": 5, "radiusX": 5, "radiusY": 2, "rotation": 3, "ellipselabels": ["z"]}}]}]}
+        for i in range(2)]},
     "supervisely": {"meta.json": {"classes": [{"title": "x", "color": "#ff0000"}]}, **{
         f"d/ann/{i}.png.json": {"size": {"height": 12, "width": 20}, "objects": [
             {"classTitle": "x", "geometryType": "polygon",

@@ -64,7 +64,7 @@ def test_coco_masks_are_those_of_pycocotools(source: Any, converted: Any, tmp_pa
         [
             {"image_id": 7, "category_id": 3, "segmentation": [box, [12, 5, 18, 5, 18, 11, 12, 11]]},
             {"image_id": 7, "category_id": 90, "segmentation": [[4, 4, 7, 4, 7, 7, 4, 7]]},
-            {"image_id": 8, "category_id": 90, 
+            {"image_id": 8, "category_id": 90,
              "segmentation": {**compressed, "counts": compressed["counts"].decode()}},
             {"image_id": 8, "category_id": 3, "iscrowd": 1,
              "segmentation": {"size": [12, 20], "counts": runs(stripe.T.ravel())}},
@@ -321,7 +321,7 @@ CVAT = """<?xml version="1.0" encoding="utf-8"?>
 <image id="0" name="sub/frame_000000" width="20" height="12">
   <mask label="spall" source="manual" rle="{rle}" left="3" top="2" width="7" height="5" z_order="1"></mask>
   <polygon label="crack" source="manual" occluded="0" points="{points}" z_order="0"></polygon>
-  <box label="spall" source="manual" xtl="14.00" ytl="6.00" xbr="18.00" ybr="8.00" rotation="90.0" z_order="2">
+  <box label="spall" source="manual" xtl="14.00" ytl="6.00" xbr="18.00" ybr="8.00" rotation="90" z_order="2">
   </box>
   <polyline label="crack" source="manual" occluded="0" points="1.00,1.00;5.00,5.00" z_order="0"></polyline>
   <tag label="crack" source="manual"></tag>

@@ -16,12 +16,16 @@ TITLE = "COCO JSON (instances)"
 
 def fits(tree: Tree) -> str | None:
     """Why the source is of this format, or None."""
-    names = _files(tree)
+    names = [name for name in tree.some_json() if _is_coco(tree.json(name))]
     return f"{names[0]} holds images, annotations and categories" if names else None
 
 
-def _files(tree: Tree) -> list[str]:
-    return [name for name in tree.some_json() if _is_coco(tree.json(name))]
+def _files(tree: Tree, notes: Notes) -> list[str]:
+    names = [name for name in tree.ending(".json") if _is_coco(tree.json(name))]
+    instances = [name for name in names if "person_keypoints" not in name]
+    for name in set(names) - set(instances) if instances else ():
+        notes.warn("files of keypoints beside instances are not read", name)
+    return instances or names
 
 
 def _is_coco(value: Any) -> bool:
@@ -37,7 +41,7 @@ def read(tree: Tree, choices: Choices, notes: Notes) -> Export:
         DataError: If a file is damaged, has boxes only, or two annotate the same image.
     """
     images = Images(tree, choices.images, notes)
-    names = _files(tree)
+    names = _files(tree, notes)
     if not names:
         raise DataError(f"{tree.root}: no JSON with images, annotations and categories")
     samples: list[Sample] = []
@@ -83,7 +87,13 @@ def read(tree: Tree, choices: Choices, notes: Notes) -> Export:
                 shapes.append(_shape(item, category[item["category_id"]], where, choices, size))
             if name is not None:
                 samples.append(
-                    Sample(images.path(name), name, shapes, size=size, part=part_of(file) or part_of(name))
+                    Sample(
+                        images.path(name),
+                        name,
+                        shapes,
+                        size=size,
+                        part=part_of(file, file=True) or part_of(name),
+                    )
                 )
     if boxes and not outlines:
         raise DataError(
@@ -112,4 +122,5 @@ def _shape(item: Any, label: str, where: str, choices: Choices, size: tuple[int,
             return Shape(
                 None if crowd else label, lambda h, w: bitmap(decode_coco(segmentation))(h, w), where
             )
-        return Shape(None if crowd else label, outline([as_points(part) for part in segmentation]), where)
+        label = None if crowd else label
+        return Shape(label, lambda h, w: outline([as_points(part) for part in segmentation])(h, w), where)

@@ -15,6 +15,7 @@ from protoseg.data.palette import Color
 from protoseg.errors import DataError
 
 TITLE = "CVAT for images 1.1"
+_NO_AREA = ("polyline", "points", "cuboid", "skeleton", "tag")
 
 
 def fits(tree: Tree) -> str | None:
@@ -47,18 +48,22 @@ def read(tree: Tree, choices: Choices, notes: Notes) -> Export:
             raise DataError(f"{file} is `CVAT for video`; export the task as `CVAT for images 1.1`")
         for item in root.iterfind("meta//labels/label"):
             with expected(f"{file}, label"):
-                name = (item.findtext("name") or "").strip()
-                colors.setdefault(name, hex_color(item.findtext("color") or ""))
+                # parts of skeletons, and what has no area by its type, are no classes
+                if item.find("parent") is None and item.findtext("type") not in _NO_AREA:
+                    name = (item.findtext("name") or "").strip()
+                    colors.setdefault(name, hex_color(item.findtext("color") or ""))
         for picture in root.iterfind("image"):
             where = f"{file}, image {picture.get('name')}"
             with expected(where):
                 found = images.find(picture.attrib["name"], file.rpartition("/")[0], file)
                 size = int(picture.attrib["height"]), int(picture.attrib["width"])
                 shapes = _shapes(picture, notes, where)
-            for shape in shapes:
-                colors.setdefault(str(shape.label), None)
+            unknown = {str(shape.label) for shape in shapes} - set(colors)
+            if unknown and root.find("meta//labels/label") is not None:
+                raise DataError(f"{where}: labels that <meta> does not name: {', '.join(sorted(unknown))}")
+            colors.update(dict.fromkeys(sorted(unknown)))
             if found is not None:
-                part = part_of(str(picture.get("subset", "")).lower()) or part_of(found)
+                part = part_of(f"{picture.get('subset', '')}/") or part_of(found)
                 samples.append(Sample(images.path(found), found, shapes, size=size, part=part))
     samples += images.unannotated()
     known = {name: color for name, color in colors.items() if color is not None}
@@ -101,6 +106,6 @@ def _drawer(item: Element) -> Drawer | None:
         counts = np.array([int(count) for count in item.attrib["rle"].split(",")])
         mask = decode_counts(counts, int(number("height")), int(number("width")), columns=False)
         return bitmap(mask, int(number("top")), int(number("left")))
-    if item.tag in ("polyline", "points", "cuboid", "skeleton"):
+    if item.tag in _NO_AREA:
         return None
     raise DataError(f"unknown shape <{item.tag}>")

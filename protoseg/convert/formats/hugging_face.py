@@ -91,7 +91,7 @@ def _read_parquet(tree: Tree, files: list[str], choices: Choices, notes: Notes) 
                     if data:
                         name = f"{Path(file).stem}/{index:06d}{_suffix(data, where)}"
                         labels = None if mask is None else _mask_loader(mask, where)
-                        yield Sample(data, name, labels=labels, part=part_of(file))
+                        yield Sample(data, name, labels=labels, part=part_of(file, file=True))
                     else:
                         notes.leave_out("rows whose image is not within the file", where)
                     index += 1

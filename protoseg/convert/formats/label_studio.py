@@ -25,15 +25,15 @@ _MASK_FILE = re.compile(r"(?:^|/)task-(\d+)-annotation-(\d+)-by-[^-/]*-([^/]+)-\
 
 def fits(tree: Tree) -> str | None:
     """Why the source is of this format, or None."""
-    names = _files(tree)
+    names = _files(tree, tree.some_json())
     if names:
         return f"{names[0]} is a list of tasks"
     masks = [name for name in tree.files if _MASK_FILE.search(name)]
     return f"{masks[0]} is named as its brush exports are" if masks else None
 
 
-def _files(tree: Tree) -> list[str]:
-    return [name for name in tree.some_json() if _is_export(tree.json(name))]
+def _files(tree: Tree, names: list[str]) -> list[str]:
+    return [name for name in names if _is_export(tree.json(name))]
 
 
 def _is_export(value: Any) -> bool:
@@ -65,7 +65,7 @@ def read(tree: Tree, choices: Choices, notes: Notes) -> Export:
         if match is not None:
             masks.setdefault((match[1], match[2]), []).append((match[3], file))
             images.used[file] = "an exported mask"
-    files = _files(tree)
+    files = _files(tree, tree.ending(".json"))
     if not files:
         raise DataError(
             "PNG and NumPy exports of Label Studio do not name their images: export JSON-MIN, too, and put "

@@ -14,10 +14,9 @@ TITLE = "YOLO segmentation text (Ultralytics)"
 
 def fits(tree: Tree) -> str | None:
     """Why the source is of this format, or None."""
-    meta = _meta(tree)
-    if meta is not None and "labels" in tree.folders:
-        return f"{meta[0]} holds names, and there are labels folders"
-    return None
+    texts = [name for name in tree.files if name.endswith(".txt") and "labels" in name.split("/")[:-1]]
+    meta = _meta(tree) if texts else None
+    return f"{meta[0]} holds names, and there is {texts[0]}" if meta is not None else None
 
 
 def _meta(tree: Tree) -> tuple[str, Any] | None:
@@ -26,6 +25,11 @@ def _meta(tree: Tree) -> tuple[str, Any] | None:
         value = read_yaml(tree.root / name)
         if isinstance(value, dict) and isinstance(value.get("names"), (list, dict)):
             return name, value
+    for name in tree.files:
+        if name.rpartition("/")[2] in ("classes.txt", "obj.names"):
+            return name, {
+                "names": [line.strip() for line in read_text(tree.root / name).splitlines() if line]
+            }
     return None
 
 
@@ -37,7 +41,7 @@ def read(tree: Tree, choices: Choices, notes: Notes) -> Export:
     """
     meta = _meta(tree)
     if meta is None:
-        raise DataError(f"{tree.root} has no data.yaml with names")
+        raise DataError(f"{tree.root} has no data.yaml (or classes.txt) with names")
     with expected(str(tree.root / meta[0])):
         names = meta[1]["names"]
         table = {int(k): str(v) for k, v in (names.items() if isinstance(names, dict) else enumerate(names))}
