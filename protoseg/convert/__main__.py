@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from protoseg.convert.find import FORMATS
-from protoseg.convert.write import Conversion, Options, convert, yaml_section
+from protoseg.convert.lists import yaml_section
+from protoseg.convert.write import Conversion, Options, convert
 from protoseg.errors import DataError, guarded
 
 

@@ -219,7 +219,7 @@ def draw_labels(
         except NoAreaError as error:
             skipped(str(error), shape.where)
             continue
-        except (DataError, KeyError, TypeError, ValueError) as error:
+        except (DataError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
             raise DataError(f"{shape.where}: {error}") from error
         if region is None:
             skipped("objects that cover no pixel centre of their image", shape.where)

@@ -118,5 +118,5 @@ def expected(where: str) -> Iterator[None]:
         raise error if str(error).startswith(where) else DataError(f"{where}: {error}") from error
     except KeyError as error:
         raise DataError(f"{where}: {error} is missing") from error
-    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError, MemoryError) as error:
         raise DataError(f"{where}: not of the expected form ({error})") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,18 +14,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from protoseg.convert.classes import ClassTable, Others, class_table
-from protoseg.convert.division import choose_val, group_names
 from protoseg.convert.draw import IGNORED, draw_labels
 from protoseg.convert.find import FORMATS, find_format
 from protoseg.convert.frames import Orientation, annotated_frame, look, turn_upright
+from protoseg.convert.lists import Entry, data_settings, divide, write_lists
 from protoseg.convert.source import Choices, Export, Notes, Sample, Tree, normal
 from protoseg.data.images import save_mask
 from protoseg.errors import DataError
 from protoseg.files import folder_whole, write_bytes_whole, write_text_whole
-from protoseg.split.divide import parse_amount
 
 RECORD = "convert.json"
-LISTS = ("labeled", "unlabeled", "val")
 
 
 @dataclass(frozen=True)
@@ -48,17 +45,6 @@ class Options:
     place: Literal["refer", "link", "copy"] = "refer"
     overwrite: bool = False
     progress: bool = False
-
-
-@dataclass
-class Entry:
-    """An image of the result; paths are below the target unless absolute."""
-
-    name: str
-    image: str
-    mask: str | None
-    part: str
-    present: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -106,9 +92,9 @@ def convert(source: Path, out: Path, options: Options) -> Conversion:
         writer = _Writer(partial, out, export, table, options, notes)
         for sample in tqdm(export.samples, total=export.total, unit="image", disable=not options.progress):
             writer.add(sample)
-        parts, val_from = _divide(writer.entries, options, notes)
-        settings = _settings(writer, parts, table, out)
-        _write_texts(partial, parts, settings, table, out)
+        parts, val_from = divide(writer.entries, options.val, options.group, options.seed, notes)
+        settings = data_settings(writer.entries, parts, table, out)
+        write_lists(partial, parts, settings, table, out)
         counts = {part: len(entries) for part, entries in parts.items()}
         record = {"format": name, "source": str(source), "images": counts, "data": settings}
         write_text_whole(partial / RECORD, json.dumps(record, indent=1) + "\n")
@@ -241,98 +227,3 @@ class _LeftOutError(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason)
         self.reason, self.detail = reason, detail
-
-
-def _divide(entries: list[Entry], options: Options, notes: Notes) -> tuple[dict[str, list[Entry]], str]:
-    """The lists, and where val comes from.
-
-    The export's own val and test stay, unless --val is given (then val is chosen anew from train and val), or
-    no labelled image would be left.
-    """
-    labelled = [entry for entry in entries if entry.mask is not None]
-    if not labelled:
-        found = "".join(f"\n{line}" for line in notes.lines())
-        raise DataError(f"no image has an annotation with a labelled pixel{found}")
-    held_out = any(entry.part != "test" for entry in labelled)
-    parts: dict[str, list[Entry]] = {"labeled": [], "unlabeled": [], "val": [], "test": []}
-    for entry in entries:
-        test = held_out and entry.part == "test"
-        if entry.mask is not None:
-            parts["test" if test else "labeled"].append(entry)
-        elif test:
-            notes.leave_out(
-                "test images without an annotation (to train on them, add them to unlabeled.txt)", entry.name
-            )
-        else:
-            parts["unlabeled"].append(entry)
-    pool = parts["labeled"]
-    own = [entry for entry in pool if entry.part == "val"]
-    if options.val is None and 0 < len(own) < len(pool):
-        parts["val"], val_from = own, "the export's own"
-        parts["labeled"] = [entry for entry in pool if entry.part != "val"]
-    else:
-        share = options.val or "20%"
-        groups, warning = group_names([entry.name for entry in pool], options.group)
-        if warning:
-            notes.warn(warning)
-        count = parse_amount(share, len(pool), "--val")
-        chosen = set(choose_val([entry.present for entry in pool], groups, count, options.seed))
-        parts["val"] = [entry for i, entry in enumerate(pool) if i in chosen]
-        parts["labeled"] = [entry for i, entry in enumerate(pool) if i not in chosen]
-        val_from = f"{share} of {len(pool)} annotated images, chosen with seed {options.seed}"
-    _remark(parts, notes)
-    return parts, val_from
-
-
-def _remark(parts: dict[str, list[Entry]], notes: Notes) -> None:
-    if not parts["unlabeled"]:
-        notes.warn(
-            "no image is left without a label: name others in data.unlabeled, or train with "
-            "method.preset=supervised"
-        )
-    if not parts["val"]:
-        notes.warn(
-            "no validation list was made (too few labelled images, or all are needed to show every class); "
-            "a training needs one: annotate more, or give --val"
-        )
-
-
-def _relative(text: str, root: Path, out: Path) -> str:
-    return (out / text).relative_to(root).as_posix()
-
-
-def _settings(writer: _Writer, parts: dict[str, list[Entry]], table: ClassTable, out: Path) -> dict[str, Any]:
-    """The ``data`` keys. The root is the deepest folder that holds the target and every image."""
-    folders = {str(Path(entry.image).parent) for entry in writer.entries if Path(entry.image).is_absolute()}
-    root = Path(os.path.commonpath([str(out), *folders]))
-    settings: dict[str, Any] = {"root": str(root)}
-    for part in LISTS:
-        settings[part] = _relative(f"{part}.txt", root, out) if parts[part] else None
-    settings["classes"] = table.names
-    if table.palette is not None:
-        settings["palette"] = [list(color) for color in table.palette]
-    return settings
-
-
-def yaml_section(settings: dict[str, Any]) -> str:
-    """The ``data`` section; JSON values are YAML values, and stay quoted where YAML would guess a type."""
-    lines = ["data:", "  kind: files"]
-    lines += [f"  {key}: {json.dumps(value)}" for key, value in settings.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _write_texts(
-    partial: Path, parts: dict[str, list[Entry]], settings: dict[str, Any], table: ClassTable, out: Path
-) -> None:
-    root = Path(settings["root"])
-    for part, entries in parts.items():
-        lines = []
-        for entry in entries:
-            columns = (
-                [entry.image] if part == "unlabeled" or entry.mask is None else [entry.image, entry.mask]
-            )
-            lines.append("\t".join(_relative(column, root, out) for column in columns))
-        if lines:
-            write_text_whole(partial / f"{part}.txt", "".join(f"{line}\n" for line in lines))
-    write_text_whole(partial / "classes.txt", "".join(f"{name}\n" for name in table.names))
-    write_text_whole(partial / "data.yaml", yaml_section(settings))

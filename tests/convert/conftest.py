@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ class Source:
     def image(self, name: str, width: int = 20, height: int = 12, tag: int = 1, **options: Any) -> None:
         exif = Image.Exif()
         exif[0x0112] = tag
-        pixels = np.random.default_rng(len(name)).integers(0, 255, (height, width, 3), dtype=np.uint8)
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        pixels = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(self.file(name), exif=exif, **options)
 
     def json(self, name: str, value: Any) -> None:

@@ -12,7 +12,8 @@ from protoseg.convert.formats.maps import (
     cityscapes_values,
     map_loader,
 )
-from protoseg.convert.source import Choices, Export, Images, Notes, Sample, Tree, part_of
+from protoseg.convert.images import Images
+from protoseg.convert.source import Choices, Export, Notes, Sample, Tree, part_of
 from protoseg.convert.texts import expected, read_json
 from protoseg.errors import DataError
 

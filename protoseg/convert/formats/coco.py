@@ -6,8 +6,9 @@ from collections import Counter
 from typing import Any
 
 from protoseg.convert.draw import Shape, as_points, bitmap, outline
+from protoseg.convert.images import Images
 from protoseg.convert.rle import decode_coco
-from protoseg.convert.source import Choices, Export, Images, Notes, Sample, Tree, part_of
+from protoseg.convert.source import Choices, Export, Notes, Sample, Tree, part_of
 from protoseg.convert.texts import expected
 from protoseg.errors import DataError
 
@@ -113,14 +114,11 @@ def _id(item: Any) -> Any:
 
 
 def _shape(item: Any, label: str, where: str, choices: Choices, size: tuple[int, int] | None) -> Shape:
-    crowd = bool(item.get("iscrowd")) and choices.crowd == "ignore"
+    name = None if item.get("iscrowd") and choices.crowd == "ignore" else label
     segmentation = item["segmentation"]
     with expected(where):
         if isinstance(segmentation, dict):
             if size is not None and tuple(segmentation["size"]) != size:
                 raise DataError(f"run lengths are for {segmentation['size']}, the image is {list(size)}")
-            return Shape(
-                None if crowd else label, lambda h, w: bitmap(decode_coco(segmentation))(h, w), where
-            )
-        label = None if crowd else label
-        return Shape(label, lambda h, w: outline([as_points(part) for part in segmentation])(h, w), where)
+            return Shape(name, lambda h, w: bitmap(decode_coco(segmentation))(h, w), where)
+        return Shape(name, lambda h, w: outline([as_points(part) for part in segmentation])(h, w), where)

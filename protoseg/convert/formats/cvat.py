@@ -8,8 +8,9 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from protoseg.convert.draw import Drawer, Shape, as_points, bitmap, box, ellipse, outline
+from protoseg.convert.images import Images
 from protoseg.convert.rle import decode_counts
-from protoseg.convert.source import Choices, Export, Images, Notes, Sample, Tree, part_of
+from protoseg.convert.source import Choices, Export, Notes, Sample, Tree, part_of
 from protoseg.convert.texts import expected, read_xml
 from protoseg.data.palette import Color
 from protoseg.errors import DataError

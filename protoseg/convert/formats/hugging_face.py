@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from protoseg.convert.formats.maps import load_values, map_loader
-from protoseg.convert.source import Choices, Export, Images, Notes, Sample, Tree, part_of
+from protoseg.convert.images import Images
+from protoseg.convert.source import Choices, Export, Notes, Sample, Tree, part_of
 from protoseg.convert.texts import expected, read_json, read_rows, read_text
 from protoseg.data.images import DECODE_ERRORS
 from protoseg.errors import DataError
@@ -77,7 +78,6 @@ def _read_parquet(tree: Tree, files: list[str], choices: Choices, notes: Notes) 
             f.name for f in opened.schema_arrow if str(f.type).startswith("struct") and "bytes" in str(f.type)
         ]
         columns[file] = _columns(pictures, file)
-        names = names or _names_in_schema(opened.schema_arrow.metadata, columns[file][1])
 
     def samples() -> Iterator[Sample]:
         for file, (image_column, mask_column) in columns.items():
@@ -108,17 +108,6 @@ def _columns(pictures: list[str], file: str) -> tuple[str, str | None]:
             f"one of {', '.join(_MASK_COLUMNS)}: rename them (datasets: rename_column)"
         )
     return image, mask
-
-
-def _names_in_schema(metadata: dict[bytes, bytes] | None, mask: str | None) -> list[str] | None:
-    """Class names that the ``datasets`` library noted for a sequence of labels, if there are any."""
-    try:
-        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError):
-        return None
-    own = features.get(mask) if isinstance(features, dict) else None
-    names = own.get("names") if isinstance(own, dict) else None
-    return [str(name) for name in names] if isinstance(names, list) else None
 
 
 def _suffix(data: bytes, where: str) -> str:

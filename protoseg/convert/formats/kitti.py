@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from protoseg.convert.formats.maps import CITYSCAPES_COLORS, CITYSCAPES_NAMES, cityscapes_values, map_loader
-from protoseg.convert.source import Choices, Export, Images, Notes, Part, Sample, Tree
+from protoseg.convert.images import Images
+from protoseg.convert.source import Choices, Export, Notes, Part, Sample, Tree
 
 TITLE = "KITTI semantics"
 

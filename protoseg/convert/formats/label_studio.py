@@ -12,8 +12,9 @@ import numpy as np
 
 from protoseg.convert.draw import Drawer, Shape, as_points, bitmap, box, ellipse, outline
 from protoseg.convert.formats.maps import decode_base64, decode_mask
+from protoseg.convert.images import Images
 from protoseg.convert.rle import decode_label_studio
-from protoseg.convert.source import IMAGE_SUFFIXES, Choices, Export, Images, Notes, Sample, Tree, part_of
+from protoseg.convert.source import IMAGE_SUFFIXES, Choices, Export, Notes, Sample, Tree, part_of
 from protoseg.convert.texts import expected
 from protoseg.data.images import load_array
 from protoseg.errors import DataError

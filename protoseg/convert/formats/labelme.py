@@ -9,7 +9,8 @@ import numpy as np
 
 from protoseg.convert.draw import Drawer, Shape, as_points, bitmap, box, ellipse, outline
 from protoseg.convert.formats.maps import decode_base64, decode_mask
-from protoseg.convert.source import Choices, Export, Images, Notes, Sample, Tree, part_of
+from protoseg.convert.images import Images
+from protoseg.convert.source import Choices, Export, Notes, Sample, Tree, part_of
 from protoseg.convert.texts import expected, read_text
 from protoseg.errors import DataError
 

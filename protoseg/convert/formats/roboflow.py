@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from protoseg.convert.formats.maps import map_loader
-from protoseg.convert.source import Choices, Export, Images, Notes, Sample, Tree, part_of
+from protoseg.convert.images import Images
+from protoseg.convert.source import Choices, Export, Notes, Sample, Tree, part_of
 from protoseg.convert.texts import expected, read_rows
 from protoseg.errors import DataError
 

@@ -8,7 +8,8 @@ from typing import Any
 from protoseg.convert.draw import Drawer, Shape, as_points, bitmap, outline
 from protoseg.convert.formats.cvat import hex_color
 from protoseg.convert.formats.maps import decode_base64, decode_mask
-from protoseg.convert.source import Choices, Export, Images, Notes, Sample, Tree, part_of
+from protoseg.convert.images import Images
+from protoseg.convert.source import Choices, Export, Notes, Sample, Tree, part_of
 from protoseg.convert.texts import expected, read_json
 from protoseg.errors import DataError
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from protoseg.convert.formats.maps import map_loader, read_labelmap_colors
-from protoseg.convert.source import Choices, Export, Images, Notes, Part, Sample, Tree, part_of
+from protoseg.convert.images import Images
+from protoseg.convert.source import Choices, Export, Notes, Part, Sample, Tree, part_of
 from protoseg.convert.texts import read_text
 from protoseg.data.palette import Color, voc_palette
 from protoseg.errors import DataError

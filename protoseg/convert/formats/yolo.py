@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from protoseg.convert.draw import Shape, as_points, outline
-from protoseg.convert.source import Choices, Export, Images, Notes, Part, Sample, Tree, part_of
+from protoseg.convert.images import Images
+from protoseg.convert.source import Choices, Export, Notes, Part, Sample, Tree, part_of
 from protoseg.convert.texts import expected, read_text, read_yaml
 from protoseg.errors import DataError
 
