@@ -39,14 +39,16 @@ class Images:
                     f"files of a kind that is not read (*.{name.rpartition('.')[2].lower()})", name
                 )
         self.names = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
-        self._exact = {_key(name): name for name in self.names}
-        self._stems = {_stem(_key(name)): name for name in self.names if not _like_mask(name)}
+        self._by_path: dict[str, list[str]] = {}
         self._by_last: dict[str, list[str]] = {}
         for name in self.names:
-            last = _key(name).rpartition("/")[2]
-            for key in (last, _stem(last)):
-                self._by_last.setdefault(key, []).append(name)
+            path = _key(name)
+            for key in (path, _stem(path)):
+                self._by_path.setdefault(key, []).append(name)
+                self._by_last.setdefault(key.rpartition("/")[2], []).append(name)
         self.used: dict[str, str] = {}
+        """Where images are annotated; masks are here, too, so that nobody takes them for images."""
+        self.found = 0
         self.missing: list[str] = []
 
     def has(self, last: str) -> bool:
@@ -70,12 +72,12 @@ class Images:
         """
         text = text.replace("\\", "/")
         stem = stem or not text.lower().endswith(IMAGE_SUFFIXES)
+        candidates: list[str] = []
         for place in (f"{near}/{text}", text):
-            key = _key(os.path.normpath(place).lstrip("/"))
-            name = self._stems.get(key) if stem else self._exact.get(key)
-            if name is not None:
-                return self._take(name, where or text)
-        candidates = self._by_last.get(_key(text).rpartition("/")[2], [])
+            path = os.path.normpath(place).lstrip("/")
+            candidates = candidates or _spelled(self._by_path.get(_key(path), []), path)
+        if not candidates:
+            candidates = self._by_last.get(_key(text).rpartition("/")[2], [])
         candidates = [name for name in candidates if not _like_mask(name)] or candidates
         if len(candidates) > 1:
             shared = [_shared_parts(_stem(_key(n)) if stem else _key(n), _key(text)) for n in candidates]
@@ -94,6 +96,7 @@ class Images:
                 "SOURCE, or remove one annotation"
             )
         self.used[name] = where
+        self.found += 1
         return name
 
     def path(self, name: str) -> Path:
@@ -108,7 +111,7 @@ class Images:
         Raises:
             DataError: If annotations name images and none of them is there.
         """
-        if self.missing and not self.used:
+        if self.missing and not self.found:
             place = "SOURCE" if self.folder is None else f"--images {self.folder}"
             raise DataError(
                 f"none of the {len(self.missing)} images that the annotations name is below {place}, as "
@@ -136,6 +139,11 @@ def _stem(name: str) -> str:
 
 def _key(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def _spelled(names: list[str], path: str) -> list[str]:
+    """Of names that differ in case or composition, the one that is spelled as asked; else all."""
+    return [name for name in names if path in (name, _stem(name))] or names
 
 
 def _shared_parts(name: str, text: str) -> int:

@@ -114,7 +114,7 @@ def yaml_section(settings: dict[str, Any]) -> str:
 def write_lists(
     partial: Path, parts: dict[str, list[Entry]], settings: dict[str, Any], table: ClassTable, out: Path
 ) -> None:
-    """Write the lists, ``classes.txt`` and ``data.yaml`` into ``partial``, as they will be read in ``out``."""
+    """Write the lists, ``classes.txt`` and ``data.yaml`` into ``partial``, to be read in ``out``."""
     root = Path(settings["root"])
     for part, entries in parts.items():
         lines = []

@@ -188,11 +188,18 @@ class _Writer:
             )  # fmt: skip
         height, width = frame.upright if side == "upright" else frame.stored
         if raw is None:
+            skipped: list[str] = []
+
+            def skip(reason: str, where: str) -> None:
+                skipped.append(where)
+                self.notes.warn(reason, where)
+
+            shapes = sample.shapes or []
             raw = draw_labels(
-                sample.shapes or [], self.table.ids, height, width, background=self.table.background,
-                order=self.order, skipped=self.notes.warn,
+                shapes, self.table.ids, height, width, background=self.table.background, order=self.order,
+                skipped=skip,
             )  # fmt: skip
-            if self.options.empty == "unlabeled" and (raw == self.table.background).all():
+            if self.options.empty == "unlabeled" and len(skipped) == len(shapes):
                 self.notes.warn("images whose objects cover no pixel are unlabelled", sample.name)
                 return None
         if (raw == IGNORED).all():

@@ -167,6 +167,18 @@ def test_names_do_not_collide_and_spellings_agree(source: Any, converted: Any) -
     assert result.mask("b/0.png")[1, 1] == 1
 
 
+def test_names_that_differ_in_case_or_suffix_only(source: Any, converted: Any) -> None:
+    source.text("data.yaml", "names: [x]")
+    for name in ("a.png", "A.png", "b.png", "b.jpg", "c.png"):
+        source.image(f"images/{name}")
+        stem = name.rpartition(".")[0]
+        source.text(f"labels/{stem}.txt", "0 0 0 1 0 1 1\n" if stem == "A" else "0 0 0 0.5 0 0.5 0.5\n")
+    result = converted(val="1")
+    assert "left out: 1 images whose name fits several files, as images/b" in result.notes
+    large, small = (result.out / "masks/images" / name for name in ("A.png", "a.png.png"))
+    assert (np.asarray(Image.open(large)) > 0).sum() > (np.asarray(Image.open(small)) > 0).sum()
+
+
 def test_an_image_annotated_twice_is_an_error(source: Any, converted: Any) -> None:
     source.image("0.png")
     annotate(source, "0.png", ("x", SQUARE))
@@ -258,6 +270,11 @@ def test_classes_are_numbered_as_told(small: Any, converted: Any) -> None:
         converted(out="x", classes=["a"])
     assert converted(out="others", classes=["a"], others="ignore").mask("images/0.png")[2, 2] == 255
     assert converted(out="none", classes=["a"], others="background").mask("images/0.png")[2, 2] == 0
+    # an image without any of the chosen classes shows that they are not there: it stays labelled
+    annotate(small, "images/3.png", ("b", SQUARE))
+    some = converted(out="some", classes=["a"], others="background", val="0")
+    assert (some.list("labeled"), some.mask("images/3.png").any()) == ([f"{i}.png" for i in range(4)], False)
+    annotate(small, "images/3.png", ("a", SQUARE))
     with pytest.raises(DataError, match=r"--ignore names z; the source has a, b"):
         converted(out="x", ignore=["z"])
     with pytest.raises(DataError, match=r"must differ"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from protoseg.convert.draw import Shape, as_points, bitmap, outline
+from protoseg.convert.draw import Drawer, Region, Shape, as_points, bitmap, outline
 from protoseg.convert.images import Images
 from protoseg.convert.rle import decode_coco
 from protoseg.convert.source import Choices, Export, Notes, Sample, Tree, part_of
@@ -85,7 +85,7 @@ def read(tree: Tree, choices: Choices, notes: Notes) -> Export:
                     continue
                 outlines += 1
                 used[category[item["category_id"]]] += 1
-                shapes.append(_shape(item, category[item["category_id"]], where, choices, size))
+                shapes.append(_shape(item, category[item["category_id"]], where, choices))
             if name is not None:
                 samples.append(
                     Sample(
@@ -113,12 +113,21 @@ def _id(item: Any) -> Any:
     return item.get("id", "without an id") if isinstance(item, dict) else "of another type"
 
 
-def _shape(item: Any, label: str, where: str, choices: Choices, size: tuple[int, int] | None) -> Shape:
+def _shape(item: Any, label: str, where: str, choices: Choices) -> Shape:
     name = None if item.get("iscrowd") and choices.crowd == "ignore" else label
     segmentation = item["segmentation"]
     with expected(where):
         if isinstance(segmentation, dict):
-            if size is not None and tuple(segmentation["size"]) != size:
-                raise DataError(f"run lengths are for {segmentation['size']}, the image is {list(size)}")
-            return Shape(name, lambda h, w: bitmap(decode_coco(segmentation))(h, w), where)
+            return Shape(
+                name, _run_lengths(segmentation, [int(side) for side in segmentation["size"]]), where
+            )
         return Shape(name, lambda h, w: outline([as_points(part) for part in segmentation])(h, w), where)
+
+
+def _run_lengths(segmentation: Any, size: list[int]) -> Drawer:
+    def draw(height: int, width: int) -> Region | None:
+        if size != [height, width]:
+            raise DataError(f"run lengths are for {size}, the image is {[height, width]}")
+        return bitmap(decode_coco(segmentation))(height, width)
+
+    return draw

@@ -72,7 +72,7 @@ def _image(images: Images, value: Any, file: str) -> tuple[Path | bytes, str]:
         name = images.find(text, folder, file)
         return (images.path(name), name) if name else (b"", "")
     decoded = decode_base64(data, file)
-    images.used[file] = file
+    images.found += 1
     suffix = ".png" if decoded[:4] == b"\x89PNG" else ".jpg"
     return decoded, str(Path(file).with_suffix(suffix).as_posix())
 
