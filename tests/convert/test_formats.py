@@ -241,7 +241,7 @@ def test_label_studio(source: Any, converted: Any, inside: Inside) -> None:
             {**region("keypoint", "crack", x=3, y=3, width=0.3)},
         ]),
         task(2, "http://host/media/1.jpg?token=3", [region("brush", "spall", format="rle", rle=brush(mask))]),
-        task(3, "/data/local-files/?d=media/two%20three.jpg", None),
+        {**task(3, "/image3", None), "file_upload": "0a1b2c3d-two three.jpg"},
         task(4, "s3://bucket/media/3.jpg",
              [region("brush", "crack", format="rle", rle=brush(mask))],
              [region("ellipse", "spall", x=50, y=50, radiusX=25, radiusY=25, rotation=0)]),
@@ -414,10 +414,20 @@ def test_voc_colours_of_cvat(source: Any, converted: Any) -> None:
     wanted[0] = 1
     assert (result.mask("JPEGImages/0.png") == wanted).all()
     assert result.result.settings["palette"][1:] == [[10, 200, 30], [250, 50, 83]]
+    source.png("SegmentationClass/1.png", wanted)
+    assert (converted(out="grey").mask("JPEGImages/1.png") == wanted).all()
     rgb[5, 5] = (1, 2, 3)
     source.png("SegmentationClass/0.png", rgb)
     with pytest.raises(DataError, match=r"colours that no label names: 1,2,3"):
         converted(out="x")
+
+
+def test_voc_labels_of_one_colour_are_an_error(source: Any, converted: Any) -> None:
+    source.text("labelmap.txt", "background:0,0,0::\na:1,2,3::\nb:1,2,3::\n")
+    source.image("JPEGImages/0.jpg")
+    source.png("SegmentationClass/0.png", np.zeros((12, 20, 3)))
+    with pytest.raises(DataError, match=r"labelmap.txt: two labels have the same colour"):
+        converted()
 
 
 def test_voc_boxes_are_refused(source: Any, converted: Any) -> None:

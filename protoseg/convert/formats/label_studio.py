@@ -123,7 +123,7 @@ def _regions(task: dict[str, Any], notes: Notes, where: str) -> tuple[str, list[
 def _image(task: dict[str, Any], images: Images, file: str, where: str) -> tuple[str, str | None]:
     """The task's text for its image, and the image found for it."""
     data = task.get("data", task)
-    texts = [value for value in data.values() if isinstance(value, str)]
+    texts = [value for value in [*data.values(), task.get("file_upload")] if isinstance(value, str)]
     for text in texts:
         url = urlparse(text)
         place = unquote(parse_qs(url.query).get("d", [url.path])[0])

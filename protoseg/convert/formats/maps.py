@@ -101,6 +101,8 @@ def load_values(source: Path | bytes, where: str) -> NDArray[Any]:
 def map_loader(path: Path, colors: Mapping[Color, int] | None = None) -> Callable[[], NDArray[Any]]:
     """A function that loads a label map; with ``colors``, colours (also those of a palette) become their ids.
 
+    Grey pictures hold ids in either case.
+
     Raises:
         DataError: From the function, if a colour is unknown.
     """
@@ -115,6 +117,8 @@ def map_loader(path: Path, colors: Mapping[Color, int] | None = None) -> Callabl
             return values
         try:
             with Image.open(path) as image:
+                if image.mode in ("1", "L"):
+                    return load_values(path, str(path))
                 rgb = np.asarray(image.convert("RGB")).astype(np.int64)
         except DECODE_ERRORS as error:
             raise DataError(f"{path} cannot be decoded ({error})") from error

@@ -50,13 +50,19 @@ def read(tree: Tree, choices: Choices, notes: Notes) -> Export:
     images = Images(tree, choices.images, notes)
     parts = _parts(tree)
     labelmap = next((n for n in tree.files if n.rpartition("/")[2] == "labelmap.txt"), None)
-    table: dict[str, Color] = dict(zip(NAMES, voc_palette(21), strict=True))
+    listed = next((n for n in tree.files if n.rpartition("/")[2] == "class_names.txt"), None)
+    table: dict[str, Color]
     if labelmap is not None:
         table = read_labelmap_colors(read_text(tree.root / labelmap), labelmap)
-    elif choices.classes is not None:
-        table = dict(zip(choices.classes, voc_palette(len(choices.classes)), strict=True))
+    else:
+        # labelme2voc writes class_names.txt
+        lines = read_text(tree.root / listed).splitlines() if listed is not None else []
+        names = choices.classes or [line.strip() for line in lines if line.strip()] or NAMES
+        table = dict(zip(names, voc_palette(len(names)), strict=True))
     classes = list(table)
     colors = {color: index for index, color in enumerate(table.values())}
+    if len(colors) < len(table):
+        raise DataError(f"{labelmap}: two labels have the same colour; give each its own in the tool")
     values: dict[int, str | None] = {**dict(enumerate(classes)), 255: None}
     samples = []
     for mask in masks:
