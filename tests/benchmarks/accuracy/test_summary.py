@@ -7,7 +7,7 @@ import pytest
 from small_study import STAGES, three_seeds, write_record, write_study
 
 from benchmarks.accuracy.__main__ import main
-from benchmarks.accuracy.records import Places
+from benchmarks.accuracy.records import Final, Places, read_final
 from benchmarks.accuracy.study import (
     StudyError,
     load_study,

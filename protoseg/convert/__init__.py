@@ -1,0 +1,1 @@
+"""Turns the exports of annotation tools into masks and lists (``python -m protoseg.convert``)."""

@@ -1,0 +1,1 @@
+"""One module for each format: ``TITLE``, ``fits(tree)`` and ``read(tree, choices, notes)``."""
