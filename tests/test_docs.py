@@ -114,10 +114,10 @@ def test_files_named_in_the_text_exist(path):
 def test_the_map_has_every_folder_and_no_other():
     text = (PROJECT_ROOT / "CONTRIBUTING.md").read_text()
     (tree,) = re.findall(r"```text\n(protoseg/.*?)```", text, re.S)
-    shown, top = set(), ""
+    shown, place = set(), []
     for indent, name in re.findall(r"^( *)([\w]+)/ ", tree, re.M):
-        top = top if indent else name
-        shown.add(f"{top}/{name}" if indent else name)
+        place = [*place[: len(indent) // 2], name]
+        shown.add("/".join(place))
     packages = {
         str(path.parent.relative_to(PROJECT_ROOT))
         for package in ("protoseg", "export", "serving", "benchmarks")
