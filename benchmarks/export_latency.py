@@ -10,7 +10,6 @@ at the decoder's stride). Wall time and CPU time of each call. Needs a quiet mac
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +21,17 @@ import onnx
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.common import EXPORT, Answer, Block, Result, markdown_table, middle, spread, write_result
+from benchmarks.common import (
+    EXPORT,
+    Answer,
+    Block,
+    Result,
+    markdown_table,
+    middle,
+    parser,
+    spread,
+    write_result,
+)
 from export.graph.edit import probe, prune, to_bytes
 from export.proof.samples import read_pixels
 from export.runners.ort import OrtRunner
@@ -178,16 +187,15 @@ BLOCKS = {name: Block(table, (name,), EXPORT) for name in ANSWERS}
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and write ``results/NAME.json``."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, help="run folder (checkpoint, and bundle with fp32 and int8-cpu)")
-    parser.add_argument("--bundle", type=Path, help="bundle folder (default: RUN/bundle)")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--name", default="export_latency", help="name of the result file")
-    args = parser.parse_args(argv)
+    command = parser(__doc__)
+    add = command.add_argument
+    add("run", type=Path, help="run folder (checkpoint, and bundle with fp32 and int8-cpu)")
+    add("--bundle", type=Path, help="bundle folder (default: RUN/bundle)")
+    add("--rounds", type=int, default=30)
+    add("--threads", type=int, default=2)
+    add("--no-compile", action="store_true", help="leave torch.compile out")
+    add("--name", default="export_latency", help="name of the result file")
+    args = command.parse_args(argv)
     bundle = args.bundle or args.run / "bundle"
     manifest = read_manifest(bundle)
     source = read_pixels(bundle / manifest.samples[0].image)

@@ -11,14 +11,13 @@ does nothing else. Engines of the bundle take part if they run here. Example::
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import EXPORT, Answer, Block, Result, markdown_table, middle, write_result
+from benchmarks.common import EXPORT, Answer, Block, Result, markdown_table, middle, parser, write_result
 from benchmarks.export_latency import Call, take_turns
 from export.proof.samples import read_pixels
 from export.runners.contract import RunnerError
@@ -86,14 +85,13 @@ def main(argv: list[str] | None = None) -> int:
     """Measure and write ``results/NAME.json``."""
     import torch
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, help="run folder or checkpoint")
-    parser.add_argument("bundle", type=Path, help="bundle of the same weights")
-    parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--name", default="gpu_latency", help="name of the result file")
-    args = parser.parse_args(argv)
+    command = parser(__doc__)
+    add = command.add_argument
+    add("run", type=Path, help="run folder or checkpoint")
+    add("bundle", type=Path, help="bundle of the same weights")
+    add("--rounds", type=int, default=50)
+    add("--name", default="gpu_latency", help="name of the result file")
+    args = command.parse_args(argv)
     if not torch.cuda.is_available():
         print("error: needs a CUDA device, and torch.cuda.is_available() is false", file=sys.stderr)
         return 1
