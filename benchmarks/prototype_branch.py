@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks.common import ROOT, Answer, Block, Result, markdown_table, parser, spread, write_result
 from protoseg.config.load import load_config
+from protoseg.config.sections import PrototypeConfig
 
 if TYPE_CHECKING:  # the table needs no torch
     from torch import Tensor
@@ -72,25 +73,16 @@ def ours(
     case: dict[str, Any], features: Tensor, target: Tensor, bank: PrototypeBank, rng: np.random.Generator
 ) -> None:
     """The branch as the trainer runs it."""
-    import torch
+    from protoseg.method.prototype_branch import move_prototypes, prototype_losses
+    from protoseg.processes import ALONE
 
-    from protoseg.method.losses import cross_entropy
-    from protoseg.method.points import features_at, grid_points
-
-    features = features.detach().requires_grad_()
-    half = case["images"] // 2
-    size = case["size"]
-    index = grid_points(rng, case["images"], GRID, size)
-    z = features_at(features, index, size[1], case["padded"])
-    classes = target.flatten(1).gather(1, index)
-    cosine = bank.similarity(z.flatten(0, 1))
-    logits = bank.pool(cosine).view(*classes.shape, -1)
-    loss = torch.zeros(())
-    for part in (slice(0, half), slice(half, None)):
-        mean = cross_entropy(logits[part].flatten(0, 1), classes[part].flatten(), ignore_index=-1)
-        loss = loss + mean.value
-    loss.backward()
-    bank.update(z.detach().flatten(0, 1), classes.flatten(), similarity=cosine.detach())
+    settings = PrototypeConfig(sampling="grid", grid=GRID)
+    means, points = prototype_losses(
+        bank, settings, features.detach().requires_grad_(), target, case["padded"], batch=case["images"] // 2,
+        taught=None, class_weights=None, rng=rng, processes=ALONE,
+    )  # fmt: skip
+    (means["proto_sup"].value + means["proto_uns"].value).backward()
+    move_prototypes(bank, [points], settings, 0, reduce=lambda value: value)
 
 
 def literal(
