@@ -94,8 +94,16 @@ def contestants(run: Path, bundle: Path, threads: int, compiled: bool) -> dict[s
     return found
 
 
+def batch_of(bundle: Path, manifest: Manifest, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """The bundle's first sample as (batch, channels, height, width)."""
+    batch, height, width = shape
+    source = Image.fromarray(read_pixels(bundle / manifest.samples[0].image))
+    pixels = np.asarray(source.resize((width, height))).transpose(2, 0, 1)
+    return np.ascontiguousarray(np.broadcast_to(pixels, (batch, *pixels.shape)))
+
+
 def take_turns(calls: dict[str, Call], image: NDArray[np.uint8], rounds: int) -> dict[str, Any]:
-    """Wall and CPU milliseconds of every contestant."""
+    """Wall and CPU milliseconds of every contestant, which are printed."""
     wall: dict[str, list[float]] = {name: [] for name in calls}
     cpu: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(WARM_UP + rounds):
@@ -105,14 +113,21 @@ def take_turns(calls: dict[str, Call], image: NDArray[np.uint8], rounds: int) ->
             if number >= WARM_UP:
                 wall[name].append(1000 * (time.perf_counter() - start))
                 cpu[name].append(1000 * (time.process_time() - work))
+    for name, values in wall.items():
+        print(f"{'x'.join(map(str, image.shape))} {name}: {middle(spread(values), 2)} ms")
     return {name: {"wall_ms": spread(wall[name]), "cpu_ms": spread(cpu[name])} for name in calls}
+
+
+def equal_labels(outputs: dict[str, dict[str, NDArray[Any]]], reference: str) -> dict[str, float]:
+    """Share of the labels of every contestant that equal those of one of them."""
+    labels = outputs[reference]["labels"]
+    return {name: float((output["labels"] == labels).mean()) for name, output in outputs.items()}
 
 
 def differences(calls: dict[str, Call], image: NDArray[np.uint8]) -> dict[str, Any]:
     """Labels of every contestant against torch eager, and outside against inside."""
     outputs = {name: call(image) for name, call in calls.items()}
-    reference = outputs["torch eager"]["labels"]
-    shares = {name: float((o["labels"] == reference).mean()) for name, o in outputs.items()}
+    shares = equal_labels(outputs, "torch eager")
     inside = outputs["fp32, labels+confidence in the graph"]
     outside = outputs.get("fp32, labels+confidence outside")
     if outside is None:
@@ -198,22 +213,15 @@ def main(argv: list[str] | None = None) -> int:
     args = command.parse_args(argv)
     bundle = args.bundle or args.run / "bundle"
     manifest = read_manifest(bundle)
-    source = read_pixels(bundle / manifest.samples[0].image)
     calls = contestants(args.run, bundle, args.threads, not args.no_compile)
     results = {}
     for height, width in SIZES:
-        pixels = np.asarray(Image.fromarray(source).resize((width, height)))
-        image = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+        image = batch_of(bundle, manifest, (1, height, width))
         times = take_turns(calls, image, args.rounds)
         results[f"1x3x{height}x{width}"] = {
             "times": times, "ratios": ratios(times), "cpu_ratios": ratios(times, "cpu_ms"),
             **differences(calls, image),
         }  # fmt: skip
-        for name, entry in times.items():
-            wall = entry["wall_ms"]
-            print(
-                f"{height}x{width} {name}: {wall['median']:.1f} ms ({wall['min']:.1f} to {wall['max']:.1f})"
-            )
         print("wall", ratios(times))
         print("cpu", ratios(times, "cpu_ms"))
     network = {
