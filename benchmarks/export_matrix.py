@@ -168,8 +168,9 @@ ANSWERS = {
 BLOCKS = {RESULT: Block(table, (RESULT,), ("torch", *EXPORT[1:]))}
 
 
-def earlier_rows(path: Path = RESULTS / f"{RESULT}.json") -> dict[str, dict[str, Any]]:
+def earlier_rows() -> dict[str, dict[str, Any]]:
     """Rows of earlier calls by network, empty when there is no result file."""
+    path = RESULTS / f"{RESULT}.json"
     if not path.is_file():
         return {}
     rows: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
