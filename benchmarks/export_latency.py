@@ -103,7 +103,10 @@ def batch_of(bundle: Path, manifest: Manifest, shape: tuple[int, int, int]) -> N
 
 
 def take_turns(calls: dict[str, Call], image: NDArray[np.uint8], rounds: int) -> dict[str, Any]:
-    """Wall and CPU milliseconds of every contestant, which are printed."""
+    """Wall and CPU milliseconds of every contestant, which are printed.
+
+    On a machine that does other work ``cpu_ms`` of one thread is the one to trust.
+    """
     wall: dict[str, list[float]] = {name: [] for name in calls}
     cpu: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(WARM_UP + rounds):
@@ -113,9 +116,11 @@ def take_turns(calls: dict[str, Call], image: NDArray[np.uint8], rounds: int) ->
             if number >= WARM_UP:
                 wall[name].append(1000 * (time.perf_counter() - start))
                 cpu[name].append(1000 * (time.process_time() - work))
-    for name, values in wall.items():
-        print(f"{'x'.join(map(str, image.shape))} {name}: {middle(spread(values), 2)} ms")
-    return {name: {"wall_ms": spread(wall[name]), "cpu_ms": spread(cpu[name])} for name in calls}
+    times = {name: {"wall_ms": spread(wall[name]), "cpu_ms": spread(cpu[name])} for name in calls}
+    for name, entry in times.items():
+        figures = ", ".join(f"{clock} {middle(value, 2)}" for clock, value in entry.items())
+        print(f"{'x'.join(map(str, image.shape))} {name}: {figures}")
+    return times
 
 
 def equal_labels(outputs: dict[str, dict[str, NDArray[Any]]], reference: str) -> dict[str, float]:
@@ -141,31 +146,6 @@ def differences(calls: dict[str, Call], image: NDArray[np.uint8]) -> dict[str, A
                 np.abs(inside["confidence"] - outside["confidence"]).max()
             ),
         },
-    }
-
-
-def ratios(times: dict[str, Any], clock: str = "wall_ms") -> dict[str, float]:
-    """The figures the project promises, from medians of one clock.
-
-    On a machine that does other work ``cpu_ms`` of one thread is the one to trust.
-    """
-    median = {name: entry[clock]["median"] for name, entry in times.items()}
-    pairs = {
-        "fp32 over eager": ("torch eager", "onnxruntime fp32"),
-        "fp32 over torch.compile": ("torch.compile", "onnxruntime fp32"),
-        "int8-cpu over fp32": ("onnxruntime fp32", "onnxruntime int8-cpu"),
-        "int8-cpu over fp32, labels+confidence": (
-            "fp32, labels+confidence in the graph", "int8-cpu, labels+confidence",
-        ),
-        "outside over inside": (
-            "fp32, labels+confidence in the graph", "fp32, labels+confidence outside",
-        ),
-        "agreement costs": ("onnxruntime fp32", "fp32, labels+confidence in the graph"),
-    }  # fmt: skip
-    return {
-        name: round(median[slow] / median[fast], 3)
-        for name, (slow, fast) in pairs.items()
-        if slow in median and fast in median
     }
 
 
@@ -218,12 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     for height, width in SIZES:
         image = batch_of(bundle, manifest, (1, height, width))
         times = take_turns(calls, image, args.rounds)
-        results[f"1x3x{height}x{width}"] = {
-            "times": times, "ratios": ratios(times), "cpu_ratios": ratios(times, "cpu_ms"),
-            **differences(calls, image),
-        }  # fmt: skip
-        print("wall", ratios(times))
-        print("cpu", ratios(times, "cpu_ms"))
+        results[f"1x3x{height}x{width}"] = {"times": times, **differences(calls, image)}
     network = {
         "name": manifest.name, "head": manifest.graph.head, "classes": len(manifest.classes),
         "version": manifest.version,

@@ -185,20 +185,13 @@ def table(*results: Result) -> str:
     """Time and memory of the prototype branch beside the arithmetic of the released port."""
     rows = []
     for result in results:
-        case = result["case"]
-        ours, literal, rest = (result["cpu_seconds"][key] for key in ("ours", "literal", "rest"))
-        extra = result["extra_mib"]
+        case, seconds, extra = result["case"], result["cpu_seconds"], result["extra_mib"]
         height, width = case["size"]
-        rows.append(
-            [
-                f"{case['images']} images of {height}x{width}, {case['classes']} classes, K = {case['k']}",
-                f"{ours['median']:.2f}",
-                f"{literal['median']:.2f}",
-                f"{rest['median']:.2f}",
-                f"{extra['ours']['median']:,.0f}",
-                f"{extra['literal']['median']:,.0f}",
-            ]
-        )
+        rows.append([
+            f"{case['images']} images of {height}x{width}, {case['classes']} classes, K = {case['k']}",
+            *(f"{seconds[key]['median']:.2f}" for key in ("ours", "literal", "rest")),
+            *(f"{extra[key]['median']:,.0f}" for key in ("ours", "literal")),
+        ])  # fmt: skip
     said = (
         "Processor seconds and extra memory of the prototype branch in one step: ours, the arithmetic of the "
         "paper's released evaluation port, and the rest of the step (medians)."
@@ -234,25 +227,13 @@ def main(argv: list[str] | None = None) -> int:
                 if not long or number < 2:
                     values.append(pool.submit(measure, what, case, 1 if long else 3).result())
                     print(number, what, values[-1], flush=True)
-    time_of = {what: spread([v["cpu_s"] for v in values]) for what, values in found.items()}
-    memory_of = {what: spread([v["extra_mib"] for v in values]) for what, values in found.items()}
-    branch, rest = time_of["ours"]["median"], time_of["rest"]["median"]
     result = {
         "case": {k: v for k, v in case.items() if k not in ("overrides", "padded")},
-        "cpu_seconds": time_of,
-        "extra_mib": memory_of,
-        "share_of_step": branch / (branch + rest),
-        "time_ratio_literal_to_ours": time_of["literal"]["median"] / branch,
-        "memory_ratio_literal_to_ours": memory_of["literal"]["median"]
-        / max(memory_of["ours"]["median"], 1.0),
+        "cpu_seconds": {what: spread([v["cpu_s"] for v in values]) for what, values in found.items()},
+        "extra_mib": {what: spread([v["extra_mib"] for v in values]) for what, values in found.items()},
     }
-    path = write_result(f"prototype_branch_{arguments.case}", result)
-    print(f"branch {branch:.3f} s of {branch + rest:.3f} s a step: {result['share_of_step']:.1%}")
-    print(
-        f"literal form: {result['time_ratio_literal_to_ours']:.1f} x time, "
-        f"{result['memory_ratio_literal_to_ours']:.1f} x memory"
-    )
-    print(path.relative_to(ROOT))
+    print(table(result))
+    print(write_result(f"prototype_branch_{arguments.case}", result).relative_to(ROOT))
     return 0
 
 
