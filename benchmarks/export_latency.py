@@ -77,20 +77,22 @@ def contestants(run: Path, bundle: Path, threads: int, compiled: bool) -> dict[s
     if compiled:
         found["torch.compile"] = torch_call(torch.compile(Deployed(segmenter, head), dynamic=False))
     found["onnxruntime fp32"] = load_runner(bundle, "model.onnx", "cpu", intra_threads=threads)
+
+    def cut(name: str, *outputs: str) -> OrtRunner:
+        pruned = prune(onnx.load(str(bundle / name)), outputs)
+        return OrtRunner(to_bytes(pruned), intra_threads=threads)
+
     if any(item.precision == "int8-cpu" for item in manifest.files):
         name = "model.int8-cpu.onnx"
         found["onnxruntime int8-cpu"] = load_runner(
             bundle, name, "cpu", intra_threads=threads, require_parity=False
         )
-        lean = prune(onnx.load(str(bundle / name)), ["labels", "confidence"])
-        found["int8-cpu, labels+confidence"] = OrtRunner(to_bytes(lean), intra_threads=threads)
-    model = onnx.load(str(bundle / "model.onnx"))
-    inside = OrtRunner(to_bytes(prune(model, ["labels", "confidence"])), intra_threads=threads)
-    found["fp32, labels+confidence in the graph"] = inside
+        found["int8-cpu, labels+confidence"] = cut(name, "labels", "confidence")
+    found["fp32, labels+confidence in the graph"] = cut("model.onnx", "labels", "confidence")
     if manifest.graph.head != "fused":  # the mean of two heads needs both at full size
+        model = onnx.load(str(bundle / "model.onnx"))
         found["fp32, labels+confidence outside"] = outside_call(model, manifest, threads)
-    alone = OrtRunner(to_bytes(prune(model, ["labels"])), intra_threads=threads)
-    found["fp32, labels only in the graph"] = alone
+    found["fp32, labels only in the graph"] = cut("model.onnx", "labels")
     return found
 
 

@@ -182,10 +182,11 @@ def sample_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     return image.clip(0, 255).astype(np.uint8)
 
 
-def encode(pixels: NDArray[Any], kind: str = "PNG", **options: Any) -> bytes:
+def encode(pixels: NDArray[Any] | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     """An image file."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, **options)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 

@@ -7,7 +7,6 @@ Loads 127.0.0.1 only. Example: ``python -m benchmarks.serving_soak --clients 64 
 from __future__ import annotations
 
 import argparse
-import io
 import statistics
 import sys
 import tempfile
@@ -146,10 +145,6 @@ def seed_images() -> list[bytes]:
     exif = Image.Exif()
     exif[0x0112] = 6
     frames = {"save_all": True, "append_images": [Image.fromarray(255 - pixels)]}
-    buffers = [io.BytesIO() for _ in range(3)]
-    image.quantize(17).save(buffers[0], "PNG", transparency=3)
-    image.convert("CMYK").save(buffers[1], "JPEG")
-    image.convert("RGBA").save(buffers[2], "PNG", interlace=1)
     return [
         encode(pixels), encode(pixels, "JPEG"), encode(pixels, "JPEG", progressive=True),
         encode(pixels, "JPEG", exif=exif), encode(grey, "JPEG"), encode(pixels, "WEBP"),
@@ -157,7 +152,8 @@ def seed_images() -> list[bytes]:
         encode(grey), encode(grey.astype(np.uint16) * 257), encode(pixels, "TIFF"),
         encode(pixels, "TIFF", compression="tiff_lzw"),
         *(encode(pixels, kind, **frames) for kind in ("WEBP", "PNG", "GIF")),
-        *(buffer.getvalue() for buffer in buffers),
+        encode(image.quantize(17), transparency=3), encode(image.convert("CMYK"), "JPEG"),
+        encode(image.convert("RGBA"), interlace=1),
     ]  # fmt: skip
 
 
@@ -301,12 +297,8 @@ def serve_and_load(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(args.bundle).resolve() if args.bundle else make_bundle(folder, width=args.width)
         # what a request pins until its deadline would look like a leak
-        environ = {
-            "PROTOSEG_MODEL": str(bundle),
-            "PROTOSEG_WORKERS": str(args.workers),
-            "PROTOSEG_ACCESS_LOG": "0",
-        }
-        with Server(environ) as server:
+        environ = {"PROTOSEG_WORKERS": str(args.workers), "PROTOSEG_ACCESS_LOG": "0"}
+        with Server({"PROTOSEG_MODEL": str(bundle), **environ}) as server:
             server.wait_ready()
             if args.seconds:
                 image = encode(sample_image(256, 256), "JPEG")
