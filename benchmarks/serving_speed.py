@@ -163,9 +163,9 @@ def contestants(
     turns["stock"] = requests(stock, "/segment", jpeg, args.clients, multipart=True)
     if args.checkpoint:
         environ = {"BENCH_CHECKPOINT": str(args.checkpoint)}
-        fastapi = stack.enter_context(
-            Server(environ, target=f"{BASELINES}:make_fastapi", program=("uvicorn", "--factory"))
-        )
+        uvicorn = ("uvicorn", "--log-level", "error", "--factory")
+        fastapi = Server(environ, target=f"{BASELINES}:make_fastapi", program=uvicorn)
+        stack.enter_context(fastapi)
         fastapi.wait_ready()
         turns["fastapi_torch"] = requests(fastapi, "/segment", jpeg, args.clients)
     return turns
