@@ -13,10 +13,10 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from export.runners.ort import installed
 from protoseg.files import PROJECT_ROOT as ROOT
 from protoseg.files import write_text_whole
 
@@ -102,13 +102,7 @@ def gpus() -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that shape a result."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return installed(*PACKAGES)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -8,7 +8,6 @@ each ONNX file. Example::
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from benchmarks.common import EXPORT, Answer, Block, Result, markdown_table, signed, write_result
+from benchmarks.common import EXPORT, Answer, Block, Result, markdown_table, parser, signed, write_result
 from export.proof.cases import NamedImage
 from export.runners.contract import adapt
 from export.runtime import load_runner
@@ -94,12 +93,11 @@ BLOCKS = {"export_accuracy": Block(table, ("export_accuracy",), EXPORT)}
 
 def main(argv: list[str] | None = None) -> int:
     """Measure all runs and write ``results/export_accuracy.json``."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders with checkpoints")
-    parser.add_argument("--name", default="export_accuracy", help="name of the result file")
-    args = parser.parse_args(argv)
+    command = parser(__doc__)
+    add = command.add_argument
+    add("runs", type=Path, nargs="+", help="run folders with checkpoints")
+    add("--name", default="export_accuracy", help="name of the result file")
+    args = command.parse_args(argv)
     results = []
     for run in args.runs:
         with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,6 @@ at the decoder's stride). Wall time and CPU time of each call. Needs a quiet mac
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +21,17 @@ import onnx
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.common import EXPORT, Answer, Block, Result, markdown_table, middle, spread, write_result
+from benchmarks.common import (
+    EXPORT,
+    Answer,
+    Block,
+    Result,
+    markdown_table,
+    middle,
+    parser,
+    spread,
+    write_result,
+)
 from export.graph.edit import probe, prune, to_bytes
 from export.proof.samples import read_pixels
 from export.runners.ort import OrtRunner
@@ -68,25 +77,38 @@ def contestants(run: Path, bundle: Path, threads: int, compiled: bool) -> dict[s
     if compiled:
         found["torch.compile"] = torch_call(torch.compile(Deployed(segmenter, head), dynamic=False))
     found["onnxruntime fp32"] = load_runner(bundle, "model.onnx", "cpu", intra_threads=threads)
+
+    def cut(name: str, *outputs: str) -> OrtRunner:
+        pruned = prune(onnx.load(str(bundle / name)), outputs)
+        return OrtRunner(to_bytes(pruned), intra_threads=threads)
+
     if any(item.precision == "int8-cpu" for item in manifest.files):
         name = "model.int8-cpu.onnx"
         found["onnxruntime int8-cpu"] = load_runner(
             bundle, name, "cpu", intra_threads=threads, require_parity=False
         )
-        lean = prune(onnx.load(str(bundle / name)), ["labels", "confidence"])
-        found["int8-cpu, labels+confidence"] = OrtRunner(to_bytes(lean), intra_threads=threads)
-    model = onnx.load(str(bundle / "model.onnx"))
-    inside = OrtRunner(to_bytes(prune(model, ["labels", "confidence"])), intra_threads=threads)
-    found["fp32, labels+confidence in the graph"] = inside
+        found["int8-cpu, labels+confidence"] = cut(name, "labels", "confidence")
+    found["fp32, labels+confidence in the graph"] = cut("model.onnx", "labels", "confidence")
     if manifest.graph.head != "fused":  # the mean of two heads needs both at full size
+        model = onnx.load(str(bundle / "model.onnx"))
         found["fp32, labels+confidence outside"] = outside_call(model, manifest, threads)
-    alone = OrtRunner(to_bytes(prune(model, ["labels"])), intra_threads=threads)
-    found["fp32, labels only in the graph"] = alone
+    found["fp32, labels only in the graph"] = cut("model.onnx", "labels")
     return found
 
 
+def batch_of(bundle: Path, manifest: Manifest, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """The bundle's first sample as (batch, channels, height, width)."""
+    batch, height, width = shape
+    source = Image.fromarray(read_pixels(bundle / manifest.samples[0].image))
+    pixels = np.asarray(source.resize((width, height))).transpose(2, 0, 1)
+    return np.ascontiguousarray(np.broadcast_to(pixels, (batch, *pixels.shape)))
+
+
 def take_turns(calls: dict[str, Call], image: NDArray[np.uint8], rounds: int) -> dict[str, Any]:
-    """Wall and CPU milliseconds of every contestant."""
+    """Wall and CPU milliseconds of every contestant, which are printed.
+
+    On a machine that does other work ``cpu_ms`` of one thread is the one to trust.
+    """
     wall: dict[str, list[float]] = {name: [] for name in calls}
     cpu: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(WARM_UP + rounds):
@@ -96,14 +118,23 @@ def take_turns(calls: dict[str, Call], image: NDArray[np.uint8], rounds: int) ->
             if number >= WARM_UP:
                 wall[name].append(1000 * (time.perf_counter() - start))
                 cpu[name].append(1000 * (time.process_time() - work))
-    return {name: {"wall_ms": spread(wall[name]), "cpu_ms": spread(cpu[name])} for name in calls}
+    times = {name: {"wall_ms": spread(wall[name]), "cpu_ms": spread(cpu[name])} for name in calls}
+    for name, entry in times.items():
+        figures = ", ".join(f"{clock} {middle(value, 2)}" for clock, value in entry.items())
+        print(f"{'x'.join(map(str, image.shape))} {name}: {figures}")
+    return times
+
+
+def equal_labels(outputs: dict[str, dict[str, NDArray[Any]]], reference: str) -> dict[str, float]:
+    """Share of the labels of every contestant that equal those of one of them."""
+    labels = outputs[reference]["labels"]
+    return {name: float((output["labels"] == labels).mean()) for name, output in outputs.items()}
 
 
 def differences(calls: dict[str, Call], image: NDArray[np.uint8]) -> dict[str, Any]:
     """Labels of every contestant against torch eager, and outside against inside."""
     outputs = {name: call(image) for name, call in calls.items()}
-    reference = outputs["torch eager"]["labels"]
-    shares = {name: float((o["labels"] == reference).mean()) for name, o in outputs.items()}
+    shares = equal_labels(outputs, "torch eager")
     inside = outputs["fp32, labels+confidence in the graph"]
     outside = outputs.get("fp32, labels+confidence outside")
     if outside is None:
@@ -117,31 +148,6 @@ def differences(calls: dict[str, Call], image: NDArray[np.uint8]) -> dict[str, A
                 np.abs(inside["confidence"] - outside["confidence"]).max()
             ),
         },
-    }
-
-
-def ratios(times: dict[str, Any], clock: str = "wall_ms") -> dict[str, float]:
-    """The figures the project promises, from medians of one clock.
-
-    On a machine that does other work ``cpu_ms`` of one thread is the one to trust.
-    """
-    median = {name: entry[clock]["median"] for name, entry in times.items()}
-    pairs = {
-        "fp32 over eager": ("torch eager", "onnxruntime fp32"),
-        "fp32 over torch.compile": ("torch.compile", "onnxruntime fp32"),
-        "int8-cpu over fp32": ("onnxruntime fp32", "onnxruntime int8-cpu"),
-        "int8-cpu over fp32, labels+confidence": (
-            "fp32, labels+confidence in the graph", "int8-cpu, labels+confidence",
-        ),
-        "outside over inside": (
-            "fp32, labels+confidence in the graph", "fp32, labels+confidence outside",
-        ),
-        "agreement costs": ("onnxruntime fp32", "fp32, labels+confidence in the graph"),
-    }  # fmt: skip
-    return {
-        name: round(median[slow] / median[fast], 3)
-        for name, (slow, fast) in pairs.items()
-        if slow in median and fast in median
     }
 
 
@@ -178,36 +184,23 @@ BLOCKS = {name: Block(table, (name,), EXPORT) for name in ANSWERS}
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and write ``results/NAME.json``."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, help="run folder (checkpoint, and bundle with fp32 and int8-cpu)")
-    parser.add_argument("--bundle", type=Path, help="bundle folder (default: RUN/bundle)")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--name", default="export_latency", help="name of the result file")
-    args = parser.parse_args(argv)
+    command = parser(__doc__)
+    add = command.add_argument
+    add("run", type=Path, help="run folder (checkpoint, and bundle with fp32 and int8-cpu)")
+    add("--bundle", type=Path, help="bundle folder (default: RUN/bundle)")
+    add("--rounds", type=int, default=30)
+    add("--threads", type=int, default=2)
+    add("--no-compile", action="store_true", help="leave torch.compile out")
+    add("--name", default="export_latency", help="name of the result file")
+    args = command.parse_args(argv)
     bundle = args.bundle or args.run / "bundle"
     manifest = read_manifest(bundle)
-    source = read_pixels(bundle / manifest.samples[0].image)
     calls = contestants(args.run, bundle, args.threads, not args.no_compile)
     results = {}
     for height, width in SIZES:
-        pixels = np.asarray(Image.fromarray(source).resize((width, height)))
-        image = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+        image = batch_of(bundle, manifest, (1, height, width))
         times = take_turns(calls, image, args.rounds)
-        results[f"1x3x{height}x{width}"] = {
-            "times": times, "ratios": ratios(times), "cpu_ratios": ratios(times, "cpu_ms"),
-            **differences(calls, image),
-        }  # fmt: skip
-        for name, entry in times.items():
-            wall = entry["wall_ms"]
-            print(
-                f"{height}x{width} {name}: {wall['median']:.1f} ms ({wall['min']:.1f} to {wall['max']:.1f})"
-            )
-        print("wall", ratios(times))
-        print("cpu", ratios(times, "cpu_ms"))
+        results[f"1x3x{height}x{width}"] = {"times": times, **differences(calls, image)}
     network = {
         "name": manifest.name, "head": manifest.graph.head, "classes": len(manifest.classes),
         "version": manifest.version,

@@ -15,11 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any, get_args
 
 from benchmarks.common import (
     EXPORT,
@@ -30,16 +30,12 @@ from benchmarks.common import (
     Result,
     machine,
     markdown_table,
+    parser,
     write_result,
 )
 from protoseg.config.load import load_config
-from protoseg.config.sections import Config
-from protoseg.data.synthetic import SyntheticScenes, synthetic_classes
 from protoseg.errors import ExportError
-from protoseg.manifest import ArtifactFile, InputRule, Precision, read_manifest
-
-if TYPE_CHECKING:  # the table needs no torch
-    from protoseg.models.segmenter import Segmenter
+from protoseg.manifest import ArtifactFile, Precision, read_manifest
 
 NETWORKS: dict[str, tuple[str, list[str], int]] = {
     "deeplabv3plus": ("DeepLabV3+, EfficientNet-Lite0", ["model.pretrained=package"], 100),
@@ -54,76 +50,23 @@ NETWORKS: dict[str, tuple[str, list[str], int]] = {
     "upernet": ("UPerNet, ResNet-18", ["model.architecture=upernet", "model.encoder=resnet18"], 80),
     "dinov2_dpt": ("DPT, DINOv2 ViT-S/14 (`dinov2_small_dpt`)", ["model.preset=dinov2_small_dpt"], 80),
 }  # fmt: skip
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8-cpu")
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 RESULT = "export_matrix"
 NO_GPU = "not run: no GPU"
-CROP = (96, 128)
-TRAIN_CROP = (64, 96)
 
 
-def train(segmenter: Segmenter, config: Config, steps: int) -> None:
-    """A short supervised training and k-means prototypes on embedded scenes."""
-    import torch
-    import torch.nn.functional as F
+def train_briefly(folder: Path, overrides: list[str], steps: int) -> Path:
+    """Run folder of a network that learnt from labels alone, with prototypes before its last step."""
+    from protoseg.train.loop import train
 
-    from protoseg.models.kmeans import spherical_kmeans
-
-    scenes = SyntheticScenes(config.data.synthetic, "labeled")
-    images = torch.from_numpy(np.stack([scenes.image(i) for i in range(len(scenes))])).permute(0, 3, 1, 2)
-    masks = torch.from_numpy(np.stack([scenes.mask(i) for i in range(len(scenes))])).long()
-    classes = config.data.synthetic.num_classes
-    network = segmenter.network.train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-    weight = torch.tensor([1.0] + [3.0] * (classes - 1))
-    for _ in range(steps):
-        index = torch.randint(0, len(images), (4,))
-        top = int(torch.randint(0, images.shape[2] - TRAIN_CROP[0] + 1, ()))
-        left = int(torch.randint(0, images.shape[3] - TRAIN_CROP[1] + 1, ()))
-        rows, columns = slice(top, top + TRAIN_CROP[0]), slice(left, left + TRAIN_CROP[1])
-        logits = network.upsample(network(images[index][..., rows, columns]).linear_logits, *TRAIN_CROP)
-        target = masks[index][:, rows, columns]
-        loss = F.cross_entropy(logits, target, ignore_index=255, weight=weight)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    segmenter.eval()
-    with torch.no_grad():
-        features = torch.cat([network(image[None]).features for image in images]).permute(0, 2, 3, 1)
-        small = F.interpolate(masks[:, None].float(), size=features.shape[1:3])[:, 0]
-        generator = torch.Generator().manual_seed(0)
-        count = config.prototypes.num_prototypes
-        present = [c for c in range(classes) if (small == c).any()]
-        segmenter.bank.start(
-            {c: spherical_kmeans(features[small == c][:1000], count, generator) for c in present}
-        )
-
-
-def make_checkpoint(folder: Path, overrides: list[str], steps: int) -> Path:
-    """A checkpoint of a briefly trained network."""
-    import torch
-
-    from protoseg.checkpoint import CheckpointInfo, package_versions, save_checkpoint
-    from protoseg.models.segmenter import build_segmenter
-
-    torch.manual_seed(0)
-    config = load_config(None, [f"views.crop=[{CROP[0]},{CROP[1]}]", *overrides])
-    classes = synthetic_classes(config.data.synthetic)
-    segmenter = build_segmenter(config.model, config.prototypes, num_classes=len(classes))
-    train(segmenter, config, steps)
-    network = segmenter.network
-    info = CheckpointInfo(
-        name="matrix", step=0, model=config.model, prototypes=config.prototypes, classes=classes,
-        ignore_index=255,
-        input=InputRule(
-            channels=3, mean=(network.mean.flatten() / 255).tolist(),
-            std=(network.std.flatten() / 255).tolist(), stride_multiple=network.stride_multiple,
-            resize=config.data.resize, crop=CROP,
-        ),
-        data=config.data, eval=config.eval, data_hashes={}, metrics={}, method="none", weights_sha256="",
-        versions=package_versions(), git_revision=None,
-    )  # fmt: skip
-    save_checkpoint(folder / "checkpoint", segmenter, info)
-    return folder
+    own = [
+        f"run.dir={folder}", "run.name=matrix", f"train.max_steps={steps}", f"train.warmup_steps={steps - 1}",
+        "train.batch_size=4", "train.trackers=[]", "views.crop=[96,128]", "method.unlabeled=false",
+        "optim.lr=1e-3", "loss.class_weights=inverse_sqrt",
+    ]  # fmt: skip
+    config = load_config(None, [*own, *overrides])
+    train(config)
+    return config.run.path
 
 
 def build_rtx(bundle: Path, precision: str) -> str:
@@ -159,7 +102,7 @@ def measure(name: str, folder: Path, precisions: tuple[Precision, ...]) -> dict[
     torch.set_num_threads(1)
     title, overrides, steps = NETWORKS[name]
     start = time.perf_counter()
-    checkpoint = load_checkpoint(make_checkpoint(folder / name, overrides, steps))
+    checkpoint = load_checkpoint(train_briefly(folder / name, overrides, steps))
     row: dict[str, Any] = {
         "network": title,
         "parameters": sum(p.numel() for p in checkpoint.segmenter.parameters()),
@@ -225,57 +168,43 @@ ANSWERS = {
 BLOCKS = {RESULT: Block(table, (RESULT,), ("torch", *EXPORT[1:]))}
 
 
-def earlier_rows(path: Path = RESULTS / f"{RESULT}.json") -> dict[str, dict[str, Any]]:
+def earlier_rows() -> dict[str, dict[str, Any]]:
     """Rows of earlier calls by network, empty when there is no result file."""
+    path = RESULTS / f"{RESULT}.json"
     if not path.is_file():
         return {}
     rows: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
     return {name: row for name, row in rows.items() if name in NETWORKS}
 
 
-def parse_names(text: str) -> list[str]:
-    """A comma-separated list of networks.
+def listed(text: str, known: Sequence[str]) -> list[str]:
+    """A comma-separated list, in the order of ``known``.
 
     Raises:
         argparse.ArgumentTypeError: If one is unknown.
     """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in NETWORKS:
-            raise argparse.ArgumentTypeError(f"unknown network {name!r}; known: {', '.join(NETWORKS)}")
-    return names
-
-
-def parse_precisions(text: str) -> tuple[Precision, ...]:
-    """A comma-separated list of precisions.
-
-    Raises:
-        argparse.ArgumentTypeError: If one is unknown or fp32, which the others are made from, is missing.
-    """
-    wanted = {item.strip() for item in text.split(",")}
-    if "fp32" not in wanted or not wanted <= set(PRECISIONS):
-        raise argparse.ArgumentTypeError(f"got {text!r}; give fp32 and others out of {', '.join(PRECISIONS)}")
-    return tuple(p for p in PRECISIONS if p in wanted)
+    names = {name.strip() for name in text.split(",")}
+    if not names <= set(known):
+        raise argparse.ArgumentTypeError(f"got {text!r}; known are {', '.join(known)}")
+    return [name for name in known if name in names]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure networks and write the result; exit code 1 when one does not pass fp32."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--only", type=parse_names, default=list(NETWORKS), metavar="LIST",
-        help=f"comma-separated, out of {', '.join(NETWORKS)}; rows of the others stay as they are",
-    )  # fmt: skip
-    parser.add_argument(
-        "--precision", type=parse_precisions, default=PRECISIONS, metavar="LIST",
-        help=f"comma-separated, fp32 among them, out of {', '.join(PRECISIONS)}",
-    )  # fmt: skip
-    args = parser.parse_args(argv)
-    rows = {} if args.only == list(NETWORKS) else earlier_rows()
+    command = parser(__doc__)
+    add = command.add_argument
+    networks, precisions = list(NETWORKS), list(PRECISIONS)
+    add("--only", type=partial(listed, known=networks), default=networks, metavar="LIST",
+        help=f"comma-separated, out of {', '.join(networks)}; rows of the others stay")  # fmt: skip
+    add("--precision", type=partial(listed, known=precisions), default=precisions, metavar="LIST",
+        help=f"comma-separated, fp32 among them, out of {', '.join(precisions)}")  # fmt: skip
+    args = command.parse_args(argv)
+    if "fp32" not in args.precision:
+        command.error("--precision must have fp32, which the others are made from")
+    rows = {} if args.only == networks else earlier_rows()
     with tempfile.TemporaryDirectory() as folder:
         for name in args.only:
-            rows[name] = measure(name, Path(folder), args.precision)
+            rows[name] = measure(name, Path(folder), tuple(args.precision))
             print(name, rows[name], flush=True)
             rows = {known: rows[known] for known in NETWORKS if known in rows}
             write_result(RESULT, {"rows": rows, "gpu": NO_GPU})

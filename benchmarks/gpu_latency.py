@@ -11,16 +11,11 @@ does nothing else. Engines of the bundle take part if they run here. Example::
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from benchmarks.common import EXPORT, Answer, Block, Result, markdown_table, middle, write_result
-from benchmarks.export_latency import Call, take_turns
-from export.proof.samples import read_pixels
+from benchmarks.common import EXPORT, Answer, Block, Result, markdown_table, middle, parser, write_result
+from benchmarks.export_latency import Call, batch_of, equal_labels, take_turns
 from export.runners.contract import RunnerError
 from export.runtime import load_runner
 from protoseg.manifest import Manifest, read_manifest
@@ -86,14 +81,13 @@ def main(argv: list[str] | None = None) -> int:
     """Measure and write ``results/NAME.json``."""
     import torch
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, help="run folder or checkpoint")
-    parser.add_argument("bundle", type=Path, help="bundle of the same weights")
-    parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--name", default="gpu_latency", help="name of the result file")
-    args = parser.parse_args(argv)
+    command = parser(__doc__)
+    add = command.add_argument
+    add("run", type=Path, help="run folder or checkpoint")
+    add("bundle", type=Path, help="bundle of the same weights")
+    add("--rounds", type=int, default=50)
+    add("--name", default="gpu_latency", help="name of the result file")
+    args = command.parse_args(argv)
     if not torch.cuda.is_available():
         print("error: needs a CUDA device, and torch.cuda.is_available() is false", file=sys.stderr)
         return 1
@@ -101,21 +95,13 @@ def main(argv: list[str] | None = None) -> int:
     calls, left_out = contestants(args.run, args.bundle, manifest)
     for name, reason in left_out.items():
         print(f"{name} takes no part: {reason}")
-    source = Image.fromarray(read_pixels(args.bundle / manifest.samples[0].image))
     results = {}
-    for batch, height, width in SIZES:
-        pixels = np.asarray(source.resize((width, height))).transpose(2, 0, 1)
-        image = np.ascontiguousarray(np.broadcast_to(pixels, (batch, *pixels.shape)))
-        reference = calls["torch fp32"](image)["labels"]
+    for shape in SIZES:
+        image = batch_of(args.bundle, manifest, shape)
         times = take_turns(calls, image, args.rounds)
-        equal = {name: float((call(image)["labels"] == reference).mean()) for name, call in calls.items()}
-        results[f"{batch}x3x{height}x{width}"] = {"times": times, "labels_equal_to_torch_fp32": equal}
-        for name, entry in times.items():
-            wall = entry["wall_ms"]
-            print(
-                f"{batch}x{height}x{width} {name}: {wall['median']:.2f} ms ({wall['min']:.2f} to "
-                f"{wall['max']:.2f}), labels {100 * equal[name]:.3f} % equal"
-            )
+        equal = equal_labels({name: call(image) for name, call in calls.items()}, "torch fp32")
+        print(f"labels equal to torch fp32: {equal}")
+        results["x".join(map(str, image.shape))] = {"times": times, "labels_equal_to_torch_fp32": equal}
     network = {"name": manifest.name, "head": manifest.graph.head, "classes": len(manifest.classes)}
     print(write_result(args.name, {"network": network, "left_out": left_out, "sizes": results}))
     return 0

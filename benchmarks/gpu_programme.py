@@ -29,7 +29,8 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.common import RESULTS, ROOT
+from benchmarks.accuracy.runner import tail
+from benchmarks.common import RESULTS, ROOT, parser
 from protoseg.files import write_text_whole, write_whole
 
 STUDY = "voc_gpu"
@@ -215,7 +216,7 @@ def run_commands(part: Part, args: argparse.Namespace, until: float) -> tuple[st
             end(process)
             raise
         if code not in (0, 5):  # pytest: 5 when a filter leaves no test
-            return "failed", f"exit code {code} of: {shlex.join(command)}\n{last_lines(log)}"
+            return "failed", f"exit code {code} of: {shlex.join(command)}\n{tail(log)}"
     return "done", ""
 
 
@@ -227,11 +228,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def last_lines(log: Path, count: int = 6) -> str:
-    """The end of a log."""
-    return "\n".join("    " + line for line in log.read_text(errors="replace").rstrip().splitlines()[-count:])
 
 
 def gather(args: argparse.Namespace) -> None:
@@ -268,28 +264,19 @@ def plan_text(parts: Sequence[Part], states: dict[str, dict[str, object]], args:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_programme",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+    command = parser(__doc__, prog="python -m benchmarks.gpu_programme")
+    add = command.add_argument
     add("--minutes", type=float, default=12.0, help="time that there is (12)")
     add("--only", nargs="+", choices=[part.name for part in PARTS], help="these parts, in the usual order")
     add("--plan", action="store_true", help="print the plan and stop")
     add("--rehearse", action="store_true", help="everything in small on the CPU, to see that it runs")
     add("--again", action="store_true", help="run finished parts again")
-    add(
-        "--jobs",
-        type=int,
-        default=0,
-        metavar="N",
-        help="trainings side by side (one for each core, at most 16)",
-    )
+    add("--jobs", type=int, default=0, metavar="N",
+        help="trainings side by side (one for each core, at most 16)")  # fmt: skip
     add("--out", type=Path, default=ROOT / "runs" / "gpu_programme", help="run folders, logs and state")
     add("--results", type=Path, default=RESULTS, help="where results and records go")
     add("--archive", type=Path, metavar="FILE.tar.gz", help="gather what came of it here, after every part")
-    args = parser.parse_args(argv)
+    args = command.parse_args(argv)
     args.jobs = args.jobs or max(1, min(16, os.cpu_count() or 1))
     args.device = "cpu" if args.rehearse else "cuda"
     args.started = time.time()

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.common import Answer, parser, spread, write_result
+from benchmarks.serving_bundle import encode
 from benchmarks.serving_server import Server
 from export.proof.samples import read_pixels
 from protoseg.manifest import read_manifest
@@ -81,9 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--name", default="gpu_serving", help="name of the result file")
     args = command.parse_args(argv)
     manifest = read_manifest(args.bundle)
-    stream = io.BytesIO()
-    Image.fromarray(read_pixels(args.bundle / manifest.samples[0].image)).save(stream, "JPEG", quality=95)
-    data = stream.getvalue()
+    data = encode(read_pixels(args.bundle / manifest.samples[0].image), "JPEG", quality=95)
     rates: dict[str, list[float]] = {name: [] for name in args.only}
     delays: dict[str, list[float]] = {name: [] for name in args.only}
     masks: dict[str, Any] = {}

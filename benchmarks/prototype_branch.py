@@ -11,19 +11,20 @@ and update. Every measurement runs in a process of its own; rounds are interleav
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.common import ROOT, Answer, Block, Result, markdown_table, spread, write_result
+from benchmarks.common import ROOT, Answer, Block, Result, markdown_table, parser, spread, write_result
 from protoseg.config.load import load_config
+from protoseg.config.sections import PrototypeConfig
 
 if TYPE_CHECKING:  # the table needs no torch
     from torch import Tensor
@@ -31,13 +32,14 @@ if TYPE_CHECKING:  # the table needs no torch
     from protoseg.models.prototypes import PrototypeBank
 
 CASES: dict[str, dict[str, Any]] = {
-    # labelled + unlabelled images of a step, crop, feature map, classes, prototypes
+    # labelled + unlabelled images of a step, crop, feature map, classes, prototypes, crop after padding
     "camvid": {
         "images": 8, "size": (160, 224), "features": (256, 40, 56), "classes": 11, "k": 4,
-        "overrides": [], "step_images": 8,
+        "padded": (160, 224), "overrides": [], "step_images": 8,
     },
     "pcr513": {
         "images": 4, "size": (513, 513), "features": (512, 136, 136), "classes": 21, "k": 4,
+        "padded": (544, 544),
         # two images go through the network, and the time is doubled: four need more memory than 24 GB
         "overrides": ["model.preset=pcr_resnet101", "optim.name=sgd"], "step_images": 2,
     },
@@ -67,36 +69,25 @@ def inputs(case: dict[str, Any]) -> tuple[Tensor, Tensor, PrototypeBank]:
     return features, target, bank
 
 
-def padded_size(case: dict[str, Any]) -> tuple[int, int]:
-    """Image size after padding to the stride multiple."""
-    height, width = case["size"]
-    return height + -height % 32, width + -width % 32
-
-
-def ours(case: dict[str, Any], features: Tensor, target: Tensor, bank: PrototypeBank, number: int) -> None:
+def ours(
+    case: dict[str, Any], features: Tensor, target: Tensor, bank: PrototypeBank, rng: np.random.Generator
+) -> None:
     """The branch as the trainer runs it."""
-    import torch
+    from protoseg.method.prototype_branch import move_prototypes, prototype_losses
+    from protoseg.processes import ALONE
 
-    from protoseg.method.losses import cross_entropy
-    from protoseg.method.points import features_at, grid_points
-
-    features = features.detach().requires_grad_()
-    half = case["images"] // 2
-    size = case["size"]
-    index = grid_points(np.random.default_rng(number), case["images"], GRID, size)
-    z = features_at(features, index, size[1], padded_size(case))
-    classes = target.flatten(1).gather(1, index)
-    cosine = bank.similarity(z.flatten(0, 1))
-    logits = bank.pool(cosine).view(*classes.shape, -1)
-    loss = torch.zeros(())
-    for part in (slice(0, half), slice(half, None)):
-        mean = cross_entropy(logits[part].flatten(0, 1), classes[part].flatten(), ignore_index=-1)
-        loss = loss + mean.value
-    loss.backward()
-    bank.update(z.detach().flatten(0, 1), classes.flatten(), similarity=cosine.detach())
+    settings = PrototypeConfig(sampling="grid", grid=GRID)
+    means, points = prototype_losses(
+        bank, settings, features.detach().requires_grad_(), target, case["padded"], batch=case["images"] // 2,
+        taught=None, class_weights=None, rng=rng, processes=ALONE,
+    )  # fmt: skip
+    (means["proto_sup"].value + means["proto_uns"].value).backward()
+    move_prototypes(bank, [points], settings, 0, reduce=lambda value: value)
 
 
-def literal(case: dict[str, Any], features: Tensor, target: Tensor, bank: PrototypeBank, number: int) -> None:
+def literal(
+    case: dict[str, Any], features: Tensor, target: Tensor, bank: PrototypeBank, rng: np.random.Generator
+) -> None:
     """The same result by full-resolution features and loops over classes and prototypes."""
     import torch
     import torch.nn.functional as F
@@ -106,9 +97,9 @@ def literal(case: dict[str, Any], features: Tensor, target: Tensor, bank: Protot
     features = features.detach().requires_grad_()
     half = case["images"] // 2
     height, width = case["size"]
-    full = F.interpolate(features, size=padded_size(case), mode="bilinear", align_corners=False)
+    full = F.interpolate(features, size=case["padded"], mode="bilinear", align_corners=False)
     full = full[..., :height, :width]
-    index = grid_points(np.random.default_rng(number), 1, GRID, case["size"])[0]
+    index = grid_points(rng, 1, GRID, case["size"])[0]
     rows, columns = index // width, index % width
     z = full[:, :, rows, columns].transpose(1, 2)
     classes = target[:, rows, columns]
@@ -172,18 +163,15 @@ def rest_of_step(case: dict[str, Any]) -> Callable[[], None]:
 
 def measure(what: str, case: dict[str, Any], repeats: int) -> dict[str, float]:
     """Seconds (best of ``repeats`` after one warm-up) and memory above the inputs, in this process."""
+    import torch
+
+    torch.set_num_threads(1)
+    scale = 1.0
     if what == "rest":
         run = rest_of_step(case)
         scale = case["images"] / case["step_images"]
     else:
-        features, target, bank = inputs(case)
-        branch = ours if what == "ours" else literal
-        number = iter(range(10**6))
-        scale = 1.0
-
-        def run() -> None:
-            branch(case, features, target, bank, next(number))
-
+        run = partial(ours if what == "ours" else literal, case, *inputs(case), np.random.default_rng(0))
     before = peak_mib()
     times = []
     for _ in range(repeats + 1):
@@ -197,20 +185,13 @@ def table(*results: Result) -> str:
     """Time and memory of the prototype branch beside the arithmetic of the released port."""
     rows = []
     for result in results:
-        case = result["case"]
-        ours, literal, rest = (result["cpu_seconds"][key] for key in ("ours", "literal", "rest"))
-        extra = result["extra_mib"]
+        case, seconds, extra = result["case"], result["cpu_seconds"], result["extra_mib"]
         height, width = case["size"]
-        rows.append(
-            [
-                f"{case['images']} images of {height}x{width}, {case['classes']} classes, K = {case['k']}",
-                f"{ours['median']:.2f}",
-                f"{literal['median']:.2f}",
-                f"{rest['median']:.2f}",
-                f"{extra['ours']['median']:,.0f}",
-                f"{extra['literal']['median']:,.0f}",
-            ]
-        )
+        rows.append([
+            f"{case['images']} images of {height}x{width}, {case['classes']} classes, K = {case['k']}",
+            *(f"{seconds[key]['median']:.2f}" for key in ("ours", "literal", "rest")),
+            *(f"{extra[key]['median']:,.0f}" for key in ("ours", "literal")),
+        ])  # fmt: skip
     said = (
         "Processor seconds and extra memory of the prototype branch in one step: ours, the arithmetic of the "
         "paper's released evaluation port, and the rest of the step (medians)."
@@ -233,57 +214,26 @@ BLOCKS = {"prototype_cost": Block(table, tuple(ANSWERS), ("torch",))}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--case", choices=sorted(CASES), default="camvid")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
-    parser.add_argument("--measure", choices=("ours", "literal", "rest"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
+    command = parser(__doc__)
+    command.add_argument("--case", choices=sorted(CASES), default="camvid")
+    command.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
+    arguments = command.parse_args(argv)
     case = CASES[arguments.case]
-    if arguments.measure:
-        import torch
-
-        torch.set_num_threads(1)
-        repeats = 1 if arguments.measure == "rest" and arguments.case == "pcr513" else 3
-        sys.stdout.write(json.dumps(measure(arguments.measure, case, repeats)) + "\n")
-        return 0
     found: dict[str, list[dict[str, float]]] = {"ours": [], "literal": [], "rest": []}
-    for number in range(arguments.rounds):
-        for what, values in found.items():
-            if what == "rest" and arguments.case == "pcr513" and number >= 2:
-                continue  # a minute each
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.prototype_branch",
-                "--case",
-                arguments.case,
-                "--measure",
-                what,
-            ]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-            values.append(json.loads(done.stdout.splitlines()[-1]))
-            print(number, what, values[-1], flush=True)
-    time_of = {what: spread([v["cpu_s"] for v in values]) for what, values in found.items()}
-    memory_of = {what: spread([v["extra_mib"] for v in values]) for what, values in found.items()}
-    branch, rest = time_of["ours"]["median"], time_of["rest"]["median"]
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+        for number in range(arguments.rounds):
+            for what, values in found.items():
+                long = what == "rest" and arguments.case == "pcr513"  # a minute each
+                if not long or number < 2:
+                    values.append(pool.submit(measure, what, case, 1 if long else 3).result())
+                    print(number, what, values[-1], flush=True)
     result = {
-        "case": {k: v for k, v in case.items() if k != "overrides"},
-        "cpu_seconds": time_of,
-        "extra_mib": memory_of,
-        "share_of_step": branch / (branch + rest),
-        "time_ratio_literal_to_ours": time_of["literal"]["median"] / branch,
-        "memory_ratio_literal_to_ours": memory_of["literal"]["median"]
-        / max(memory_of["ours"]["median"], 1.0),
+        "case": {k: v for k, v in case.items() if k not in ("overrides", "padded")},
+        "cpu_seconds": {what: spread([v["cpu_s"] for v in values]) for what, values in found.items()},
+        "extra_mib": {what: spread([v["extra_mib"] for v in values]) for what, values in found.items()},
     }
-    path = write_result(f"prototype_branch_{arguments.case}", result)
-    print(f"branch {branch:.3f} s of {branch + rest:.3f} s a step: {result['share_of_step']:.1%}")
-    print(
-        f"literal form: {result['time_ratio_literal_to_ours']:.1f} x time, "
-        f"{result['memory_ratio_literal_to_ours']:.1f} x memory"
-    )
-    print(path.relative_to(ROOT))
+    print(table(result))
+    print(write_result(f"prototype_branch_{arguments.case}", result).relative_to(ROOT))
     return 0
 
 

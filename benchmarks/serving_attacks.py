@@ -8,41 +8,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import resource
 import socket
-import struct
 import sys
 import tempfile
 import threading
 import time
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import httpx
-import psutil
-from PIL import Image
+import numpy as np
 
-from benchmarks.common import SERVING, Answer, Block, Result, markdown_table, write_result
-from benchmarks.serving_bundle import make_bundle, sample_image
+from benchmarks.common import SERVING, Answer, Block, Result, markdown_table, parser, write_result
+from benchmarks.serving_bundle import encode, make_bundle, sample_image
 from benchmarks.serving_server import Server
 
 Attack = Callable[["Target"], str]
-
-
-def png_bomb(side: int) -> bytes:
-    """A small PNG of side x side black pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    packer = zlib.compressobj(9)
-    row = bytes(1 + (side + 7) // 8)
-    rows = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 class Target:
@@ -51,18 +34,22 @@ class Target:
     def __init__(self, server: Server, path: str) -> None:
         self.server = server
         self.path = path
-        buffer = io.BytesIO()
-        Image.fromarray(sample_image(256, 256)).save(buffer, "PNG")
-        self.image = buffer.getvalue()
+        self.image = encode(sample_image(256, 256))
 
-    def post(self, data: bytes, name: str = "image", timeout: float = 60.0, **options: Any) -> str:
-        """Status and first words of an answer."""
+    def send(self, timeout: float = 60.0, **request: Any) -> str:
+        """Status and code of an answer."""
         try:
-            files = {name: ("a.png", data, "image/png")}
-            response = httpx.post(self.server.url + self.path, files=files, timeout=timeout, **options)
-            return describe(response)
+            response = httpx.post(self.server.url + self.path, timeout=timeout, **request)
         except httpx.HTTPError as error:
             return f"no answer ({type(error).__name__})"
+        try:
+            return f"{response.status_code} {response.json()['error']['code']}"
+        except (ValueError, KeyError, TypeError):
+            return str(response.status_code)
+
+    def post(self, data: bytes, timeout: float = 60.0) -> str:
+        """The answer to a file."""
+        return self.send(timeout, files={"image": ("a.png", data, "image/png")})
 
     def raw(self, data: bytes) -> socket.socket:
         """A connection that has sent ``data``."""
@@ -77,22 +64,6 @@ class Target:
     def healthy(self) -> bool:
         """Whether an ordinary request is answered."""
         return self.post(self.image, timeout=30).startswith("200")
-
-    def memory(self) -> float:
-        """Resident MiB of all workers."""
-        total = 0.0
-        for worker in self.server.workers():
-            with contextlib.suppress(psutil.Error):
-                total += worker.memory_info().rss / 2**20
-        return total
-
-
-def describe(response: httpx.Response) -> str:
-    """Status, and the code of an error."""
-    try:
-        return f"{response.status_code} {response.json()['error']['code']}"
-    except (ValueError, KeyError, TypeError):
-        return str(response.status_code)
 
 
 def first_line(peer: socket.socket, seconds: float) -> str:
@@ -112,52 +83,38 @@ def first_line(peer: socket.socket, seconds: float) -> str:
     return data.split(b"\r\n")[0].decode("latin-1").removeprefix("HTTP/1.1 ")
 
 
-def large_body(target: Target, size: int) -> str:
-    """A body of ``size`` bytes in pieces."""
-
-    def pieces() -> Any:
-        for _ in range(size >> 20):
-            yield bytes(1 << 20)
-
-    boundary = "x" * 20
-    start = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
-    length = len(start) + (size >> 20 << 20) + len(boundary) + 8
-    peer = target.raw(
-        target.head(f"Content-Type: multipart/form-data; boundary={boundary}", f"Content-Length: {length}")
-    )
-    sent = 0
-    try:
-        peer.sendall(start.encode())
-        for piece in pieces():
-            peer.sendall(piece)
-            sent += len(piece)
-        peer.sendall(f"\r\n--{boundary}--\r\n".encode())
-    except OSError:
-        peer.close()
-        return f"refused after {sent >> 20} MiB"
-    answer = first_line(peer, 60)
-    return f"{answer} after {sent >> 20} MiB"
+# a multipart body with one file: its header, and what stands before and after the file
+FORM = "Content-Type: multipart/form-data; boundary=xyzzy"
+FORM_START = b'--xyzzy\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+FORM_END = b"\r\n--xyzzy--\r\n"
+MIB = bytes(1 << 20)
 
 
-def chunked_body(target: Target, size: int) -> str:
+def large_body(target: Target, mib: int) -> str:
+    """A multipart body of so many MiB, in pieces."""
+    length = len(FORM_START) + mib * len(MIB) + len(FORM_END)
+    peer = target.raw(target.head(FORM, f"Content-Length: {length}") + FORM_START)
+    return send_long(peer, MIB, mib, FORM_END)
+
+
+def chunked_body(target: Target, mib: int) -> str:
     """A chunked body that goes on and on."""
     head = target.head("Content-Type: application/octet-stream", "Transfer-Encoding: chunked")
-    peer = target.raw(head)
+    return send_long(target.raw(head), b"100000\r\n" + MIB + b"\r\n", mib, b"0\r\n\r\n")
+
+
+def send_long(peer: socket.socket, piece: bytes, count: int, end: bytes) -> str:
+    """Send ``count`` pieces of a MiB and ``end``; the answer, and after how much of the body."""
     sent = 0
     try:
-        while sent < size:
-            peer.sendall(b"100000\r\n" + bytes(0x100000) + b"\r\n")
-            sent += 0x100000
-        peer.sendall(b"0\r\n\r\n")
+        while sent < count:
+            peer.sendall(piece)
+            sent += 1
+        peer.sendall(end)
     except OSError:
         peer.close()
-        return f"refused after {sent >> 20} MiB"
-    return f"{first_line(peer, 60)} after {sent >> 20} MiB"
-
-
-def slow_head(target: Target, seconds: float) -> str:
-    """A request head of one line that is never finished."""
-    return first_line(target.raw(b"POST / HTTP/1.1\r\nHost: x\r\n"), seconds)
+        return f"refused after {sent} MiB"
+    return f"{first_line(peer, 60)} after {sent} MiB"
 
 
 def slow_body(target: Target, seconds: float) -> str:
@@ -194,55 +151,44 @@ def random_paths(target: Target, count: int) -> str:
 
 def disconnects(target: Target, count: int) -> str:
     """Clients that leave in the middle of their body, and after it."""
-    boundary = "y" * 20
-    content_type = f"Content-Type: multipart/form-data; boundary={boundary}"
-    start = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
-    body = start.encode() + target.image + f"\r\n--{boundary}--\r\n".encode()
+    body = FORM_START + target.image + FORM_END
     for number in range(count):
         sent = body if number % 2 else body[: len(body) // 2]
-        target.raw(target.head(content_type, f"Content-Length: {len(body)}") + sent).close()
+        target.raw(target.head(FORM, f"Content-Length: {len(body)}") + sent).close()
     return "healthy" if target.healthy() else "no answer afterwards"
-
-
-def bad_multipart(target: Target) -> str:
-    """A multipart body without its boundary."""
-    headers = {"content-type": "multipart/form-data; boundary=zz"}
-    try:
-        response = httpx.post(target.server.url + target.path, content=b"abc", headers=headers, timeout=30)
-    except httpx.HTTPError as error:
-        return type(error).__name__
-    return describe(response)
 
 
 def attacks(args: argparse.Namespace) -> dict[str, Attack]:
     """All attacks by name."""
-    bomb = png_bomb(args.bomb_side)
+    bomb = encode(np.zeros((args.bomb_side, args.bomb_side), np.bool_), compress_level=9)
     return {
         "text instead of an image": lambda t: t.post(b"hello"),
-        "bad multipart": bad_multipart,
+        "bad multipart": lambda t: t.send(
+            content=b"abc", headers={"content-type": "multipart/form-data; boundary=zz"}
+        ),
         "JPEG labelled as PNG, cut short": lambda t: t.post(b"\xff\xd8\xff\xe0" + bytes(200)),
         "lying Content-Length (1 GB, 2 bytes sent)": lambda t: first_line(
             t.raw(t.head("Content-Type: image/png", f"Content-Length: {10**9}") + b"ab"), args.patience
         ),
-        "head that never ends": lambda t: slow_head(t, args.patience),
+        "head that never ends": lambda t: first_line(t.raw(b"POST / HTTP/1.1\r\nHost: x\r\n"), args.patience),
         "body of one byte a second": lambda t: slow_body(t, args.patience),
         f"{args.paths} random paths": lambda t: random_paths(t, args.paths),
         f"{args.disconnects} disconnects": lambda t: disconnects(t, args.disconnects),
-        f"{args.body_mib} MiB body": lambda t: large_body(t, args.body_mib << 20),
-        f"chunked body of {args.body_mib} MiB": lambda t: chunked_body(t, args.body_mib << 20),
+        f"{args.body_mib} MiB body": lambda t: large_body(t, args.body_mib),
+        f"chunked body of {args.body_mib} MiB": lambda t: chunked_body(t, args.body_mib),
         f"PNG of {args.bomb_side}x{args.bomb_side} in {len(bomb) // 1024} KiB": lambda t: t.post(bomb),
     }
 
 
 def attack(target: Target, run: Attack) -> dict[str, Any]:
     """Outcome, seconds and memory of one attack, and whether the server is well afterwards."""
-    before, peak = target.memory(), 0.0
+    before, peak = target.server.memory_mib(), 0.0
     done = threading.Event()
 
     def watch() -> None:
         nonlocal peak
         while not done.wait(0.05):
-            peak = max(peak, target.memory())
+            peak = max(peak, target.server.memory_mib())
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -256,7 +202,7 @@ def attack(target: Target, run: Attack) -> dict[str, Any]:
     thread.join()
     return {
         "outcome": outcome, "seconds": round(seconds, 1), "before_mib": round(before),
-        "peak_mib": round(max(peak, before)), "after_mib": round(target.memory()),
+        "peak_mib": round(max(peak, before)), "after_mib": round(target.server.memory_mib()),
         "healthy_after": target.healthy(),
     }  # fmt: skip
 
@@ -283,18 +229,17 @@ BLOCKS = {"serving_attacks": Block(table, ("serving_attacks",), SERVING)}
 
 def main(argv: list[str] | None = None) -> int:
     """Attack both servers and write ``results/serving_attacks.json``."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--paths", type=int, default=5000, help="random paths")
-    parser.add_argument("--body-mib", type=int, default=300, help="size of the large body in MiB")
-    parser.add_argument("--bomb-side", type=int, default=9000, help="side of the PNG bomb in pixels")
-    parser.add_argument("--disconnects", type=int, default=200, help="clients that leave early")
-    parser.add_argument("--patience", type=float, default=30.0, help="seconds to wait for slow attacks")
-    parser.add_argument("--memory", type=float, default=12.0, help="address space of a server in GiB")
-    parser.add_argument("--only", choices=["stock", "protoseg"], help="attack one server only")
-    parser.add_argument("--name", default="serving_attacks", help="name of the result file")
-    args = parser.parse_args(argv)
+    command = parser(__doc__)
+    add = command.add_argument
+    add("--paths", type=int, default=5000, help="random paths")
+    add("--body-mib", type=int, default=300, help="size of the large body in MiB")
+    add("--bomb-side", type=int, default=9000, help="side of the PNG bomb in pixels")
+    add("--disconnects", type=int, default=200, help="clients that leave early")
+    add("--patience", type=float, default=30.0, help="seconds to wait for slow attacks")
+    add("--memory", type=float, default=12.0, help="address space of a server in GiB")
+    add("--only", choices=["stock", "protoseg"], help="attack one server only")
+    add("--name", default="serving_attacks", help="name of the result file")
+    args = command.parse_args(argv)
     limit = int(args.memory * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
     table: dict[str, dict[str, Any]] = {}

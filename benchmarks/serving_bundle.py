@@ -6,19 +6,24 @@ answer; ``width`` adds a stack of convolutions whose cost (not whose result) mat
 
 from __future__ import annotations
 
-import argparse
+import io
 import sys
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
+import onnx.parser
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 from PIL import Image
 
+from benchmarks.common import parser
+from export.graph.edit import tensor_infos
+from export.runners.contract import Layout, adapt
+from export.runners.ort import OrtRunner
 from protoseg.files import sha256_file
 from protoseg.manifest import (
     MANIFEST_NAME,
@@ -32,7 +37,6 @@ from protoseg.manifest import (
     ParityReport,
     ResizeConfig,
     Sample,
-    TensorInfo,
 )
 
 COLORS = ((0, 0, 0), (220, 40, 40), (40, 200, 60), (50, 80, 230), (245, 245, 245))
@@ -41,101 +45,93 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 STRIDE = 4
 MULTIPLE = 16
-Layout = Literal["uint8_nchw", "uint8_nhwc", "float32_nchw"]
-NodeList = list[onnx.NodeProto]
+
+# the network in the textual form of ONNX, without its constants
+LAYOUTS: dict[Layout, tuple[str, str]] = {
+    "uint8_nchw": ("uint8[{0}, 3, {1}, {2}]", "pixels = Cast <to = 1> (image)"),
+    "uint8_nhwc": (
+        "uint8[{0}, {1}, {2}, 3]", "nchw = Transpose <perm = [0, 3, 1, 2]> (image) "
+        "pixels = Cast <to = 1> (nchw)",
+    ),
+    "float32_nchw": ("float[{0}, 3, {1}, {2}]", "pixels = Identity (image)"),
+}  # fmt: skip
+NORMALISE_PAD_POOL = """
+    centred = Sub (pixels, shift)
+    normalised = Mul (centred, factor)
+    size = Shape <start = 2, end = 4> (normalised)
+    minus = Sub (zero2, size)
+    missing = Mod (minus, multiple)
+    pads = Concat <axis = 0> (zero6, missing)
+    padded = Pad (normalised, pads)
+    pooled = AveragePool <kernel_shape = [4, 4], strides = [4, 4]> (padded)
+"""
+HEAD = """
+    NAME_plain = Conv (pooled, NAME_w, NAME_b)
+    NAME_stride = Add (NAME_plain, extra)
+    NAME_full = Resize <mode = "linear"> (NAME_stride, , scales)
+    NAME_logits = Slice (NAME_full, zero2, size, rows_columns)
+"""
+# max softmax = 1 / sum(exp(x - max x)); ONNX Runtime's Softmax over axis 1 costs six times this
+LARGEST_PROBABILITY = """
+    OUTPUT_max = ReduceMax <keepdims = 1> (NAME_logits, classes)
+    OUTPUT_shifted = Sub (NAME_logits, OUTPUT_max)
+    OUTPUT_exp = Exp (OUTPUT_shifted)
+    OUTPUT_sum = ReduceSum <keepdims = 0> (OUTPUT_exp, classes)
+    OUTPUT = Reciprocal (OUTPUT_sum)
+"""
+AXES = "{0}, {1}, {2}"
+OUTPUTS = {
+    "labels": (
+        f"uint8[{AXES}]",
+        "argmax = ArgMax <axis = 1, keepdims = 0> (linear_logits) labels = Cast <to = 2> (argmax)",
+    ),
+    "confidence": (
+        f"float[{AXES}]", LARGEST_PROBABILITY.replace("NAME", "linear").replace("OUTPUT", "confidence"),
+    ),
+    "agreement": (
+        f"float[{AXES}]",
+        (HEAD.replace("extra", "nothing") + LARGEST_PROBABILITY.replace("OUTPUT", "agreement")).replace(
+            "NAME", "prototype"
+        ),
+    ),
+    "logits": ("float[{0}, 5, {1}, {2}]", "logits = Identity (linear_logits)"),
+    "logits_stride": (
+        "float[{0}, 5, rows_stride, columns_stride]", "logits_stride = Identity (linear_stride)",
+    ),
+}  # fmt: skip
 
 
-class _Graph:
-    """Collects nodes and constants under short names."""
-
-    def __init__(self) -> None:
-        self.nodes: NodeList = []
-        self.constants: list[TensorProto] = []
-
-    def constant(self, name: str, value: NDArray[Any]) -> str:
-        self.constants.append(numpy_helper.from_array(value, name))
-        return name
-
-    def add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
-        return output
-
-
-def _color_head(scale: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Weights of the linear map whose largest output is the nearest colour."""
-    colors = np.asarray(COLORS, np.float64) / 255
-    mean, std = np.asarray(MEAN), np.asarray(STD)
-    weight = 2 * colors * std  # acts on normalised input: x = z * std + mean
-    bias = 2 * colors @ mean - (colors**2).sum(1)
-    return (
-        (scale * weight).astype(np.float32)[:, :, None, None],
-        (scale * bias).astype(np.float32),
-    )
+def _constants() -> dict[str, NDArray[Any]]:
+    """Constants of the network by name; a head's largest output is that of the nearest colour."""
+    colors, mean, std = np.asarray(COLORS) / 255, np.asarray(MEAN), np.asarray(STD)
+    # acts on normalised input: x = z * std + mean
+    weight, bias = 2 * colors * std, 2 * colors @ mean - (colors**2).sum(1)
+    heads = {"linear": 30.0, "prototype": 20.0}
+    return {
+        "shift": 255 * np.asarray(MEAN, np.float32)[None, :, None, None],
+        "factor": (1 / (255 * np.asarray(STD, np.float32)))[None, :, None, None].astype(np.float32),
+        "multiple": np.full(2, MULTIPLE), "zero2": np.zeros(2, np.int64), "zero6": np.zeros(6, np.int64),
+        "scales": np.asarray([1, 1, STRIDE, STRIDE], np.float32), "rows_columns": np.asarray([2, 3]),
+        "classes": np.asarray([1]), "nothing": np.zeros(1, np.float32), "tiny": np.asarray(1e-6, np.float32),
+        **{f"{name}_w": (k * weight).astype(np.float32)[..., None, None] for name, k in heads.items()},
+        **{f"{name}_b": (k * bias).astype(np.float32) for name, k in heads.items()},
+    }  # fmt: skip
 
 
-def _normalise_and_pad(g: _Graph, layout: Layout) -> str:
-    x = "image"
-    if layout == "uint8_nhwc":
-        x = g.add("Transpose", [x], "nchw", perm=[0, 3, 1, 2])
-    if layout != "float32_nchw":
-        x = g.add("Cast", [x], "as_float", to=TensorProto.FLOAT)
-    shift = 255 * np.asarray(MEAN, np.float32)[None, :, None, None]
-    factor = (1 / (255 * np.asarray(STD, np.float32)))[None, :, None, None]
-    x = g.add("Sub", [x, g.constant("shift", shift)], "centred")
-    x = g.add("Mul", [x, g.constant("factor", factor.astype(np.float32))], "normalised")
-    g.add("Shape", [x], "size", start=2, end=4)
-    multiple = g.constant("multiple", np.asarray([MULTIPLE, MULTIPLE], np.int64))
-    g.add("Sub", [g.constant("zero2", np.zeros(2, np.int64)), "size"], "minus")
-    g.add("Mod", ["minus", multiple], "missing")
-    g.add("Concat", [g.constant("zero6", np.zeros(6, np.int64)), "missing"], "pads", axis=0)
-    return g.add("Pad", [x, "pads"], "padded")
-
-
-def _heavy_path(g: _Graph, x: str, width: int, depth: int) -> str:
-    rng = np.random.default_rng(0)
-
-    def conv(source: str, name: str, inputs: int, outputs: int, stride: int, kernel: int) -> str:
-        scale = np.sqrt(2 / (inputs * kernel * kernel))
-        weight = rng.normal(0, scale, (outputs, inputs, kernel, kernel)).astype(np.float32)
-        return g.add(
-            "Conv", [source, g.constant(f"{name}_w", weight)], name,
-            strides=[stride, stride], pads=[kernel // 2] * 4, kernel_shape=[kernel, kernel],
-        )  # fmt: skip
-
-    x = g.add("Relu", [conv(x, "stem", 3, width, 2, 3)], "stem_relu")
-    x = g.add("Relu", [conv(x, "down", width, 2 * width, 2, 3)], "down_relu")
-    for index in range(depth):
-        x = g.add("Relu", [conv(x, f"block{index}", 2 * width, 2 * width, 1, 3)], f"relu{index}")
-    x = conv(x, "heavy", 2 * width, len(COLORS), 1, 1)
-    return g.add("Mul", [x, g.constant("tiny", np.asarray(1e-6, np.float32))], "heavy_tiny")
-
-
-def _head(g: _Graph, name: str, source: str, scale: float, extra: str | None) -> tuple[str, str]:
-    weight, bias = _color_head(scale)
-    inputs = [source, g.constant(f"{name}_w", weight), g.constant(f"{name}_b", bias)]
-    stride = g.add("Conv", inputs, f"{name}_plain", kernel_shape=[1, 1])
-    if extra is not None:
-        stride = g.add("Add", [stride, extra], f"{name}_sum")
-    scales = g.constant(f"{name}_scales", np.asarray([1, 1, STRIDE, STRIDE], np.float32))
-    full = g.add(
-        "Resize", [stride, "", scales], f"{name}_full", mode="linear",
-        coordinate_transformation_mode="half_pixel",
-    )  # fmt: skip
-    starts, axes = np.zeros(2, np.int64), np.asarray([2, 3], np.int64)
-    g.constant(f"{name}_starts", starts)
-    g.constant(f"{name}_axes", axes)
-    cropped = g.add("Slice", [full, f"{name}_starts", "size", f"{name}_axes"], f"{name}_logits")
-    return stride, cropped
-
-
-def _largest_probability(g: _Graph, logits: str, output: str) -> None:
-    """Max softmax = 1 / sum(exp(x - max x)); ONNX Runtime's Softmax over axis 1 costs six times this."""
-    axis = g.constant(f"{output}_axis", np.asarray([1], np.int64))
-    g.add("ReduceMax", [logits, axis], f"{output}_max", keepdims=1)
-    g.add("Sub", [logits, f"{output}_max"], f"{output}_shifted")
-    g.add("Exp", [f"{output}_shifted"], f"{output}_exp")
-    g.add("ReduceSum", [f"{output}_exp", axis], f"{output}_sum", keepdims=0)
-    g.add("Reciprocal", [f"{output}_sum"], output)
+def _heavy_path(width: int, depth: int) -> tuple[str, dict[str, NDArray[Any]]]:
+    """Convolutions whose result hardly counts, as text, and their weights."""
+    rng, lines, weights = np.random.default_rng(0), [], {}
+    channels = [3, width, *[2 * width] * (depth + 1), len(COLORS)]
+    source = "padded"
+    for index, (before, after) in enumerate(pairwise(channels)):
+        kernel, stride = (1 if index == depth + 2 else 3), (2 if index < 2 else 1)
+        scale = np.sqrt(2 / (before * kernel * kernel))
+        weights[f"w{index}"] = rng.normal(0, scale, (after, before, kernel, kernel)).astype(np.float32)
+        pads = [kernel // 2] * 4
+        lines.append(f"conv{index} = Conv <strides = {[stride] * 2}, pads = {pads}> ({source}, w{index})")
+        source = f"relu{index}"
+        lines.append(f"{source} = Relu (conv{index})")
+    return "\n".join([*lines[:-1], f"extra = Mul (conv{index}, tiny)"]), weights
 
 
 def build_model(
@@ -155,41 +151,21 @@ def build_model(
         width: Channels of the costly path; 0 leaves it out.
         depth: 3x3 convolutions at stride 4 of the costly path.
     """
-    g = _Graph()
-    padded = _normalise_and_pad(g, layout)
-    pooled = g.add("AveragePool", [padded], "pooled", kernel_shape=[STRIDE, STRIDE], strides=[STRIDE, STRIDE])
-    extra = _heavy_path(g, padded, width, depth) if width else None
-    stride, logits = _head(g, "linear", pooled, 30.0, extra)
-    if "labels" in outputs:
-        g.add("ArgMax", [logits], "argmax", axis=1, keepdims=0)
-        g.add("Cast", ["argmax"], "labels", to=TensorProto.UINT8)
-    if "confidence" in outputs:
-        _largest_probability(g, logits, "confidence")
-    if "agreement" in outputs:
-        _, other = _head(g, "prototype", pooled, 20.0, None)
-        _largest_probability(g, other, "agreement")
-    if "logits" in outputs:
-        g.add("Identity", [logits], "logits")
-    if "logits_stride" in outputs:
-        g.add("Identity", [stride], "logits_stride")
-    batch, height, columns = static_shape or ("batch", "height", "width")
-    axes: list[Any] = [batch, height, columns]
-    shape = [*axes, 3] if layout == "uint8_nhwc" else [batch, 3, height, columns]
-    kind = TensorProto.FLOAT if layout == "float32_nchw" else TensorProto.UINT8
-    shapes: dict[str, tuple[int, list[Any]]] = {
-        "labels": (TensorProto.UINT8, axes),
-        "confidence": (TensorProto.FLOAT, axes),
-        "agreement": (TensorProto.FLOAT, axes),
-        "logits": (TensorProto.FLOAT, [batch, len(COLORS), height, columns]),
-        "logits_stride": (TensorProto.FLOAT, [batch, len(COLORS), "rows_stride", "columns_stride"]),
-    }
-    graph = helper.make_graph(
-        g.nodes, "nearest_color",
-        [helper.make_tensor_value_info("image", kind, shape)],
-        [helper.make_tensor_value_info(name, *shapes[name]) for name in outputs],
-        g.constants,
-    )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    axes = static_shape or ("batch", "height", "width")
+    kind, pixels = LAYOUTS[layout]
+    heavy, weights = _heavy_path(width, depth) if width else ("extra = Identity (nothing)", {})
+    nodes = [pixels, NORMALISE_PAD_POOL, heavy, HEAD.replace("NAME", "linear")]
+    nodes += [OUTPUTS[name][1] for name in outputs]
+    shapes = ", ".join(f"{OUTPUTS[name][0].format(*axes)} {name}" for name in outputs)
+    model = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["": 18]> nearest_color ({kind.format(*axes)} image) => ({shapes}) '
+        f"{{ {' '.join(nodes)} }}"
+    )
+    used = {name for node in model.graph.node for name in node.input}
+    constants = _constants() | weights
+    model.graph.initializer.extend(
+        numpy_helper.from_array(value, name) for name, value in constants.items() if name in used
+    )
     onnx.checker.check_model(model)
     return model
 
@@ -206,26 +182,19 @@ def sample_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     return image.clip(0, 255).astype(np.uint8)
 
 
-def _tensor_infos(values: Any) -> list[TensorInfo]:
-    kinds = {TensorProto.UINT8: "uint8", TensorProto.FLOAT: "float32"}
-    infos = []
-    for value in values:
-        tensor = value.type.tensor_type
-        shape: list[int | str] = [d.dim_param or int(d.dim_value) for d in tensor.shape.dim]
-        infos.append(TensorInfo(name=value.name, dtype=kinds[tensor.elem_type], shape=shape))
-    return infos
+def encode(pixels: NDArray[Any] | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """An image file."""
+    buffer = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 def _run(model: Path, image: NDArray[np.uint8], layout: Layout) -> dict[str, NDArray[Any]]:
-    session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    first = session.get_inputs()[0].shape[0]
-    batch: NDArray[Any] = np.repeat(image[None], first if isinstance(first, int) else 1, axis=0)
-    if layout != "uint8_nhwc":
-        batch = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
-    if layout == "float32_nchw":
-        batch = batch.astype(np.float32)
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {"image": batch}), strict=True))
+    with OrtRunner(model) as runner:
+        first = runner.inputs[0].shape[0]
+        batch = np.repeat(image.transpose(2, 0, 1)[None], first if isinstance(first, int) else 1, axis=0)
+        return runner(adapt(batch, layout))
 
 
 def _baseline(folder: Path, layout: Layout, size: tuple[int, int]) -> Baseline:
@@ -261,7 +230,7 @@ def _artifact(
     )  # fmt: skip
     return ArtifactFile(
         name=name, sha256=sha256_file(path), size=path.stat().st_size, kind="onnx", precision="fp32",
-        opset=18, inputs=_tensor_infos(graph.input), outputs=_tensor_infos(graph.output), cut_of=cut_of,
+        opset=18, inputs=tensor_infos(graph.input), outputs=tensor_infos(graph.output), cut_of=cut_of,
         parity=ParityReport(status="passed" if min(equal) == 1 else "failed", cases=[case]),
     )  # fmt: skip
 
@@ -325,11 +294,11 @@ def make_bundle(
 
 def main(argv: list[str] | None = None) -> int:
     """Write a bundle from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", help="bundle folder to write")
-    parser.add_argument("--width", type=int, default=0, help="channels of the costly path (0: none)")
-    parser.add_argument("--depth", type=int, default=2, help="convolutions of the costly path")
-    args = parser.parse_args(argv)
+    command = parser(__doc__)
+    command.add_argument("folder", help="bundle folder to write")
+    command.add_argument("--width", type=int, default=0, help="channels of the costly path (0: none)")
+    command.add_argument("--depth", type=int, default=2, help="convolutions of the costly path")
+    args = command.parse_args(argv)
     print(make_bundle(args.folder, width=args.width, depth=args.depth, crop=(512, 512)))
     return 0
 

@@ -1,4 +1,4 @@
-"""Starts ``bentoml serve`` on a free port of 127.0.0.1 and ends it with everything it started."""
+"""Starts a server on a free port of 127.0.0.1 and ends it with everything it started."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -33,7 +33,8 @@ class Server:
 
     Args:
         environ: Variables over the current ones (``PROTOSEG_*`` of the caller are dropped).
-        target: What ``bentoml serve`` is given.
+        target: What ``program`` is given to serve.
+        program: Module that serves, with its first arguments.
         cwd: Working directory.
         port: Port; None takes a free one.
     """
@@ -43,6 +44,7 @@ class Server:
         environ: Mapping[str, str],
         *,
         target: str = "serving:svc",
+        program: Sequence[str] = ("bentoml", "serve"),
         cwd: Path = ROOT,
         port: int | None = None,
     ) -> None:
@@ -56,7 +58,7 @@ class Server:
             "BENTOML_HOME": self._home.name, "BENTOML_DO_NOT_TRACK": "True", "PYTHONPATH": search_path,
         } | dict(environ)  # fmt: skip
         self.log = Path(self._home.name, "server.log")
-        command = [sys.executable, "-m", "bentoml", "serve", target, "--host", "127.0.0.1"]
+        command = [sys.executable, "-m", *program, target, "--host", "127.0.0.1"]
         with self.log.open("wb") as stream:
             self.process = subprocess.Popen(
                 [*command, "--port", str(self.port)], env=self.environ, cwd=cwd,
@@ -96,6 +98,19 @@ class Server:
                     found.append(child)
         return found
 
+    def family(self) -> list[psutil.Process]:
+        """The command and all that it started."""
+        process = psutil.Process(self.process.pid)
+        return [process, *process.children(recursive=True)]
+
+    def memory_mib(self) -> float:
+        """Resident MiB of all workers."""
+        total = 0.0
+        for worker in self.workers():
+            with contextlib.suppress(psutil.Error):
+                total += worker.memory_info().rss / 2**20
+        return round(total, 1)
+
     def signal(self, number: int) -> None:
         """Send a signal to the command itself."""
         self.process.send_signal(number)
@@ -104,7 +119,7 @@ class Server:
         """End the command and all its workers, which BentoML puts into sessions of their own."""
         family = []
         with contextlib.suppress(psutil.Error):
-            family = psutil.Process(self.process.pid).children(recursive=True)
+            family = self.family()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         for process in family:

@@ -7,13 +7,12 @@ Loads 127.0.0.1 only. Example: ``python -m benchmarks.serving_soak --clients 64 
 from __future__ import annotations
 
 import argparse
-import io
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,53 +20,24 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
-from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.common import SERVING, Answer, Block, Result, markdown_table, write_result
-from benchmarks.serving_bundle import make_bundle, sample_image
+from benchmarks.common import SERVING, Answer, Block, Result, markdown_table, parser, write_result
+from benchmarks.serving_bundle import encode, make_bundle, sample_image
 from benchmarks.serving_server import Server
 from serving.errors import ServingError
 from serving.pixels.decode import ImageLimits, decode
 from serving.settings import FORMATS
 
 
-def encode(pixels: NDArray[np.uint8], kind: str, **options: Any) -> bytes:
-    """An image file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def memory_mib(server: Server) -> float:
-    """Resident MiB of all workers."""
-    total = 0.0
-    for worker in server.workers():
-        try:
-            total += worker.memory_info().rss / 2**20
-        except psutil.Error:
-            continue
-    return round(total, 1)
-
-
-def percentile(values: list[float], share: float) -> float:
-    """A percentile in milliseconds."""
-    if not values:
-        return 0.0
-    ordered = sorted(values)
-    return round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1)
-
-
 def overload(server: Server, image: bytes, clients: int, seconds: float) -> dict[str, Any]:
     """``clients`` at once for a while, each without a pause."""
-    statuses: Counter[str] = Counter()
-    latencies: list[float] = []
-    lock = threading.Lock()
     end = time.monotonic() + seconds
-    before = memory_mib(server)
+    before = server.memory_mib()
     series: list[float] = []
 
-    def client() -> None:
+    def client(_: int) -> list[tuple[str, float]]:
+        answers = []
         with httpx.Client(timeout=60) as http:
             while time.monotonic() < end:
                 start = time.monotonic()
@@ -75,24 +45,23 @@ def overload(server: Server, image: bytes, clients: int, seconds: float) -> dict
                     status = str(http.post(f"{server.url}/v1/segment", content=image).status_code)
                 except httpx.HTTPError as error:
                     status = type(error).__name__
-                with lock:
-                    statuses[status] += 1
-                    if status == "200":
-                        latencies.append(time.monotonic() - start)
+                answers.append((status, time.monotonic() - start))
+        return answers
 
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    while time.monotonic() < end:
-        time.sleep(1)
-        series.append(memory_mib(server))
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(clients) as pool:
+        running = pool.map(client, range(clients))
+        while time.monotonic() < end:
+            time.sleep(1)
+            series.append(server.memory_mib())
+        answers = [answer for of_client in running for answer in of_client]
+    statuses = Counter(status for status, _ in answers)
+    latencies = [passed for status, passed in answers if status == "200"]
+    times = (1000 * np.percentile(latencies or [0.0], (50, 95, 99, 100))).round(1).tolist()
     return {
         "clients": clients, "seconds": seconds, "statuses": dict(statuses),
-        "latency_ms_of_200": {f"p{round(100 * p)}": percentile(latencies, p) for p in (0.5, 0.95, 0.99)},
-        "slowest_ms_of_200": percentile(latencies, 1.0),
-        "memory_mib": {"before": before, "max": max(series, default=0), "after": memory_mib(server)},
+        "latency_ms_of_200": dict(zip(("p50", "p95", "p99"), times, strict=False)),
+        "slowest_ms_of_200": times[-1],
+        "memory_mib": {"before": before, "max": max(series, default=0), "after": server.memory_mib()},
         "only_200_and_503": set(statuses) <= {"200", "503"},
     }  # fmt: skip
 
@@ -107,7 +76,7 @@ def endurance(server: Server, count: int) -> dict[str, Any]:
     ]
     outputs = ("mask", "mask", "mask", "json", "rle", "polygons", "overlay", "confidence", "hf")
     statuses: Counter[int] = Counter()
-    series = [memory_mib(server)]
+    series = [server.memory_mib()]
     with httpx.Client(timeout=60) as http:
 
         def one(number: int) -> int:
@@ -118,7 +87,7 @@ def endurance(server: Server, count: int) -> dict[str, Any]:
             for part in range(10):
                 first, last = part * count // 10, (part + 1) * count // 10
                 statuses.update(pool.map(one, range(first, last)))
-                series.append(memory_mib(server))
+                series.append(server.memory_mib())
     late = series[len(series) // 2 :]
     slope = statistics.linear_regression(range(len(late)), late).slope
     return {
@@ -128,14 +97,19 @@ def endurance(server: Server, count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
+    """One of them."""
+    return items[int(rng.integers(len(items)))]
+
+
 def mutated(rng: np.random.Generator, seeds: list[bytes]) -> bytes:
     """A damaged copy of a seed: bytes changed, cut, doubled or swapped with another's."""
-    data = bytearray(seeds[int(rng.integers(len(seeds)))])
+    data = bytearray(pick(rng, seeds))
     kind = rng.random()
     if kind < 0.2:
         del data[int(rng.integers(len(data))) :]
     elif kind < 0.3:
-        other = seeds[int(rng.integers(len(seeds)))]
+        other = pick(rng, seeds)
         cut = int(rng.integers(len(data)))
         data[cut:] = other[int(rng.integers(len(other))) :]
     elif kind < 0.4:
@@ -151,27 +125,17 @@ def fuzz_request(rng: np.random.Generator, data: bytes) -> dict[str, Any]:
     """Arguments of one hostile request."""
     words = ["mask", "json", "rle", "polygons", "overlay", "hf", "confidence", "\0", "é", "x" * 300, ""]
     form = "multipart/form-data"
-    kinds = [
-        "image/png",
-        "application/octet-stream",
-        form,
-        f"{form}; boundary=a",
-        "text/plain",
-        "image/svg+xml",
-    ]
-
-    def word() -> str:
-        return words[int(rng.integers(len(words)))]
-
+    kinds = [form, f"{form}; boundary=a", "image/png", "application/octet-stream", "text/plain",
+             "image/svg+xml"]  # fmt: skip
     names = ["output", "alpha", "classes", "tile", "size", "simplify", "format", "nope"]
-    params = {names[int(rng.integers(len(names)))]: word() for _ in range(int(rng.integers(3)))}
+    params = {pick(rng, names): pick(rng, words) for _ in range(int(rng.integers(3)))}
     draw = rng.random()
     if draw < 0.6:
         return {"content": data, "params": params}
     if draw < 0.85:
-        return {"files": {("image", "file", "other")[int(rng.integers(3))]: (word(), data)}, "params": params}
-    headers = {"content-type": kinds[int(rng.integers(len(kinds)))]}
-    return {"content": data, "params": params, "headers": headers}
+        field = pick(rng, ["image", "file", "other"])
+        return {"files": {field: (pick(rng, words), data)}, "params": params}
+    return {"content": data, "params": params, "headers": {"content-type": pick(rng, kinds)}}
 
 
 def seed_images() -> list[bytes]:
@@ -180,18 +144,16 @@ def seed_images() -> list[bytes]:
     grey, image = pixels[..., 0], Image.fromarray(pixels)
     exif = Image.Exif()
     exif[0x0112] = 6
-    buffers = {kind: io.BytesIO() for kind in ("WEBP", "PNG", "GIF", "P", "CMYK", "RGBA")}
-    for kind in ("WEBP", "PNG", "GIF"):
-        image.save(buffers[kind], kind, save_all=True, append_images=[Image.fromarray(255 - pixels)])
-    image.quantize(17).save(buffers["P"], "PNG", transparency=3)
-    image.convert("CMYK").save(buffers["CMYK"], "JPEG")
-    image.convert("RGBA").save(buffers["RGBA"], "PNG", interlace=1)
+    frames = {"save_all": True, "append_images": [Image.fromarray(255 - pixels)]}
     return [
-        encode(pixels, "PNG"), encode(pixels, "JPEG"), encode(pixels, "JPEG", progressive=True),
+        encode(pixels), encode(pixels, "JPEG"), encode(pixels, "JPEG", progressive=True),
         encode(pixels, "JPEG", exif=exif), encode(grey, "JPEG"), encode(pixels, "WEBP"),
         encode(pixels, "WEBP", lossless=True), encode(pixels, "BMP"), encode(grey, "BMP"),
-        encode(grey, "PNG"), encode(grey.astype(np.uint16) * 257, "PNG"), encode(pixels, "TIFF"),
-        encode(pixels, "TIFF", compression="tiff_lzw"), *(buffer.getvalue() for buffer in buffers.values()),
+        encode(grey), encode(grey.astype(np.uint16) * 257), encode(pixels, "TIFF"),
+        encode(pixels, "TIFF", compression="tiff_lzw"),
+        *(encode(pixels, kind, **frames) for kind in ("WEBP", "PNG", "GIF")),
+        encode(image.quantize(17), transparency=3), encode(image.convert("CMYK"), "JPEG"),
+        encode(image.convert("RGBA"), interlace=1),
     ]  # fmt: skip
 
 
@@ -230,27 +192,16 @@ def decode_mutated(count: int, seed: int, failures: Path) -> dict[str, Any]:
 def fuzz(server: Server, count: int, seed: int, failures: Path) -> dict[str, Any]:
     """``count`` mutated requests; every 5xx but 503 and 504 is a failure and is kept as a file."""
     rng = np.random.default_rng(seed)
-    pixels = sample_image(48, 64)
-    seeds = [
-        encode(pixels, "PNG"), encode(pixels, "JPEG"), encode(pixels, "JPEG", progressive=True),
-        encode(pixels, "WEBP"), encode(pixels, "WEBP", lossless=True), encode(pixels, "BMP"),
-        encode(pixels[..., 0], "PNG"), encode(pixels[..., 0].astype(np.uint16) * 257, "PNG"),
-    ]  # fmt: skip
-    paths = (
-        "/v1/segment",
-        "/v1/segment",
-        "/v1/segment",
-        "/v1/segment/batch",
-        "/v2/models/nearest-color/infer",
-    )
+    seeds = seed_images()
+    paths = [*3 * ["/v1/segment"], "/v1/segment/batch", "/v2/models/nearest-color/infer"]
     statuses: Counter[str] = Counter()
     bad: list[str] = []
-    before, peak = memory_mib(server), 0.0
+    before, peak = server.memory_mib(), 0.0
     workers = {worker.pid for worker in server.workers()}
     with httpx.Client(timeout=60) as http:
         for number in range(count):
             data = mutated(rng, seeds)
-            path = paths[int(rng.integers(len(paths)))]
+            path = pick(rng, paths)
             try:
                 status = http.post(server.url + path, **fuzz_request(rng, data)).status_code
             except httpx.HTTPError as error:
@@ -262,10 +213,10 @@ def fuzz(server: Server, count: int, seed: int, failures: Path) -> dict[str, Any
                 (failures / f"{number}.bin").write_bytes(data)
                 bad.append(f"{number}: {status} {path}")
             if number % 100 == 0:
-                peak = max(peak, memory_mib(server))
+                peak = max(peak, server.memory_mib())
     return {
         "requests": count, "seed": seed, "statuses": dict(statuses), "failures": bad[:20],
-        "memory_mib": {"before": before, "max": peak, "after": memory_mib(server)},
+        "memory_mib": {"before": before, "max": peak, "after": server.memory_mib()},
         "same_workers": workers == {worker.pid for worker in server.workers()},
     }  # fmt: skip
 
@@ -314,23 +265,20 @@ BLOCKS = {"serving_soak": Block(table, ("serving_soak",), SERVING)}
 
 def main(argv: list[str] | None = None) -> int:
     """Run the parts asked for and write a result; exit code 1 when a promise is broken."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("bundle", nargs="?", help="bundle (default: a made network)")
-    parser.add_argument("--clients", type=int, default=64, help="clients at once")
-    parser.add_argument("--seconds", type=float, default=0, help="seconds of overload (0: none)")
-    parser.add_argument("--requests", type=int, default=0, help="requests of the endurance run (0: none)")
-    parser.add_argument("--fuzz", type=int, default=0, help="mutated requests (0: none)")
-    parser.add_argument(
-        "--images", type=int, default=0, help="mutated images for the decoder alone (0: none)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the mutations")
-    parser.add_argument("--workers", type=int, default=1, help="worker processes")
-    parser.add_argument("--width", type=int, default=16, help="channels of the made network")
-    parser.add_argument("--failures", default="fuzz_failures", help="folder for inputs that broke the server")
-    parser.add_argument("--name", default="serving_soak", help="name of the result file")
-    args = parser.parse_args(argv)
+    command = parser(__doc__)
+    add = command.add_argument
+    add("bundle", nargs="?", help="bundle (default: a made network)")
+    add("--clients", type=int, default=64, help="clients at once")
+    add("--seconds", type=float, default=0, help="seconds of overload (0: none)")
+    add("--requests", type=int, default=0, help="requests of the endurance run (0: none)")
+    add("--fuzz", type=int, default=0, help="mutated requests (0: none)")
+    add("--images", type=int, default=0, help="mutated images for the decoder alone (0: none)")
+    add("--seed", type=int, default=0, help="seed of the mutations")
+    add("--workers", type=int, default=1, help="worker processes")
+    add("--width", type=int, default=16, help="channels of the made network")
+    add("--failures", default="fuzz_failures", help="folder for inputs that broke the server")
+    add("--name", default="serving_soak", help="name of the result file")
+    args = command.parse_args(argv)
     result: dict[str, Any] = {}
     if args.images:
         result["decoder"] = decode_mutated(args.images, args.seed, Path(args.failures))
@@ -349,12 +297,8 @@ def serve_and_load(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(args.bundle).resolve() if args.bundle else make_bundle(folder, width=args.width)
         # what a request pins until its deadline would look like a leak
-        environ = {
-            "PROTOSEG_MODEL": str(bundle),
-            "PROTOSEG_WORKERS": str(args.workers),
-            "PROTOSEG_ACCESS_LOG": "0",
-        }
-        with Server(environ) as server:
+        environ = {"PROTOSEG_WORKERS": str(args.workers), "PROTOSEG_ACCESS_LOG": "0"}
+        with Server({"PROTOSEG_MODEL": str(bundle), **environ}) as server:
             server.wait_ready()
             if args.seconds:
                 image = encode(sample_image(256, 256), "JPEG")

@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import io
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,24 +29,26 @@ from typing import Any
 import httpx
 import numpy as np
 import onnxruntime as ort
-import psutil
-from PIL import Image
 
-from benchmarks.common import SERVING, Answer, Block, Result, markdown_table, middle, spread, write_result
-from benchmarks.serving_bundle import make_bundle, sample_image
-from benchmarks.serving_server import ROOT, Server, free_port
+from benchmarks.common import (
+    SERVING,
+    Answer,
+    Block,
+    Result,
+    markdown_table,
+    middle,
+    parser,
+    spread,
+    write_result,
+)
+from benchmarks.serving_bundle import encode, make_bundle, sample_image
+from benchmarks.serving_server import Server
 from protoseg.manifest import Head, ResizeConfig, read_manifest
 from serving.pixels.decode import resize
 from serving.settings import available_cores
 
 Turn = Callable[[int], float]
-
-
-def image_bytes(size: int, kind: str) -> bytes:
-    """A test image as JPEG or PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(sample_image(size, size)).save(buffer, kind, quality=90)
-    return buffer.getvalue()
+BASELINES = "benchmarks.serving_baselines"
 
 
 def bare(bundle: Path, size: int, lean: bool, at_a_time: int) -> Turn:
@@ -99,14 +99,13 @@ def export_for(checkpoint: Path, size: int, head: Head, folder: Path) -> tuple[P
     return bundle, folder / "checkpoint"
 
 
-def cpu_seconds(pid: int) -> float:
-    """CPU seconds of a process and its children."""
-    process = psutil.Process(pid)
-    times = [p.cpu_times() for p in (process, *process.children(recursive=True))]
+def cpu_seconds(server: Server) -> float:
+    """CPU seconds of a server's processes."""
+    times = [process.cpu_times() for process in server.family()]
     return float(sum(t.user + t.system for t in times))
 
 
-def requests(url: str, pid: int, data: bytes, clients: int, multipart: bool) -> Turn:
+def requests(server: Server, path: str, data: bytes, clients: int, multipart: bool = False) -> Turn:
     """CPU seconds of a server for a number of requests."""
     client = httpx.Client(timeout=120, limits=httpx.Limits(max_connections=clients))
     body: dict[str, Any] = (
@@ -114,52 +113,32 @@ def requests(url: str, pid: int, data: bytes, clients: int, multipart: bool) -> 
     )
 
     def one(_: int) -> None:
-        client.post(url, **body).raise_for_status()
+        client.post(server.url + path, **body).raise_for_status()
 
     def turn(count: int) -> float:
         with ThreadPoolExecutor(clients) as pool:
-            start = cpu_seconds(pid)
+            start = cpu_seconds(server)
             list(pool.map(one, range(count)))
-            return cpu_seconds(pid) - start
+            return cpu_seconds(server) - start
 
     turn(2 * clients)
     return turn
 
 
-def memory_mib(pid: int) -> dict[str, list[float]]:
+def memory_mib(server: Server) -> dict[str, list[float]]:
     """Resident and private memory of a server's processes in MiB, the parent first."""
-    process = psutil.Process(pid)
-    every = [process, *process.children(recursive=True)]
+    every = server.family()
     return {
         "rss": [round(p.memory_info().rss / 2**20, 1) for p in every],
         "private": [round(p.memory_full_info().uss / 2**20, 1) for p in every],
     }
 
 
-def start_fastapi(stack: ExitStack, checkpoint: str) -> tuple[str, int]:
-    """Start the FastAPI baseline; its address and process id."""
-    port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "--factory", "benchmarks.serving_baselines:make_fastapi"]
-    environ = {**os.environ, "BENCH_CHECKPOINT": checkpoint, "PYTHONPATH": str(ROOT), "BENCH_BUNDLE": "."}
-    process = subprocess.Popen([*command, "--port", str(port), "--log-level", "error"], env=environ, cwd=ROOT)
-    stack.callback(process.wait)
-    stack.callback(process.kill)
-    url = f"http://127.0.0.1:{port}"
-    end = time.monotonic() + 90
-    while time.monotonic() < end:
-        try:
-            httpx.get(f"{url}/readyz").raise_for_status()
-            return url, process.pid
-        except httpx.HTTPError:
-            time.sleep(0.2)
-    raise RuntimeError("the FastAPI baseline did not start")
-
-
 def contestants(
     stack: ExitStack, args: argparse.Namespace, bundle: Path, facts: dict[str, Any]
 ) -> dict[str, Turn]:
     """Everything that takes turns."""
-    jpeg = image_bytes(args.size, args.format)
+    jpeg = encode(sample_image(args.size, args.size), args.format, quality=90)
     cores = available_cores()
     turns = {
         "bare": bare(bundle, args.size, False, cores),
@@ -173,20 +152,22 @@ def contestants(
         while len(server.workers()) < workers:
             time.sleep(0.1)
         time.sleep(1)
-        url, pid = f"{server.url}/v1/segment", server.process.pid
-        turns[f"served_{workers}"] = requests(url, pid, jpeg, args.clients * workers, False)
-        facts[f"memory_mib_{workers}"] = memory_mib(pid)
+        path = "/v1/segment"
+        turns[f"served_{workers}"] = requests(server, path, jpeg, args.clients * workers)
+        facts[f"memory_mib_{workers}"] = memory_mib(server)
         if workers == 1:
-            turns["served_1_json"] = requests(f"{url}?output=json", pid, jpeg, args.clients, False)
-            turns["served_1_multipart"] = requests(url, pid, jpeg, args.clients, True)
-    stock = stack.enter_context(
-        Server({"BENCH_BUNDLE": str(bundle)}, target="benchmarks.serving_baselines:Stock")
-    )
+            turns["served_1_json"] = requests(server, f"{path}?output=json", jpeg, args.clients)
+            turns["served_1_multipart"] = requests(server, path, jpeg, args.clients, multipart=True)
+    stock = stack.enter_context(Server({"BENCH_BUNDLE": str(bundle)}, target=f"{BASELINES}:Stock"))
     facts["cold_start_s_stock"] = round(stock.wait_ready(), 2)
-    turns["stock"] = requests(f"{stock.url}/segment", stock.process.pid, jpeg, args.clients, True)
+    turns["stock"] = requests(stock, "/segment", jpeg, args.clients, multipart=True)
     if args.checkpoint:
-        url, pid = start_fastapi(stack, str(args.checkpoint))
-        turns["fastapi_torch"] = requests(f"{url}/segment", pid, jpeg, args.clients, False)
+        environ = {"BENCH_CHECKPOINT": str(args.checkpoint)}
+        uvicorn = ("uvicorn", "--log-level", "error", "--factory")
+        fastapi = Server(environ, target=f"{BASELINES}:make_fastapi", program=uvicorn)
+        stack.enter_context(fastapi)
+        fastapi.wait_ready()
+        turns["fastapi_torch"] = requests(fastapi, "/segment", jpeg, args.clients)
     return turns
 
 
@@ -241,24 +222,19 @@ BLOCKS = {"serving_speed": Block(table, ("serving_speed",), SERVING)}
 
 def main(argv: list[str] | None = None) -> int:
     """Run the comparison and write ``results/serving_speed.json``."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("bundle", nargs="?", help="bundle (default: a made network of about 50 ms at 512)")
-    parser.add_argument(
-        "--checkpoint", type=Path, help="checkpoint to export at --size and to serve with FastAPI"
-    )
-    parser.add_argument(
-        "--head", default="linear", choices=["linear", "prototype", "fused"], help="head to export"
-    )
-    parser.add_argument("--size", type=int, default=512, help="side of the image in pixels")
-    parser.add_argument("--format", default="JPEG", choices=["JPEG", "PNG"], help="image format sent")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="worker counts")
-    parser.add_argument("--clients", type=int, default=2, help="requests at a time for each worker")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of every contestant")
-    parser.add_argument("--requests", type=int, default=40, help="requests in a turn")
-    parser.add_argument("--name", default="serving_speed", help="name of the result file")
-    args = parser.parse_args(argv)
+    command = parser(__doc__)
+    add = command.add_argument
+    add("bundle", nargs="?", help="bundle (default: a made network of about 50 ms at 512)")
+    add("--checkpoint", type=Path, help="checkpoint to export at --size and to serve with FastAPI")
+    add("--head", default="linear", choices=["linear", "prototype", "fused"], help="head to export")
+    add("--size", type=int, default=512, help="side of the image in pixels")
+    add("--format", default="JPEG", choices=["JPEG", "PNG"], help="image format sent")
+    add("--workers", type=int, nargs="+", default=[1, 2], help="worker counts")
+    add("--clients", type=int, default=2, help="requests at a time for each worker")
+    add("--rounds", type=int, default=7, help="turns of every contestant")
+    add("--requests", type=int, default=40, help="requests in a turn")
+    add("--name", default="serving_speed", help="name of the result file")
+    args = command.parse_args(argv)
     if args.checkpoint and importlib.util.find_spec("fastapi") is None:
         print("error: --checkpoint needs fastapi: pip install fastapi", file=sys.stderr)
         return 1
@@ -276,29 +252,23 @@ def main(argv: list[str] | None = None) -> int:
         turns = contestants(stack, args, bundle.resolve(), facts)
         before = os.getloadavg()[0]
         results = measure(turns, args.rounds, args.requests)
-    ratios = {
-        name: spread([b / s for b, s in zip(results["bare"], values, strict=True)])
-        for name, values in results.items()
-    }
-    lean = {
-        name: spread([b / s for b, s in zip(results["bare_labels_only"], values, strict=True)])
-        for name, values in results.items()
-        if name.startswith("served")
-    }
+
+    def against(reference: str, names: Iterable[str]) -> dict[str, dict[str, float]]:
+        pairs = {name: zip(results[reference], results[name], strict=True) for name in names}
+        return {name: spread([mine / other for mine, other in pair]) for name, pair in pairs.items()}
+
+    ratios = against("bare", results)
     figures = {
         "cpu_ms": {name: spread(values) for name, values in results.items()},
         "bare_over_contestant": ratios,
-        "bare_labels_only_over_served": lean,
+        "bare_labels_only_over_served": against(
+            "bare_labels_only", [name for name in results if name.startswith("served")]
+        ),
         "load_average_before": round(before, 2),
         **facts,
     }
-    path = write_result(
-        args.name,
-        {
-            "settings": {k: v for k, v in vars(args).items() if k not in ("name", "bundle", "checkpoint")},
-            **figures,
-        },
-    )
+    settings = {k: v for k, v in vars(args).items() if k not in ("name", "bundle", "checkpoint")}
+    path = write_result(args.name, {"settings": settings, **figures})
     for name, ratio in ratios.items():
         print(f"{name:20s} {figures['cpu_ms'][name]['median']:8.1f} ms CPU   ratio {ratio['median']:.3f} "
               f"({ratio['min']:.3f} .. {ratio['max']:.3f})")  # fmt: skip

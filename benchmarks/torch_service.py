@@ -29,20 +29,14 @@ class Deployed(nn.Module):
         height, width = image.shape[-2:]
         network, bank = self.segmenter.network, self.segmenter.bank
         output = network(image)
-        linear, prototype = output.linear_logits, bank.dense_logits(output.features)
-        if self.head == "fused":
-            linear = network.upsample(linear, height, width)
-            label, confidence = pseudo_labels(fuse(linear, network.upsample(prototype, height, width)))
-            return label.to(torch.uint8), confidence, label_probability(linear, label)
-        chosen = linear if self.head == "linear" else prototype
-        label, confidence = pseudo_labels(network.upsample(chosen, height, width).softmax(1))
+        linear = network.upsample(output.linear_logits, height, width)
         if self.head == "linear":
+            label, confidence = pseudo_labels(linear.softmax(1))
             return label.to(torch.uint8), confidence, confidence
-        return (
-            label.to(torch.uint8),
-            confidence,
-            label_probability(network.upsample(linear, height, width), label),
-        )
+        prototype = network.upsample(bank.dense_logits(output.features), height, width)
+        probs = fuse(linear, prototype) if self.head == "fused" else prototype.softmax(1)
+        label, confidence = pseudo_labels(probs)
+        return label.to(torch.uint8), confidence, label_probability(linear, label)
 
 
 def torch_call(module: nn.Module, device: str = "cpu", *, half: bool = False) -> Call:

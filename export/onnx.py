@@ -31,11 +31,6 @@ BUNDLE_DIR = "bundle"
 LAYOUTS: dict[str, Layout] = {"uint8": "uint8_nchw", "nhwc": "uint8_nhwc", "float32": "float32_nchw"}
 
 
-def default_bundle(checkpoint: Checkpoint) -> Path:
-    """``bundle`` beside the checkpoint folder."""
-    return checkpoint.path.parent / BUNDLE_DIR
-
-
 def parity_images(checkpoint: Checkpoint, settings: ExportSettings) -> list[NamedImage]:
     """Validation images of the run; when they have gone and a folder is named, images of that."""
     try:
@@ -213,7 +208,8 @@ def main(argv: list[str] | None = None) -> int:
         checkpoint = load_checkpoint(args.checkpoint)
         head = checkpoint.info.best_head() if args.head == "auto" else args.head
         chosen = replace(settings, head=head)
-        folder, manifest = export_bundle(checkpoint, args.output or default_bundle(checkpoint), chosen)
+        target = args.output or checkpoint.path.parent / BUNDLE_DIR
+        folder, manifest = export_bundle(checkpoint, target, chosen)
         sys.stdout.write(format_table(folder, manifest) + "\n")
         bad = [item for item in manifest.files if item.parity.status != "passed"]
         for item in bad:

@@ -20,7 +20,8 @@ from export.runners.ort import OrtRunner
 
 HALF_MAX = float(np.finfo(np.float16).max)
 HALF_TINY = float(np.finfo(np.float16).smallest_subnormal)
-RISKY_SHARE = 0.25
+# largest magnitude that may become a half
+ACTIVATION_LIMIT = 0.25 * HALF_MAX
 SUFFIX = "__half"
 LOW_SCOPES = ("network.backbone", "network.linear_head", "network.projection")
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
@@ -217,18 +218,14 @@ class _Lowering:
 
 
 def lower_to_half(
-    model: onnx.ModelProto,
-    peaks: Mapping[str, float],
-    first: set[str],
-    limit: float = RISKY_SHARE * HALF_MAX,
+    model: onnx.ModelProto, peaks: Mapping[str, float], first: set[str]
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """A copy whose encoder, decoder and head convolutions compute in half precision.
 
     Args:
         model: The fp32 graph, its nodes named after modules (see ``trace.name_nodes``).
-        peaks: Result of ``audit``; nodes that touch a tensor above ``limit`` stay in float32.
+        peaks: Result of ``audit``; nodes that touch a tensor above ``ACTIVATION_LIMIT`` stay in float32.
         first: Nodes that stay in float32 whatever their range, see ``first_nodes``.
-        limit: Largest magnitude that may become a half.
 
     Returns:
         The graph and notes for the manifest: largest activation, nodes kept in fp32 for their range and
@@ -237,7 +234,7 @@ def lower_to_half(
     Raises:
         GraphError: If no node can be lowered.
     """
-    risky = {name for name, peak in peaks.items() if not peak <= limit}
+    risky = {name for name, peak in peaks.items() if not peak <= ACTIVATION_LIMIT}
     keep = {
         node.name
         for node in model.graph.node
@@ -255,7 +252,7 @@ def lower_to_half(
     finite = [peak for peak in peaks.values() if np.isfinite(peak)]
     return lowered, {
         "largest_activation": max(finite, default=0.0),
-        "activation_limit": limit,
+        "activation_limit": ACTIVATION_LIMIT,
         "nodes_fp16": len(work.low),
         "nodes_kept_fp32": sorted(keep),
         "convolutions_first_fp32": sum(n.op_type == "Conv" and n.name in first for n in model.graph.node),

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,10 +59,9 @@ class ProbedOnnx:
     Args:
         path: ONNX file.
         layout: Element type and axes of its input.
-        provider: ``cpu`` or ``cuda``.
     """
 
-    def __init__(self, path: Path, layout: Layout, provider: Literal["cpu", "cuda"] = "cpu") -> None:
+    def __init__(self, path: Path, layout: Layout) -> None:
         model = read_model(path)
         produced = produced_names(model)
         scores = [key for head in HEADS if (key := score_key(head, produced)) is not None]
@@ -73,7 +71,7 @@ class ProbedOnnx:
         half_scales = any(
             node.op_type == "QuantizeLinear" and node.input[1].endswith(SUFFIX) for node in model.graph.node
         )
-        self.runner = OrtRunner(to_bytes(probe(model, scores)), provider, exact_qdq=half_scales)
+        self.runner = OrtRunner(to_bytes(probe(model, scores)), exact_qdq=half_scales)
         self.layout = layout
         self.description = self.runner.description
 

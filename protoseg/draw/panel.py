@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from protoseg.config.sections import EvalConfig
-from protoseg.data.images import resize_image, save_whole
+from protoseg.data.images import resize_image, resize_mask, save_whole
 from protoseg.draw.colours import Picture, as_rgb, heat_picture, palette_picture, prototype_colors
 from protoseg.draw.tiles import Tile, draw_sheet, small
 from protoseg.inference import image_batch, image_logits, inference, score
@@ -64,8 +64,7 @@ def panel_row(
         crop: Training crop, the default window.
     """
     small = resize_image(image, resize)
-    height, width = small.shape[:2]
-    shown, target = as_rgb(small), _nearest(mask, height, width)
+    shown, target = as_rgb(small), resize_mask(mask, resize)
     batch = image_batch([small], segmenter.bank.prototypes.device)
     with inference(segmenter):
         logits = image_logits(segmenter, batch, config, crop)
@@ -99,12 +98,6 @@ def winning_prototypes(segmenter: Segmenter, images: Tensor, label_BHW: Tensor) 
 
 def _ids(label: Tensor) -> Picture:
     return label[0].cpu().numpy().astype(np.uint8)
-
-
-def _nearest(labels: Picture, height: int, width: int) -> Picture:
-    if labels.shape == (height, width):
-        return labels
-    return np.array(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
 
 
 def panel(

@@ -126,6 +126,7 @@ def confusion_picture(confusion: Mapping[str, Tensor], class_names: Sequence[str
     """
     count = len(class_names)
     side = max(3.2, 0.42 * count + 1.6)
+    shades = mpl.colormaps["Blues"].with_extremes(bad=_GRID)
     with mpl.rc_context({**_STYLE, "axes.grid": False}):
         figure = Figure(figsize=(side * len(confusion) + 1.4, side + 0.9), layout=_layout())
         grid = figure.subplots(1, len(confusion), squeeze=False)[0]
@@ -133,7 +134,7 @@ def confusion_picture(confusion: Mapping[str, Tensor], class_names: Sequence[str
             counts = table.double().numpy()
             total = counts.sum(1, keepdims=True)
             shares = np.where(total > 0, counts / np.maximum(total, 1), np.nan)
-            picture = axes.imshow(shares, cmap=_confusion_map(), vmin=0, vmax=1)
+            picture = axes.imshow(shares, cmap=shades, vmin=0, vmax=1)
             _numbers(axes, shares)
             axes.set(title=f"{head} head", xlabel="predicted", xticks=range(count), yticks=range(count))
             axes.set_xticklabels(class_names, rotation=45, ha="right", rotation_mode="anchor")
@@ -146,10 +147,6 @@ def confusion_picture(confusion: Mapping[str, Tensor], class_names: Sequence[str
         bar.outline.set_visible(False)
         bar.set_label("share of the target class's pixels")
         _save(figure, path)
-
-
-def _confusion_map() -> Any:
-    return mpl.colormaps["Blues"].with_extremes(bad=_GRID)
 
 
 def _numbers(axes: Axes, shares: np.ndarray[Any, Any]) -> None:

@@ -157,7 +157,8 @@ def format_table(result: EvalResult, class_names: Sequence[str]) -> str:
 
     edges = result.boundary_f_per_class
     titles = [*heads, *(f"F {head}" for head in heads if head in edges)]
-    lines = ["IoU, %  (F: boundary)".ljust(width) + "".join(f"{title:>13}" for title in titles)]
+    unit = "IoU, %  (F: boundary)" if edges else "IoU, %"
+    lines = [unit.ljust(width) + "".join(f"{title:>13}" for title in titles)]
     for index, name in enumerate(class_names):
         iou = [result.per_class[head][index] for head in heads]
         lines.append(line(name, iou, [edges[head][index] for head in heads if head in edges]))

@@ -1,12 +1,12 @@
 """The maths of one training step: teacher labels, mixing, both heads' losses, prototype points.
 
-Shape legend: ``B`` images of this process, ``V`` strong views, ``C`` classes, ``N`` points of an image,
-``D`` feature channels, ``H W`` crop.
+Shape legend: ``B`` images of this process, ``V`` strong views, ``C`` classes, ``D`` feature channels,
+``H W`` crop, ``Y X`` feature map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from protoseg.method.losses import (
     unsupervised_denominator,
 )
 from protoseg.method.mixing import mix_views
-from protoseg.method.points import choose_points, features_at, pixels_per_point
+from protoseg.method.prototype_branch import Points, prototype_losses
 from protoseg.method.pseudo_labels import ClassThresholds, fuse, pseudo_labels
 from protoseg.models.prototypes import PrototypeBank
 from protoseg.models.segmenter import SegmentationNetwork
@@ -35,7 +35,6 @@ from protoseg.processes import Processes
 
 Autocast = Callable[[], AbstractContextManager[object]]
 POINT_DRAW = 99  # number of the points' draw among those of a step; the views' are 0 and 1
-RESEED_EVERY = 10
 LOG_NAMES = {
     "sup": "loss/sup_linear", "uns": "loss/uns_linear", "proto_sup": "loss/sup_prototype",
     "proto_uns": "loss/uns_prototype", "aux": "loss/sup_aux",
@@ -75,17 +74,6 @@ class Method:
     """(C,) weights of both linear losses (and of the prototype losses that are reweighted), or None."""
     fill: Tensor
     """(C_in,) uint8 padding colour."""
-
-
-class Points(NamedTuple):
-    """Pixels that move the prototypes."""
-
-    features: Tensor
-    """(P, D)."""
-    classes: Tensor
-    """(P,) class ids, -1 for none."""
-    similarity: Tensor | None
-    """(P, C, K) cosines with the present prototypes, when they are known."""
 
 
 class TeacherLabels(NamedTuple):
@@ -212,99 +200,6 @@ def supervised_loss(method: Method, logits: Tensor, target: Tensor) -> Mean:
                               threshold=loss.ohem_threshold, min_kept=loss.ohem_min_kept)  # fmt: skip
 
 
-def prototype_losses(
-    networks: Networks,
-    method: Method,
-    features: Tensor,
-    target: Tensor,
-    strong: StrongViews | None,
-    *,
-    draw: Callable[[int], np.random.Generator],
-    processes: Processes,
-) -> tuple[dict[str, Mean], Points]:
-    """Losses of labelled and unlabelled points, and the points that move prototypes.
-
-    Args:
-        networks: Prototypes, and how images are padded.
-        method: Settings.
-        features: (B + V*B, D, Y, X) of the student: labelled images, then strong views.
-        target: (B, H, W) class ids of the labelled ones, or ``ignore_index``.
-        strong: The strong views; None before there are any.
-        draw: See ``compute_step``.
-        processes: See ``compute_step``.
-
-    Returns:
-        Means ``proto_sup`` and, where there are strong views, ``proto_uns``; and the points.
-    """
-    bank, settings = networks.bank, method.prototypes
-    labeled, (height, width) = len(target), target.shape[1:]
-    padded = networks.network.padded_size(height, width)
-    targets = torch.where(target == method.ignore_index, -1, target)
-    if strong is not None:
-        targets = torch.cat([targets, torch.where(strong.believed, strong.label, -1)])
-    index = choose_points(
-        settings, draw(POINT_DRAW), targets, bank.num_classes, batch=labeled, processes=processes
-    )
-    z = features_at(features, index, width, padded)
-    classes = targets.flatten(1).gather(1, index)
-    cosine = bank.similarity(z.flatten(0, 1))
-    logits = bank.pool(cosine).view(*classes.shape, -1)
-    # a class whose prototypes do not exist yet cannot be a target
-    known = bank.active[classes.clamp(min=0)] & (classes >= 0)
-    wanted = torch.where(known, classes, -1)
-    weights = None
-    if settings.reweight and settings.sampling == "balanced":
-        weights = pixels_per_point(classes, targets, bank.num_classes, settings.balance)
-
-    def loss(part: slice) -> Mean:
-        return cross_entropy(
-            logits[part].flatten(0, 1),
-            wanted[part].flatten(),
-            ignore_index=-1,
-            class_weights=method.class_weights if settings.reweight else None,
-            weights=None if weights is None else weights[part].flatten(),
-        )
-
-    means = {"proto_sup": loss(slice(0, labeled))}
-    if strong is not None:
-        means["proto_uns"] = loss(slice(labeled, None))
-    taught = None if strong is None else strong.taught
-    if settings.update_from == "both" and taught is None:
-        return means, Points(z.detach().flatten(0, 1), classes.flatten(), cosine.detach())
-    moving, kept = z.detach()[:labeled], classes[:labeled]
-    if settings.update_from == "both" and taught is not None:
-        weak = index[labeled : labeled + len(taught[0])]
-        moving = torch.cat([moving, features_at(taught[0], weak, width, padded)])
-        kept = torch.cat([kept, taught[1].flatten(1).gather(1, weak)])
-    return means, Points(moving.flatten(0, 1), kept.flatten(), None)
-
-
-@torch.no_grad()
-def move_prototypes(
-    bank: PrototypeBank,
-    points: Sequence[Points | None],
-    settings: PrototypeConfig,
-    step: int,
-    reduce: Callable[[Tensor], Tensor],
-) -> None:
-    """Move prototypes once by all points of step ``step`` (from 0), and re-seed idle ones now and then."""
-    given = [part for part in points if part is not None]
-    if not given:
-        return
-    known = [part.similarity for part in given if part.similarity is not None]
-    bank.update(
-        torch.cat([part.features for part in given]),
-        torch.cat([part.classes for part in given]),
-        momentum=settings.momentum,
-        ramp=settings.momentum_ramp,
-        normalize=settings.normalize,
-        similarity=torch.cat(known) if len(known) == len(given) else None,
-        reduce=reduce,
-    )
-    if settings.reseed_after and (step + 1) % RESEED_EVERY == 0:
-        bank.reseed(after=settings.reseed_after)
-
-
 @torch.no_grad()
 def count_labels(logits: Tensor, strong: StrongViews, num_classes: int) -> dict[str, Tensor]:
     """Counts that are summed over an interval and over processes before they become shares.
@@ -368,8 +263,14 @@ def compute_step(
     if output.aux_logits is not None:
         means["aux"] = supervised_loss(method, upsample(output.aux_logits[:local].float(), *size), target)
     if phase.prototypes:
-        losses, points = prototype_losses(networks, method, output.features, target, strong, draw=draw,
-                                          processes=processes)  # fmt: skip
+        classes = torch.where(target == method.ignore_index, -1, target)
+        if strong is not None:
+            classes = torch.cat([classes, torch.where(strong.believed, strong.label, -1)])
+        losses, points = prototype_losses(
+            networks.bank, method.prototypes, output.features, classes, networks.network.padded_size(*size),
+            batch=local, taught=strong.taught if strong is not None else None,
+            class_weights=method.class_weights, rng=draw(POINT_DRAW), processes=processes,
+        )  # fmt: skip
         means |= losses
     if strong is not None:
         logits = upsample(strong_low, *size)

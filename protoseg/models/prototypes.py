@@ -98,10 +98,6 @@ class PrototypeBank(nn.Module):
         low = -1.0 / self.temperature - INACTIVE_MARGIN
         return torch.where(self.active, 0.0, low)
 
-    def point_logits(self, features_ND: Tensor) -> Tensor:
-        """Class logits of points: (N, D) -> (N, C), float32."""
-        return self.pool(self.similarity(features_ND))
-
     def similarity_map(self, features_BDYX: Tensor) -> Tensor:
         """Cosine maps: (B, D, Y, X) -> (B, C, K, Y, X), float32."""
         features = F.normalize(features_BDYX.float(), dim=1, eps=1e-12)

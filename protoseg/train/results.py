@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from protoseg.data.sources import EvalSamples
 from protoseg.draw import plots
 from protoseg.draw.panel import panel
 from protoseg.evaluate.measure import evaluate_segmenter
-from protoseg.evaluate.results import EvalResult
+from protoseg.evaluate.results import EvalResult, format_table
 from protoseg.inference import Autocast
 from protoseg.manifest import ClassInfo, InputRule
 from protoseg.method.step import Networks
@@ -136,14 +135,7 @@ class Results:
 
 def end_report(folder: Path, classes: list[ClassInfo], result: EvalResult, skipped_images: int) -> str:
     """The last lines of a run: IoU by class and head, where things are, what to do next."""
-    heads, title = list(result.miou), "val IoU, %"
-    width = max(len(text) for text in (title, "mean", *(c.name for c in classes)))
-    lines = ["", title.ljust(width) + "".join(f"{h:>11}" for h in heads)]
-    for class_id, item in enumerate(classes):
-        values = [result.per_class[h][class_id] for h in heads]
-        cells = "".join(f"{'-':>11}" if math.isnan(v) else f"{100 * v:>11.2f}" for v in values)
-        lines.append(item.name.ljust(width) + cells)
-    lines.append("mean".ljust(width) + "".join(f"{100 * result.miou[h]:>11.2f}" for h in heads))
+    lines = ["", "on the validation images:", format_table(result, [item.name for item in classes])]
     if skipped_images:
         lines.append(f"{skipped_images} unreadable image(s) were passed over")
     lines += [

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
 
+from export.proof.samples import read_labels, read_pixels
 from serving.errors import BundleError
 from serving.model.bundle import Bundle
 from serving.model.model import Model
@@ -62,11 +62,7 @@ def _labels(model: Model, image: Pixels) -> Labels:
 
 
 def _read_samples(bundle: Bundle) -> list[tuple[Pixels, Labels]]:
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}[bundle.manifest.input.channels]
-    samples = []
-    for sample in bundle.manifest.samples:
-        with Image.open(bundle.folder / sample.image) as opened:
-            pixels = np.asarray(opened.convert(mode))
-        with Image.open(bundle.folder / sample.labels) as opened:
-            samples.append((pixels.reshape(*pixels.shape[:2], -1), np.asarray(opened)))
-    return samples
+    return [
+        (read_pixels(bundle.folder / sample.image), read_labels(bundle.folder / sample.labels))
+        for sample in bundle.manifest.samples
+    ]

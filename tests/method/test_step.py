@@ -12,8 +12,9 @@ from tiny import tiny_config
 from protoseg.config.plan import Phase
 from protoseg.errors import DataError
 from protoseg.method.points import features_at
+from protoseg.method.prototype_branch import Points, move_prototypes
 from protoseg.method.prototype_start import labeled_features
-from protoseg.method.step import Points, believe, label_with_teacher, move_prototypes
+from protoseg.method.step import believe, label_with_teacher
 from protoseg.method.teacher import make_teacher
 from protoseg.models.segmenter import build_segmenter
 
@@ -236,7 +237,7 @@ def test_reweighted_points_give_the_loss_of_all_pixels(reweight):
         features = networks.network(labeled["image"]).features
         index = torch.arange(32 * 32).expand(2, -1)
         z = features_at(features, index, 32, networks.network.padded_size(32, 32)).flatten(0, 1)
-        logits = networks.bank.point_logits(z)
+        logits = networks.bank.pool(networks.bank.similarity(z))
         dense = torch.nn.functional.cross_entropy(logits, target.flatten(), weight=weights, ignore_index=255)
     assert torch.isclose(drawn, dense, rtol=0.03) == reweight
 

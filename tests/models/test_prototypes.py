@@ -21,13 +21,13 @@ TWO = [[[1.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0], [0.0, -1.0]]]
 def test_logits_are_the_highest_cosine_over_temperature():
     bank = bank_of(TWO, temperature=0.1)
     # (3, 4): unit (0.6, 0.8); class 0 best cosine 0.8, class 1 best cosine -0.6
-    logits = bank.point_logits(torch.tensor([[3.0, 4.0]]))
+    logits = bank.pool(bank.similarity(torch.tensor([[3.0, 4.0]])))
     torch.testing.assert_close(logits, torch.tensor([[8.0, -6.0]]))
 
 
 def test_logsumexp_pooling_by_hand():
     bank = bank_of(TWO, temperature=0.5, pooling="logsumexp")
-    logits = bank.point_logits(torch.tensor([[3.0, 4.0]]))
+    logits = bank.pool(bank.similarity(torch.tensor([[3.0, 4.0]])))
     first = math.log((math.exp(1.2) + math.exp(1.6)) / 2)
     second = math.log((math.exp(-1.2) + math.exp(-1.6)) / 2)
     torch.testing.assert_close(logits, torch.tensor([[first, second]]))
@@ -37,24 +37,26 @@ def test_dense_logits_equal_point_logits():
     bank = bank_of(torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(1)).tolist())
     z = torch.randn(2, 5, 4, 3, generator=torch.Generator().manual_seed(2))
     dense = bank.dense_logits(z)
-    points = bank.point_logits(z.permute(0, 2, 3, 1).reshape(-1, 5)).view(2, 4, 3, 3).permute(0, 3, 1, 2)
+    points = (
+        bank.pool(bank.similarity(z.permute(0, 2, 3, 1).reshape(-1, 5))).view(2, 4, 3, 3).permute(0, 3, 1, 2)
+    )
     torch.testing.assert_close(dense, points)
 
 
 def test_inactive_class_is_never_predicted():
     bank = PrototypeBank(3, 2, 2)
     bank.start({0: torch.eye(2), 2: -torch.eye(2)})
-    logits = bank.point_logits(torch.randn(50, 2))
+    logits = bank.pool(bank.similarity(torch.randn(50, 2)))
     assert not (logits.argmax(1) == 1).any()
     assert (logits[:, 1] <= -INACTIVE_MARGIN).all()
     assert logits.softmax(1)[:, 1].max() < 1e-12
-    assert bank.point_logits(torch.zeros(1, 2)).isfinite().all()
+    assert bank.pool(bank.similarity(torch.zeros(1, 2))).isfinite().all()
 
 
 def test_gradient_reaches_features_and_never_prototypes():
     bank = bank_of(TWO)
     z = torch.tensor([[0.3, 0.7]], requires_grad=True)
-    bank.point_logits(z)[0, 0].backward()
+    bank.pool(bank.similarity(z))[0, 0].backward()
     assert z.grad is not None
     assert z.grad.abs().sum() > 0
     assert not bank.prototypes.requires_grad
