@@ -14,7 +14,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks.common import EXPORT, Answer, Block, Result, markdown_table, middle, parser, write_result
+from benchmarks.common import (
+    EXPORT,
+    RESULTS,
+    Answer,
+    Block,
+    Result,
+    markdown_table,
+    middle,
+    parser,
+    write_result,
+)
 from benchmarks.export_latency import Call, batch_of, equal_labels, take_turns
 from export.runners.contract import RunnerError
 from export.runtime import load_runner
@@ -87,6 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     add("bundle", type=Path, help="bundle of the same weights")
     add("--rounds", type=int, default=50)
     add("--name", default="gpu_latency", help="name of the result file")
+    add("--results", type=Path, default=RESULTS, help="folder of the result file")
     args = command.parse_args(argv)
     if not torch.cuda.is_available():
         print("error: needs a CUDA device, and torch.cuda.is_available() is false", file=sys.stderr)
@@ -103,7 +114,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"labels equal to torch fp32: {equal}")
         results["x".join(map(str, image.shape))] = {"times": times, "labels_equal_to_torch_fp32": equal}
     network = {"name": manifest.name, "head": manifest.graph.head, "classes": len(manifest.classes)}
-    print(write_result(args.name, {"network": network, "left_out": left_out, "sizes": results}))
+    measured = {"network": network, "left_out": left_out, "sizes": results}
+    print(write_result(args.name, measured, args.results))
     return 0
 
 

@@ -108,11 +108,12 @@ def runtime(args: argparse.Namespace) -> Commands:
         "model.decoder_channels=256", "model.pretrained=package",
     )  # fmt: skip
     made = [train, python("export.onnx", str(run), "-o", str(bundle), "--precision", "fp32,fp16")]
+    results = ["--results", str(args.results)]
     if args.rehearse:
-        serve = ["--only", "cpu", "--clients", "1", "--requests", "2", "--rounds", "1"]
-        return [*made, python("benchmarks.gpu_serving", str(bundle), *serve, "--name", "rehearsal_serving")]
-    return [*made, python("benchmarks.gpu_latency", str(run), str(bundle)),
-            python("benchmarks.gpu_serving", str(bundle))]  # fmt: skip
+        small = ["--only", "cpu", "--clients", "1", "--requests", "2", "--rounds", "1"]
+        return [*made, python("benchmarks.gpu_serving", str(bundle), *small, *results)]
+    return [*made, python("benchmarks.gpu_latency", str(run), str(bundle), *results),
+            python("benchmarks.gpu_serving", str(bundle), *results)]  # fmt: skip
 
 
 def tensorrt(args: argparse.Namespace) -> Commands:

@@ -23,7 +23,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import Answer, parser, spread, write_result
+from benchmarks.common import RESULTS, Answer, parser, spread, write_result
 from benchmarks.serving_bundle import encode
 from benchmarks.serving_server import Server
 from export.proof.samples import read_pixels
@@ -80,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         "--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), help="leave the others out"
     )
     command.add_argument("--name", default="gpu_serving", help="name of the result file")
+    command.add_argument("--results", type=Path, default=RESULTS, help="folder of the result file")
     args = command.parse_args(argv)
     manifest = read_manifest(args.bundle)
     data = encode(read_pixels(args.bundle / manifest.samples[0].image), "JPEG", quality=95)
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     settings_used = {"clients": args.clients, "requests": args.requests, "workers": args.workers}
     size = list(reference.shape[:2])
     print(write_result(args.name, {"network": manifest.name, "image": size, "settings": settings_used,
-                                   "contestants": results}))  # fmt: skip
+                                   "contestants": results}, args.results))  # fmt: skip
     return 0
 
 

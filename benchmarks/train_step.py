@@ -85,8 +85,9 @@ def prepare(
 
     from protoseg.config.load import load_config
     from protoseg.config.plan import make_schedule
+    from protoseg.method.prototype_branch import move_prototypes
     from protoseg.method.prototype_start import start_prototypes
-    from protoseg.method.step import compute_step, move_prototypes
+    from protoseg.method.step import compute_step
     from protoseg.method.teacher import follow
     from protoseg.processes import Processes
     from protoseg.seeds import generator
