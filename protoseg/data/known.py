@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from protoseg.data.palette import Color, voc_palette
 
+
+def _names(text: str) -> list[str]:
+    return text.split(", ")
+
+
 # trained classes of Cityscapes with the id in *_labelIds.png and the colour in *_color.png
 _CITYSCAPES: list[tuple[str, int, Color]] = [
     ("road", 7, (128, 64, 128)), ("sidewalk", 8, (244, 35, 232)), ("building", 11, (70, 70, 70)),
@@ -14,11 +19,11 @@ _CITYSCAPES: list[tuple[str, int, Color]] = [
     ("truck", 27, (0, 0, 70)), ("bus", 28, (0, 60, 100)), ("train", 31, (0, 80, 100)),
     ("motorcycle", 32, (0, 0, 230)), ("bicycle", 33, (119, 11, 32)),
 ]  # fmt: skip
-_VOC = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-    "pottedplant sheep sofa train tvmonitor"
-).split()
-_ADE20K = (
+_VOC = _names(
+    "background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, "
+    "horse, motorbike, person, pottedplant, sheep, sofa, train, tvmonitor"
+)
+_ADE20K = _names(
     "wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, "
     "door, table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, "
     "field, armchair, seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, box, column, "
@@ -32,7 +37,7 @@ _ADE20K = (
     "tank, trade name, microwave, pot, animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood, "
     "sconce, vase, traffic light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, "
     "radiator, glass, clock, flag"
-).split(", ")
+)
 
 
 def known_classes(name: str) -> dict[str, Color]:
@@ -52,6 +57,5 @@ def known_map(name: str) -> dict[str, str]:
         values = {str(i): label for i, label in enumerate(_VOC)}
         return values | {"255": "ignore", "224,224,192": "ignore"} | colors
     ids = {str(value): label for label, value, _ in _CITYSCAPES}
-    colors = {",".join(map(str, color)): label for label, _, color in _CITYSCAPES}
     ignored = {str(value): "ignore" for value in (*range(-1, 34), 255) if str(value) not in ids}
     return ignored | ids

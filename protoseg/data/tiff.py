@@ -74,7 +74,7 @@ class TiffLayout:
         known = _COLORS.get(self.photometric, 0)
         name = _NAMES.get(self.photometric, f"photometric {self.photometric}")
         extra = self.bands - known
-        of = f" ({name} and {extra} more)" if 0 < extra and not self.alpha else f" ({name})"
+        of = f" ({name} and {extra} more)" if extra > 0 and not self.alpha else f" ({name})"
         of = f" ({name} and alpha)" if self.alpha and extra == 1 else of
         return f"{self.bands} band{'s' * (self.bands > 1)} of {self.bits} bit {self.kind}{of}"
 

@@ -1,0 +1,215 @@
+"""Opens pictures within limits: pages, size, orientation and kinds that need another package. Torch-free."""
+
+from __future__ import annotations
+
+import struct
+import tokenize
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from protoseg.data.tiff import is_tiff, read_layout
+from protoseg.errors import DataError
+from protoseg.manifest import InputRule, ValueRange
+
+if TYPE_CHECKING:
+    from protoseg.config.sections import DataConfig
+
+# the limit that counts is data.max_pixels, and it is looked at before any pixel is decoded
+Image.MAX_IMAGE_PIXELS = None
+# what is wrong with a file's metadata is no reason for a line that names a module of Pillow
+warnings.filterwarnings("ignore", module="PIL")
+
+# what Pillow's plugins raise for damaged files; SyntaxError is theirs for broken PNG chunks
+DECODE_ERRORS = (
+    OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError,
+    struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+_EXIF_ORIENTATION = 0x0112
+BACK = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
+"""The orientation that takes back one."""
+HEIC_SUFFIXES = (".heic", ".heif")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the pixels of a file are read; see ``DataConfig`` and ``InputRule`` for the fields of the same name."""
+
+    value_range: ValueRange | None = None
+    upright: bool = True
+    page: int | None = None
+    bands: tuple[int, ...] | None = None
+    max_pixels: int = 178_956_970
+
+
+PLAIN = Reading()
+
+
+def reading(config: DataConfig, rule: InputRule | None = None) -> Reading:
+    """How images are read for a run, or as a network's input rule says where there is one."""
+    source = rule or config
+    return Reading(
+        value_range=source.value_range,
+        upright=source.exif == "apply",
+        page=config.page,
+        bands=tuple(config.bands) if config.bands is not None else None,
+        max_pixels=config.max_pixels,
+    )
+
+
+@contextmanager
+def open_picture(path: Path, how: Reading, what: str) -> Iterator[Image.Image]:
+    """Open a picture with Pillow within ``how``'s limits, at its page.
+
+    Raises:
+        DataError: If it is too large or has several pages and none is chosen.
+        OSError, ...: If it is damaged, see ``DECODE_ERRORS``.
+    """
+    if path.suffix.lower() in HEIC_SUFFIXES:
+        _know_heic(path, what)
+    with Image.open(path) as image:
+        check_pixels(path, image.size[::-1], how, what)
+        frames = read_layout(path).pages if image.format == "TIFF" else getattr(image, "n_frames", 1)
+        # the further pictures of these are previews of the first and the like
+        page = 0 if image.format in ("MPO", "HEIF") else check_pages(path, frames, how, what)
+        if page:
+            image.seek(page)
+        yield image
+
+
+def _know_heic(path: Path, what: str) -> None:
+    try:
+        import pillow_heif
+    except ImportError:
+        raise DataError(
+            f"{what} {path} is HEIC, which needs another package: pip install 'protoseg[heic]', or convert it "
+            "to PNG or JPEG"
+        ) from None
+    pillow_heif.register_heif_opener()
+
+
+def check_pixels(path: Path, size: tuple[int, int], how: Reading, what: str = "image") -> None:
+    """Refuse a (height, width) beyond the limit.
+
+    Raises:
+        DataError: With the limit.
+    """
+    pixels = size[0] * size[1]
+    if pixels > how.max_pixels:
+        raise DataError(
+            f"{what} {path} is {size[1]}x{size[0]}, {pixels} pixels; the limit is {how.max_pixels}: set "
+            f"data.max_pixels={pixels} to read it whole (about {pixels * 3 / 2**30:.1f} GiB for each loader), or "
+            "cut image and mask into tiles"
+        )
+
+
+def check_pages(path: Path, pages: int, how: Reading, what: str = "image") -> int:
+    """The page to read.
+
+    Raises:
+        DataError: If there are several and none is chosen, or not that many.
+    """
+    if pages > 1 and how.page is None:
+        raise DataError(
+            f"{what} {path} has {pages} pages, and only one is read from a file: split it into one file a page, "
+            "or set data.page=0 to use the first page of every file"
+        )
+    if pages > 1 and how.page is not None and how.page >= pages:
+        raise DataError(
+            f"{what} {path} has {pages} pages, counted from 0; data.page={how.page} is none of them"
+        )
+    return how.page or 0 if pages > 1 else 0
+
+
+def load_array(path: Path, what: str, ndim: int | None = None, *, floats: bool = False) -> NDArray[Any]:
+    """Load a ``.npy`` of numbers without unpickling.
+
+    Raises:
+        DataError: If it is missing, damaged, of another rank or not of integers (``floats``: or floats).
+    """
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{what} {path} not found") from None
+    except (*DECODE_ERRORS, tokenize.TokenError) as error:
+        raise DataError(f"{what} {path} cannot be read ({error}); replace the file") from error
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8)
+    fits = np.issubdtype(array.dtype, np.integer) or (floats and np.issubdtype(array.dtype, np.floating))
+    if not fits or array.size == 0:
+        raise DataError(f"{what} {path} has dtype {array.dtype}, shape {array.shape}; expected uint8")
+    if ndim is not None and array.ndim != ndim:
+        raise DataError(f"{what} {path} has shape {array.shape}; expected {ndim} axes")
+    return array
+
+
+def read_orientation(image: Image.Image) -> int:
+    """EXIF orientation of an opened picture, 1 to 8; ask before its pixels are loaded."""
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except DECODE_ERRORS:
+        # broken metadata says nothing about the pixels
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def file_orientation(path: Path) -> tuple[int, tuple[int, int]]:
+    """EXIF orientation, and (height, width) as stored, of an image file; (1, (0, 0)) where they cannot be had."""
+    if path.suffix.lower() == ".npy":
+        return 1, (0, 0)
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+        if is_tiff(head):
+            layout = read_layout(path)
+            return layout.orientation, layout.size
+        if head.startswith(b"\x89PNG") and not _png_has_tag(path):
+            return 1, (0, 0)
+        with open_picture(path, Reading(page=0, max_pixels=2**62), "image") as image:
+            return read_orientation(image), (image.height, image.width)
+    except (DataError, *DECODE_ERRORS):
+        return 1, (0, 0)
+
+
+def _png_has_tag(path: Path) -> bool:
+    # Pillow decodes a whole PNG to be sure that no tag follows the pixels
+    data = path.read_bytes()
+    return any(mark in data for mark in (b"eXIf", b"Orientation", b"Raw profile type exif"))
+
+
+def turn(array: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Undo an EXIF orientation (2 to 8) of ``(H, W, ...)``."""
+    if orientation not in range(2, 9):
+        return array
+    if orientation >= 5:
+        array = array.swapaxes(0, 1)
+    rows = slice(None, None, -1) if orientation in (3, 4, 7, 8) else slice(None)
+    columns = slice(None, None, -1) if orientation in (2, 3, 6, 7) else slice(None)
+    return np.ascontiguousarray(array[rows, columns])
+
+
+def is_deep_png(head: bytes) -> bool:
+    """Whether a file that begins so (32 bytes) is a PNG of more than one band of 16 bit."""
+    return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06")
+
+
+def unsigned(image: Image.Image) -> NDArray[Any]:
+    """Values of a loaded one-band picture; Pillow knows no unsigned 32-bit and no signed 8-bit pixels."""
+    array = np.asarray(image)
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        bits, kind = tags.get(258, (1,)), tags.get(339, (1,))
+        if bits == (32,) and kind == (1,) and array.dtype == np.int32:
+            return array.view(np.uint32)
+        if bits == (8,) and kind == (2,) and array.dtype == np.uint8:
+            return array.view(np.int8)
+    return array
