@@ -182,7 +182,7 @@ def _choose(
 def _channels_text(path: Path, found: str, channels: int, shape: tuple[int, ...]) -> str:
     bands = shape[-1]
     text = f"image {path} has {found}, expected (H, W, {channels}) by data.in_channels={channels}; "
-    if shape[0] == channels:
+    if shape[0] == channels and found.startswith("shape"):
         return text + "store the channels last"
     numbers = ", ".join(map(str, range(1, channels + 1)))
     choice = f", or choose bands, as data.bands=[{numbers}]" if bands > channels else ""

@@ -184,17 +184,18 @@ class MaskReader:
             labels = self._by_value(raw)
             if palette is not None:
                 clear = None  # each index has its own meaning, whatever it looks like
-        labels = self._turn(labels, stored.orientation, image)
+        orientation = self._orientation(stored.orientation, stored.values.shape[:2], image)
+        labels = turn(labels, orientation)
         unknown: dict[str, int] = {}
         if clear is not None and clear.any():
-            clear = self._turn(clear, stored.orientation, image)
+            clear = turn(clear, orientation)
             labels[clear] = self.ignore_index if self.transparent is None else self.transparent
             if self.transparent is None:
                 unknown[TRANSPARENT] = int(clear.sum())
         bad = labels == _UNKNOWN
         if bad.any():
             labels[bad] = self.ignore_index
-            unknown |= _count(self._turn(raw, stored.orientation, image)[bad], names)
+            unknown |= _count(turn(raw, orientation)[bad], names)
         return labels.astype(np.uint8), dict(sorted(unknown.items(), key=lambda item: -item[1]))
 
     def _by_value(self, raw: NDArray[Any]) -> NDArray[np.int16]:
@@ -207,14 +208,14 @@ class MaskReader:
                 labels[raw == value] = label
         return labels
 
-    def _turn(self, array: NDArray[Any], own: int, image: Path | None) -> NDArray[Any]:
-        """Turn as the mask's own tag says, or as its image's where only that fits the image's size."""
+    def _orientation(self, own: int, size: tuple[int, ...], image: Path | None) -> int:
+        """How to turn a mask: as its own tag says, or as its image's where only that fits the image's size."""
         if not self.how.upright:
-            return array
+            return 1
         if own == 1 and image is not None:
             tag, stored = file_orientation(image)
-            own = tag if follows_image(tag, stored, array.shape[:2]) else 1
-        return turn(array, own)
+            return tag if follows_image(tag, stored, size) else 1
+        return own
 
     @property
     def _white_is_255(self) -> bool:

@@ -197,6 +197,22 @@ def turn(array: NDArray[Any], orientation: int) -> NDArray[Any]:
     return np.ascontiguousarray(array[rows, columns])
 
 
+def deep_kind(path: Path) -> bool:
+    """Whether an image file holds values of more than 8 bits whose largest is not known; False if unreadable."""
+    if path.suffix.lower() in (".jpg", ".jpeg", ".bmp", ".webp"):
+        return False
+    try:
+        if path.suffix.lower() == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False).dtype not in (np.uint8, np.bool_)
+        with path.open("rb") as file:
+            head = file.read(32)
+        if is_tiff(head):
+            return read_layout(path).deep
+        return head[:4] == b"\x89PNG" and head[24] == 16
+    except DECODE_ERRORS:
+        return False
+
+
 def is_deep_png(head: bytes) -> bool:
     """Whether a file that begins so (32 bytes) is a PNG of more than one band of 16 bit."""
     return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06")
