@@ -58,7 +58,12 @@ def add_background(name: str, data: DataConfig, values: Collection[str]) -> str:
     if data.label_map is None and set(values) == {"0", "1"}:
         return f"add the background, which is what the masks call 0: {classes}"
     others = [value for value in values if value != "0"]
-    if data.label_map is None and set(values) == {"0", *others} and len(others) == 1 and "," not in others[0]:
+    if (
+        data.label_map is None
+        and set(values) == {"0", *others}
+        and len(others) == 1
+        and _may_be_class(others[0])
+    ):
         table = {"0": "background", others[0]: name}
         return f"add the background, which is what the masks call 0: {classes} {setting(table)}"
     return f"add the background, with its value in data.label_map: {classes}"
@@ -69,6 +74,11 @@ def _transparent(names: Sequence[str], seen: Seen) -> str:
     table = dict(seen.label_map) if seen.label_map is not None else _identity(names)
     without = [name for index, name in enumerate(names) if index not in seen.known]
     if len(without) > 1:
+        return (
+            f'{what}: give data.label_map the key "{TRANSPARENT}", with the class that they are, or "ignore"'
+        )
+    back = _background(names)
+    if without and without != [names[0 if back is None else back]]:
         return (
             f'{what}: give data.label_map the key "{TRANSPARENT}", with the class that they are, or "ignore"'
         )
@@ -112,7 +122,7 @@ def _values(names: Sequence[str], seen: Seen, values: Sequence[str]) -> str:
                 f"data.classes={_quoted(['background', *names])}"
             )
         return words
-    if count == 2 and len(values) == 1 and seen.known <= {0}:
+    if count == 2 and len(values) == 1 and seen.known <= {0} and _may_be_class(values[0]):
         back = _background(names)
         first = 0 if back is None else back
         return setting({"0": names[first], values[0]: names[1 - first]})
@@ -123,12 +133,18 @@ def _forgotten(names: Sequence[str], seen: Seen, values: Sequence[str]) -> str:
     """Values beside those that the masks' classes have; empty where classes have no pixels without them."""
     table = dict(seen.label_map) if seen.label_map is not None else _identity(names)
     without = [name for index, name in enumerate(names) if index not in seen.known]
-    if seen.label_map is not None and len(without) == len(values) == 1:
+    targets = {names[t] if isinstance(t, int) and t < len(names) else str(t) for t in table.values()}
+    if len(without) == len(values) == 1 and without[0] not in targets:
         return f"as {without[0]} has no pixels without it: {setting({**table, values[0]: without[0]})}"
     if without or any(value.startswith("index") for value in values):
         return ""
     ignored = setting({**table, **dict.fromkeys(values, "ignore")})
     return f"if these pixels are of no class: {ignored}"
+
+
+def _may_be_class(value: str) -> bool:
+    """Whether a value may stand for the only other class; odd ones mean that there are no data."""
+    return value.isdecimal() and (0 < int(value) < 256 or value == "65535")
 
 
 def two_values(names: Sequence[str]) -> str:

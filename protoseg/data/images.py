@@ -12,20 +12,27 @@ from PIL import Image
 
 from protoseg.data.palette import Color, voc_palette
 from protoseg.data.pictures import (
-    BACK,
     DECODE_ERRORS,
     PLAIN,
     Reading,
     check_pages,
     check_pixels,
-    is_deep_png,
     load_array,
     open_picture,
     read_orientation,
+)
+from protoseg.data.tiff import (
+    BACK,
+    TiffLayout,
+    as_channels,
+    decode_deep,
+    is_deep_png,
+    is_tiff,
+    read_bands,
+    read_layout,
     turn,
     unsigned,
 )
-from protoseg.data.tiff import TiffLayout, decode_deep, is_tiff, read_bands, read_layout
 from protoseg.errors import DataError
 from protoseg.files import write_whole
 from protoseg.manifest import FULL_16_BIT, ResizeConfig, to_bytes
@@ -61,16 +68,14 @@ def read_image(path: Path, channels: int = 3, how: Reading = PLAIN) -> NDArray[n
     low, high = (stored.min(), stored.max())
     if how.value_range is not None:
         return to_bytes(stored, how.value_range)
-    if not np.issubdtype(stored.dtype, np.integer):
-        raise DataError(
-            f"image {path} holds floats ({low:g} to {high:g}); set data.value_range=[{low:g}, {high:g}], or "
-            "another range that fits all images"
+    floats = not np.issubdtype(stored.dtype, np.integer)
+    if floats or low < 0 or high > 65535:
+        held = (
+            f"floats ({low:g} to {high:g})" if floats else f"values {low} to {high}, not of unsigned 16 bit"
         )
-    if low < 0 or high > 65535:
-        raise DataError(
-            f"image {path} has values {low} to {high}, more than unsigned 16 bit; set "
-            f"data.value_range=[{low}, {high}], or another range that fits all images"
-        )
+        cure = f"set data.value_range=[{low:g}, {high:g}], or another range that fits all images"
+        none = "the network was trained on images of 8 or 16 bit"
+        raise DataError(f"image {path} holds {held}; {cure if how.settings else none}")
     return to_bytes(stored, FULL_16_BIT)
 
 
@@ -107,7 +112,7 @@ def read_stored(path: Path, channels: int, how: Reading) -> NDArray[Any]:
             if array is None:
                 shape = (image.height, image.width, len(image.getbands()))
                 found = f"{image.format} pixels of {'+'.join(image.getbands())}"
-                raise DataError(_channels_text(path, found, channels, shape))
+                raise DataError(_channels_text(path, found, channels, shape, how))
             # Pillow has turned TIFFs already
             turned = orientation if image.format == "TIFF" else 1
             wanted = orientation if how.upright else 1
@@ -132,27 +137,11 @@ def _values(image: Image.Image, head: bytes, channels: int, how: Reading, path: 
     if how.value_range is not None and is_deep_png(head):
         deep = decode_deep(path.read_bytes())
         if deep is not None:
-            return _colors(deep, channels)
+            return as_channels(deep, channels)
     if image.mode.startswith("I") or image.mode == "F":
-        return _colors(unsigned(image)[..., None], channels)
+        return as_channels(unsigned(image)[..., None], channels)
     array = np.array(image.convert(_MODES[channels]))
     return array.reshape(array.shape[0], array.shape[1], channels)
-
-
-def _colors(array: NDArray[Any], channels: int) -> NDArray[Any]:
-    """Grey, grey with alpha, RGB or RGBA values as 1, 3 or 4 channels."""
-    bands = array.shape[2]
-    if bands == channels:
-        return np.array(array)
-    if bands > 2 and channels == 1:
-        grey = array[..., :3] @ np.array([0.299, 0.587, 0.114])
-        return np.array(grey if array.dtype.kind == "f" else np.round(grey), array.dtype)[..., None]
-    base = np.repeat(array[..., :1], 3, axis=2) if bands < 3 else array[..., :3]
-    if channels != 4:
-        return np.array(base[..., :channels])
-    top = 1 if array.dtype.kind == "f" else np.iinfo(array.dtype).max
-    alpha = array[..., -1:] if bands in (2, 4) else np.full_like(array[..., :1], top)
-    return np.concatenate([base, alpha], axis=2)
 
 
 def _choose(
@@ -174,14 +163,16 @@ def _choose(
         return np.array(array)
     explained = layout is not None and layout.photometric <= 2 and layout.colors > 0
     if explained and channels in (1, 3, 4):
-        return _colors(array, channels)
+        return as_channels(array, channels)
     found = layout.describe() if layout is not None else f"shape {array.shape}"
-    raise DataError(_channels_text(path, found, channels, array.shape))
+    raise DataError(_channels_text(path, found, channels, array.shape, how))
 
 
-def _channels_text(path: Path, found: str, channels: int, shape: tuple[int, ...]) -> str:
+def _channels_text(path: Path, found: str, channels: int, shape: tuple[int, ...], how: Reading) -> str:
     bands = shape[-1]
     text = f"image {path} has {found}, expected (H, W, {channels}) by data.in_channels={channels}; "
+    if not how.settings:
+        return f"image {path} has {found}; the network takes {channels} channel(s)"
     if shape[0] == channels and found.startswith("shape"):
         return text + "store the channels last"
     numbers = ", ".join(map(str, range(1, channels + 1)))

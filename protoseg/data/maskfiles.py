@@ -11,18 +11,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from protoseg.data.pictures import (
-    BACK,
     DECODE_ERRORS,
     Reading,
     file_orientation,
-    is_deep_png,
     load_array,
     open_picture,
     read_orientation,
+)
+from protoseg.data.tiff import (
+    BACK,
+    decode_deep,
+    is_deep_png,
+    is_tiff,
+    read_bands,
+    read_layout,
     turn,
     unsigned,
 )
-from protoseg.data.tiff import decode_deep, is_tiff, read_bands, read_layout
 from protoseg.errors import DataError
 
 _LOSSY_TIFF = {6: "JPEG", 7: "JPEG", 33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000"}

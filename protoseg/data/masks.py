@@ -28,7 +28,8 @@ from protoseg.data.known import known_map
 from protoseg.data.lists import data_root, find_file
 from protoseg.data.maskfiles import load_mask
 from protoseg.data.palette import Color
-from protoseg.data.pictures import PLAIN, Reading, file_orientation, reading, turn
+from protoseg.data.pictures import PLAIN, Reading, file_orientation, reading
+from protoseg.data.tiff import turn
 from protoseg.errors import DataError
 from protoseg.manifest import ClassInfo
 

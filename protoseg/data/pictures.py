@@ -35,8 +35,6 @@ DECODE_ERRORS = (
 )  # fmt: skip
 
 _EXIF_ORIENTATION = 0x0112
-BACK = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
-"""The orientation that takes back one."""
 HEIC_SUFFIXES = (".heic", ".heif")
 
 
@@ -49,6 +47,8 @@ class Reading:
     page: int | None = None
     bands: tuple[int, ...] | None = None
     max_pixels: int = 178_956_970
+    settings: bool = True
+    """Messages may propose settings of a training."""
 
 
 PLAIN = Reading()
@@ -63,6 +63,7 @@ def reading(config: DataConfig, rule: InputRule | None = None) -> Reading:
         page=config.page,
         bands=tuple(config.bands) if config.bands is not None else None,
         max_pixels=config.max_pixels,
+        settings=rule is None,
     )
 
 
@@ -105,10 +106,11 @@ def check_pixels(path: Path, size: tuple[int, int], how: Reading, what: str = "i
     """
     pixels = size[0] * size[1]
     if pixels > how.max_pixels:
+        memory = f"about {pixels * 3 / 2**30:.1f} GiB for each loader"
+        whole = f"set data.max_pixels={pixels} to read it whole ({memory}), or " if how.settings else ""
+        tiles = "cut image and mask into tiles" if how.settings else "cut it into tiles"
         raise DataError(
-            f"{what} {path} is {size[1]}x{size[0]}, {pixels} pixels; the limit is {how.max_pixels}: set "
-            f"data.max_pixels={pixels} to read it whole (about {pixels * 3 / 2**30:.1f} GiB for each loader), or "
-            "cut image and mask into tiles"
+            f"{what} {path} is {size[1]}x{size[0]}, {pixels} pixels; the limit is {how.max_pixels}: {whole}{tiles}"
         )
 
 
@@ -119,9 +121,10 @@ def check_pages(path: Path, pages: int, how: Reading, what: str = "image") -> in
         DataError: If there are several and none is chosen, or not that many.
     """
     if pages > 1 and how.page is None:
+        first = ", or set data.page=0 to use the first page of every file" if how.settings else ""
         raise DataError(
-            f"{what} {path} has {pages} pages, and only one is read from a file: split it into one file a page, "
-            "or set data.page=0 to use the first page of every file"
+            f"{what} {path} has {pages} pages, and only one is read from a file; split it into one file a page"
+            f"{first}"
         )
     if pages > 1 and how.page is not None and how.page >= pages:
         raise DataError(
@@ -186,17 +189,6 @@ def _png_has_tag(path: Path) -> bool:
     return any(mark in data for mark in (b"eXIf", b"Orientation", b"Raw profile type exif"))
 
 
-def turn(array: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Undo an EXIF orientation (2 to 8) of ``(H, W, ...)``."""
-    if orientation not in range(2, 9):
-        return array
-    if orientation >= 5:
-        array = array.swapaxes(0, 1)
-    rows = slice(None, None, -1) if orientation in (3, 4, 7, 8) else slice(None)
-    columns = slice(None, None, -1) if orientation in (2, 3, 6, 7) else slice(None)
-    return np.ascontiguousarray(array[rows, columns])
-
-
 def deep_kind(path: Path) -> bool:
     """Whether an image file holds values of more than 8 bits whose largest is not known; False if unreadable."""
     if path.suffix.lower() in (".jpg", ".jpeg", ".bmp", ".webp"):
@@ -211,21 +203,3 @@ def deep_kind(path: Path) -> bool:
         return head[:4] == b"\x89PNG" and head[24] == 16
     except DECODE_ERRORS:
         return False
-
-
-def is_deep_png(head: bytes) -> bool:
-    """Whether a file that begins so (32 bytes) is a PNG of more than one band of 16 bit."""
-    return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06")
-
-
-def unsigned(image: Image.Image) -> NDArray[Any]:
-    """Values of a loaded one-band picture; Pillow knows no unsigned 32-bit and no signed 8-bit pixels."""
-    array = np.asarray(image)
-    if image.format == "TIFF":
-        tags = image.tag_v2  # type: ignore[attr-defined]
-        bits, kind = tags.get(258, (1,)), tags.get(339, (1,))
-        if bits == (32,) and kind == (1,) and array.dtype == np.int32:
-            return array.view(np.uint32)
-        if bits == (8,) and kind == (2,) and array.dtype == np.uint8:
-            return array.view(np.int8)
-    return array

@@ -1,4 +1,4 @@
-"""What a TIFF says of its bands, and its bands as they are stored. Pillow alone reads the plain ones.
+"""Values of more than 8 bits, and what a TIFF says of its bands. Serving reads by these rules, too.
 
 Pillow guesses a colour mode from a table of kinds and turns what is not in it down, or drops bands; a file whose
 bands are data (infrared, elevation, more than 8 bits) is read with OpenCV or tifffile instead.
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from protoseg.errors import DataError
@@ -21,6 +22,8 @@ _COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3}
 """Bands of a photometric interpretation: white is zero, black is zero, RGB, palette, mask, CMYK, YCbCr, Lab."""
 _NAMES = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab"}
 _KINDS = {1: "unsigned", 2: "signed", 3: "float", 4: "unsigned"}
+BACK = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
+"""The orientation that takes back one."""
 _REDUCED, _MASK = 1, 4
 _MAX_PAGES = 100_000
 
@@ -193,3 +196,48 @@ def decode_deep(data: bytes) -> NDArray[Any] | None:
         return np.asarray(array)[..., None]
     order = {3: [2, 1, 0], 4: [2, 1, 0, 3]}.get(array.shape[2])
     return np.asarray(array if order is None else array[..., order])
+
+
+def is_deep_png(head: bytes) -> bool:
+    """Whether a file that begins so (32 bytes) is a PNG of more than one band of 16 bit."""
+    return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06")
+
+
+def unsigned(image: Image.Image) -> NDArray[Any]:
+    """Values of a loaded one-band picture; Pillow knows no unsigned 32-bit and no signed 8-bit pixels."""
+    array = np.asarray(image)
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        bits, kind = tags.get(258, (1,)), tags.get(339, (1,))
+        if bits == (32,) and kind == (1,) and array.dtype == np.int32:
+            return array.view(np.uint32)
+        if bits == (8,) and kind == (2,) and array.dtype == np.uint8:
+            return array.view(np.int8)
+    return array
+
+
+def turn(array: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Undo an EXIF orientation (2 to 8) of ``(H, W, ...)``."""
+    if orientation not in range(2, 9):
+        return array
+    if orientation >= 5:
+        array = array.swapaxes(0, 1)
+    rows = slice(None, None, -1) if orientation in (3, 4, 7, 8) else slice(None)
+    columns = slice(None, None, -1) if orientation in (2, 3, 6, 7) else slice(None)
+    return np.ascontiguousarray(array[rows, columns])
+
+
+def as_channels(array: NDArray[Any], channels: int) -> NDArray[Any]:
+    """Grey, grey with alpha, RGB or RGBA values as 1, 3 or 4 channels."""
+    bands = array.shape[2]
+    if bands == channels:
+        return np.array(array)
+    if bands > 2 and channels == 1:
+        grey = array[..., :3] @ np.array([0.299, 0.587, 0.114])
+        return np.array(grey if array.dtype.kind == "f" else np.round(grey), array.dtype)[..., None]
+    base = np.repeat(array[..., :1], 3, axis=2) if bands < 3 else array[..., :3]
+    if channels != 4:
+        return np.array(base[..., :channels])
+    top = 1 if array.dtype.kind == "f" else np.iinfo(array.dtype).max
+    alpha = array[..., -1:] if bands in (2, 4) else np.full_like(array[..., :1], top)
+    return np.concatenate([base, alpha], axis=2)
