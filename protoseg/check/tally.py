@@ -120,10 +120,10 @@ def check_labels(
     if data.kind != "files" or not labeled.masks:
         return
     only = labeled.classes(len(names))
+    label_map = label_map_entries(data, names)
+    white = int(labeled.pixels[255]) if data.ignore_index == 255 else 0
     if len(names) == 1:
-        values = {*unknown, *map(str, known)} | (
-            {"255"} if labeled.pixels[255] and not data.label_map else set()
-        )
+        values = {*unknown, *map(str, known)} | ({"255"} if white and not label_map else set())
         report.add("one-class", f"data.classes names {names[0]} alone, and every pixel would be {names[0]}")
         if not quick:
             report.cure("one-class", add_background(names[0], data, values))
@@ -139,6 +139,11 @@ def check_labels(
             "every labelled mask holds only 0 and 255, and 255 is ignored, so one class would be learned; for "
             f"two-value masks: {two_values(names)}",
         )
+    elif len(only) == 1 and label_map and "255" not in label_map and white and not unknown:
+        report.add("two-value", "255 is not in data.label_map and ignored, so one class would be learned")
+        if not quick:
+            seen = Seen(known, {"255": white}, label_map)
+            report.cure("two-value", propose(data, names, seen))
     elif len(only) == 1 and not unknown:
         report.add(
             "one-class",
@@ -214,4 +219,4 @@ def _setting(values: Values) -> str:
 
 
 def _setting_of(found: tuple[float, float]) -> str:
-    return f"data.value_range=[{found[0]:.9g}, {found[1]:.9g}]"
+    return f"data.value_range=[{found[0]:.9g},{found[1]:.9g}]"

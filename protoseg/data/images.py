@@ -73,7 +73,7 @@ def read_image(path: Path, channels: int = 3, how: Reading = PLAIN) -> NDArray[n
         held = (
             f"floats ({low:g} to {high:g})" if floats else f"values {low} to {high}, not of unsigned 16 bit"
         )
-        cure = f"set data.value_range=[{low:g}, {high:g}], or another range that fits all images"
+        cure = f"set data.value_range=[{low:g},{high:g}], or another range that fits all images"
         none = "the network was trained on images of 8 or 16 bit"
         raise DataError(f"image {path} holds {held}; {cure if how.settings else none}")
     return to_bytes(stored, FULL_16_BIT)
@@ -175,7 +175,7 @@ def _channels_text(path: Path, found: str, channels: int, shape: tuple[int, ...]
         return f"image {path} has {found}; the network takes {channels} channel(s)"
     if shape[0] == channels and found.startswith("shape"):
         return text + "store the channels last"
-    numbers = ", ".join(map(str, range(1, channels + 1)))
+    numbers = ",".join(map(str, range(1, channels + 1)))
     choice = f", or choose bands, as data.bands=[{numbers}]" if bands > channels else ""
     return text + f"set data.in_channels={bands} (data.mean and data.std to as many numbers, or null){choice}"
 

@@ -62,11 +62,12 @@ def load_mask(path: Path, white: int, how: Reading) -> StoredMask:
             layout = read_layout(path)
             if layout.kind == "float":
                 raise DataError(f"mask {path} holds floats (mode F); save it as whole numbers")
-            if not layout.plain and layout.bands in (3, 4) and layout.colors == 3:
+            plain = layout.plain or (layout.bands, layout.bits, layout.kind) == (1, 8, "signed")
+            if not plain and layout.bands in (3, 4) and layout.colors == 3:
                 with open_picture(path, how, "mask"):
                     bands = read_bands(path, layout, how.page or 0, "mask")
                 return _colored(path, bands, layout.alpha, layout.orientation)
-            if not layout.plain:
+            if not plain:
                 raise DataError(
                     f"mask {path} has {layout.describe()}; a mask has one band of values of at most 32 bits, or "
                     "three of colours"

@@ -77,14 +77,18 @@ def open_picture(path: Path, how: Reading, what: str) -> Iterator[Image.Image]:
     """
     if path.suffix.lower() in HEIC_SUFFIXES:
         _know_heic(path, what)
-    with Image.open(path) as image:
-        check_pixels(path, image.size[::-1], how, what)
-        frames = read_layout(path).pages if image.format == "TIFF" else getattr(image, "n_frames", 1)
-        # the further pictures of these are previews of the first and the like
-        page = 0 if image.format in ("MPO", "HEIF") else check_pages(path, frames, how, what)
-        if page:
-            image.seek(page)
-        yield image
+    with path.open("rb") as file:
+        # Pillow maps plain TIFFs of a named file into memory, and garbles those that it turns by a quarter
+        tiff = is_tiff(file.read(8))
+        file.seek(0)
+        with Image.open(file if tiff else path) as image:
+            check_pixels(path, image.size[::-1], how, what)
+            frames = read_layout(path).pages if tiff else getattr(image, "n_frames", 1)
+            # the further pictures of these are previews of the first and the like
+            page = 0 if image.format in ("MPO", "HEIF") else check_pages(path, frames, how, what)
+            if page:
+                image.seek(page)
+            yield image
 
 
 def _know_heic(path: Path, what: str) -> None:

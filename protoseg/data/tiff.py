@@ -145,16 +145,16 @@ def read_bands(path: Path, layout: TiffLayout, page: int, what: str) -> NDArray[
         DataError: If no installed library reads this kind.
         OSError, ValueError, ...: If it is damaged.
     """
+    found = cv_bands(path.read_bytes(), layout) if page == 0 else None
+    if found is not None:
+        return found
     try:
         import tifffile
     except ImportError:
-        found = cv_bands(path.read_bytes(), layout) if page == 0 else None
-        if found is None:
-            raise DataError(
-                f"{what} {path} is a TIFF of {layout.describe()}, which needs another package: "
-                "pip install 'protoseg[tiff]' (or store it as .npy of height, width, bands)"
-            ) from None
-        return found
+        raise DataError(
+            f"{what} {path} is a TIFF of {layout.describe()}, which needs another package: "
+            "pip install 'protoseg[tiff]' (or store it as .npy of height, width, bands)"
+        ) from None
     with tifffile.TiffFile(path) as file:
         full = [p for p in file.pages if not int(p.subfiletype or 0) & (_REDUCED | _MASK)]
         try:

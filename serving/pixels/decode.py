@@ -183,10 +183,6 @@ def _decode(
         if image.mode.startswith("I") or image.mode == "F":
             grey = _to_8bit(unsigned(image)[..., None], value_range)
             return np.ascontiguousarray(turn(as_channels(grey, channels), orientation))
-        if image.mode == "L" and layout is not None and layout.kind == "signed":
-            return np.ascontiguousarray(
-                turn(as_channels(_to_8bit(unsigned(image)[..., None], value_range), channels), orientation)
-            )
         mode = _MODES[channels]
         converted = image if image.mode == mode else image.convert(mode)
         array = np.asarray(converted)

@@ -112,7 +112,9 @@ def test_npy_faults(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"o\.npy cannot be read"):
         read_image(tmp_path / "o.npy", 5)
     save_image(tmp_path / "a.png", gradient())
-    with pytest.raises(DataError, match=r"has PNG pixels of R\+G\+B, expected \(H, W, 5\).*; set data.in_channels=3"):
+    with pytest.raises(
+        DataError, match=r"has PNG pixels of R\+G\+B, expected \(H, W, 5\).*; set data.in_channels=3"
+    ):
         read_image(tmp_path / "a.png", 5)
 
 

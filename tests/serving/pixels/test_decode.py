@@ -137,7 +137,7 @@ def test_deep_values_are_stretched_as_in_the_trainer(
     found = decode(DEEP[name], LIMITS, channels, value_range)
     np.testing.assert_array_equal(found, expected)
     if value_range == (0, 4095) and channels != 4:
-        assert found.max() > 200
+        assert found.max() > 60  # with the full 16 bits it would be 4
 
 
 def test_float_tiff_by_its_range() -> None:
