@@ -84,7 +84,8 @@ class ResizeConfig(Section):
 def to_bytes(values: NDArray[Any], value_range: ValueRange) -> NDArray[np.uint8]:
     """Pixel values of more than 8 bits as bytes: ``value_range`` is stretched to 0 to 255 and rounded.
 
-    Values outside are cut off, values that are no number become the lowest. The full 16 bits are divided by 257.
+    Values outside are cut off, values that are no number become the lowest. The full 16 bits are divided by
+    257.
     """
     low, high = value_range
     scaled = values.astype("float64")
@@ -118,7 +119,8 @@ class InputRule(Record):
     crop: tuple[int, int]
     """Training crop (height, width) in pixels."""
     value_range: ValueRange | None = None
-    """Values of images of more than 8 bits that become 0 and 255. Null: the images were of 8 bits; 16 bits are
+    """Values of images of more than 8 bits that become 0 and 255. Null: the images were of 8 bits; 16 bits
+    are
     divided by 257."""
     exif: Literal["apply", "ignore"] = "apply"
     """Whether images are turned upright as their EXIF tag says."""

@@ -1,6 +1,7 @@
 """Settings that make masks readable, proposed from all values that masks hold: only those that do no harm.
 
-A proposal never leaves a class without pixels that has some, never turns background into another class, and says
+A proposal never leaves a class without pixels that has some, never turns background into another class, and
+says
 what it does by the classes' names. Where the values do not tell, nothing is proposed.
 """
 
@@ -88,7 +89,7 @@ def _transparent(names: Sequence[str], seen: Seen) -> str:
 
 
 def _colors(data: DataConfig, names: Sequence[str], seen: Seen, colors: Sequence[str]) -> str:
-    words = "say in data.label_map what each colour is, or give it the labelmap.txt that the annotation tool wrote"
+    words = "say in data.label_map what each colour is, or give it the labelmap.txt of the annotation tool"
     if seen.label_map is not None:
         return _forgotten(names, seen, colors) or words
     own = [",".join(map(str, color)) for color in data.palette or []]

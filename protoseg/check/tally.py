@@ -100,7 +100,8 @@ def read_on(source: Source, tally: Tally, num_classes: int, wanted: int, ignore_
 
 
 def check_labels(
-    data: DataConfig, classes: Sequence[ClassInfo], tallies: Mapping[Split, Tally], report: Report, *, quick: bool
+    data: DataConfig, classes: Sequence[ClassInfo], tallies: Mapping[Split, Tally], report: Report, *,
+    quick: bool
 ) -> None:  # fmt: skip
     """Unknown values, classes and splits that have no pixels; cures only when all masks were read."""
     names = [item.name for item in classes]
@@ -109,7 +110,8 @@ def check_labels(
         if tally.masks and not tally.unknown and not tally.classes(len(names)):
             report.add(
                 "no-labels",
-                f"data.{split}: no mask has a pixel of a class, all are ignored; see data.label_map and data.ignore_index",
+                f"data.{split}: no mask has a pixel of a class, all are ignored; see data.label_map and "
+                "data.ignore_index",
             )
     unknown = labeled.unknown + val.unknown
     known = frozenset(labeled.classes(len(names)) + val.classes(len(names)))
@@ -136,7 +138,8 @@ def check_labels(
     ):
         report.add(
             "two-value",
-            "every labelled mask holds only 0 and 255, and 255 is ignored, so one class would be learned; for "
+            "every labelled mask holds only 0 and 255, and 255 is ignored, so one class would be learned; "
+            "for "
             f"two-value masks: {two_values(names)}",
         )
     elif len(only) == 1 and label_map and "255" not in label_map and white and not unknown:
@@ -147,7 +150,8 @@ def check_labels(
     elif len(only) == 1 and not unknown:
         report.add(
             "one-class",
-            f"every labelled pixel is {names[only[0]]}, and nothing else would be learned; see whether data.label_map "
+            f"every labelled pixel is {names[only[0]]}, and nothing else would be learned; see whether "
+            "data.label_map "
             "and data.ignore_index say what the masks mean, or add masks that show another class",
         )
 
@@ -166,7 +170,8 @@ def check_orientation(tallies: Mapping[Split, Tally], report: Report) -> None:
     if "orientation" in report.problems:
         report.cure(
             "orientation",
-            "each is turned by its own tag. Look at the contact sheet: where the masks were drawn on the pixels as "
+            "each is turned by its own tag. Look at the contact sheet: where the masks were drawn on the "
+            "pixels as "
             "stored, set data.exif=ignore",
         )
 
@@ -187,7 +192,8 @@ def check_values(
     sees = [round(255 * min(1.0, max(0.0, (end - low) / (high - low)))) for end in (found.low, found.high)]
     origin = "found in the data" if asked.value_range is None else "data.value_range"
     report.facts["values"] = (
-        f"{deep} image(s) of more than 8 bits hold {held}; {low:g} to {high:g} become 0 to 255 ({origin}), so the "
+        f"{deep} image(s) of more than 8 bits hold {held}; {low:g} to {high:g} become 0 to 255 ({origin}), "
+        "so the "
         f"network sees {sees[0]} to {sees[1]}"
     )
     best = _setting(found)

@@ -87,13 +87,15 @@ class DataConfig(Section):
     """Mask value that is never trained on nor counted."""
     in_channels: int = Field(3, ge=1)
     """Channels of an image; other than 1, 3 or 4 are read from TIFF or ``.npy`` files of (H, W, C)."""
-    bands: list[Annotated[int, Field(ge=1)]] | None = None
+    bands: list[int] | None = None
     """Bands of a TIFF or ``.npy`` image that become its channels, counted from 1; null: all."""
     value_range: tuple[float, float] | None = None
-    """Values of images of more than 8 bits (16-bit, float) that become 0 and 255; 8-bit files are never changed.
+    """Values of images of more than 8 bits (16-bit, float) that become 0 and 255; 8-bit files are never
+    changed.
     Null: found in the data when a training starts, and recorded in its checkpoint."""
     exif: Literal["apply", "ignore"] = "apply"
-    """``apply`` turns images and masks upright, each by its own EXIF tag; ``ignore`` takes pixels as stored."""
+    """``apply`` turns images and masks upright, each by its own EXIF tag; ``ignore`` takes pixels as
+    stored."""
     page: int | None = Field(None, ge=0)
     """Page of files with several (TIFF stacks, animations), counted from 0; null: such a file is an error."""
     max_pixels: int = Field(178_956_970, ge=1)
@@ -126,6 +128,8 @@ class DataConfig(Section):
             raise ValueError(f"data.mean is of pixels in [0, 1], got {self.mean}; divide it by 255")
         if self.std is not None and not all(0 < part <= 1 for part in self.std):
             raise ValueError(f"data.std is of pixels in [0, 1] and above 0, got {self.std}; divide it by 255")
+        if self.bands is not None and min(self.bands, default=0) < 1:
+            raise ValueError(f"data.bands counts from 1, got {self.bands}")
         if self.bands is not None and len(self.bands) != self.in_channels:
             raise ValueError(
                 f"data.bands names {len(self.bands)} bands, data.in_channels is {self.in_channels}"

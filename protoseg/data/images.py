@@ -48,7 +48,8 @@ def read_image(path: Path, channels: int = 3, how: Reading = PLAIN) -> NDArray[n
     """Read an image upright, as 8-bit HWC.
 
     Grey, palette, CMYK and RGBA (alpha dropped) images are converted. Values of more than 8 bits become bytes
-    by ``how.value_range``; without one 16-bit grey values are divided by 257 and rounded, so that 65535 becomes
+    by ``how.value_range``; without one 16-bit grey values are divided by 257 and rounded, so that 65535
+    becomes
     255 (colours of 16 bit keep their high byte, which is at most one less). ``.npy`` files hold (H, W, C).
 
     Args:

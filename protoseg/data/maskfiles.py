@@ -69,7 +69,8 @@ def load_mask(path: Path, white: int, how: Reading) -> StoredMask:
                 return _colored(path, bands, layout.alpha, layout.orientation)
             if not plain:
                 raise DataError(
-                    f"mask {path} has {layout.describe()}; a mask has one band of values of at most 32 bits, or "
+                    f"mask {path} has {layout.describe()}; a mask has one band of values of at most 32 "
+                    "bits, or "
                     "three of colours"
                 )
         if is_deep_png(head):
@@ -160,6 +161,7 @@ def _refuse_lossy(path: Path, head: bytes) -> None:
 def _lossy_text(path: Path, kind: str) -> str:
     called = "" if path.suffix.lower() in (".jpg", ".jpeg") or kind != "JPEG" else ", whatever its name says"
     return (
-        f"mask {path} holds {kind} data{called}: {kind} is lossy and changes mask values; export masks as PNG from "
+        f"mask {path} holds {kind} data{called}: {kind} is lossy and changes mask values; export masks as "
+        "PNG from "
         "the tool that drew them (to convert this file keeps the damage)"
     )

@@ -2,13 +2,15 @@
 
 What a mask file holds -> ``(H, W)`` uint8 of class ids and ``ignore_index``:
 
-* grey PNG (1, 2, 4, 8 or 16 bit), TIFF of integers or ``.npy``: the value; palette PNG: the palette index, or its
+* grey PNG (1, 2, 4, 8 or 16 bit), TIFF of integers or ``.npy``: the value; palette PNG: the palette index,
+or its
   colour when ``data.label_map`` has colours;
 * RGB: the colour by ``data.label_map``; three equal channels count as grey;
 * pixels of alpha 0 are no colour, but what ``data.label_map`` says of ``"transparent"``.
 
 ``data.label_map`` translates values (``"255"``) and colours (``"128,0,0"``); without it values are
-class ids. Pixels of the value ``data.ignore_index`` stay ignored unless the map says otherwise. A mask is turned by
+class ids. Pixels of the value ``data.ignore_index`` stay ignored unless the map says otherwise. A mask is
+turned by
 its own EXIF tag; one without a tag that has the size of its image before turning is turned by the image's.
 """
 
@@ -55,7 +57,8 @@ def label_map_entries(config: DataConfig, names: Sequence[str]) -> dict[str, int
         lacking = sorted(set(table.values()) - set(names) - {"ignore"})
         if lacking:
             raise DataError(
-                f"data.label_map={config.label_map} has classes that data.classes does not name, as {lacking[0]}; "
+                f"data.label_map={config.label_map} has classes that data.classes does not name, as "
+                f"{lacking[0]}; "
                 "set data.classes=null to take the map's own"
             )
         return dict(table)
@@ -101,8 +104,10 @@ def mask_reader(config: DataConfig, classes: Sequence[ClassInfo]) -> MaskReader:
 class MaskReader:
     """Turns mask files into class ids. Build one with ``mask_reader``.
 
-    ``values`` and ``colors`` are the label map; both empty means that values are class ids. ``transparent`` is the
-    label of pixels of alpha 0, which are an unknown value without one. ``mapped`` ends the names of files to which
+    ``values`` and ``colors`` are the label map; both empty means that values are class ids. ``transparent``
+    is the
+    label of pixels of alpha 0, which are an unknown value without one. ``mapped`` ends the names of files
+    to which
     the map was already applied.
     """
 
@@ -159,7 +164,8 @@ class MaskReader:
         """As ``read``, but values without a meaning become ``ignore_index`` and are counted.
 
         Returns:
-            The labels, and pixels by unknown value (``"7"``, ``"128,0,0"`` or ``"transparent"``), frequent ones
+            The labels, and pixels by unknown value (``"7"``, ``"128,0,0"`` or ``"transparent"``), frequent
+            ones
             first.
 
         Raises:
@@ -210,7 +216,7 @@ class MaskReader:
         return labels
 
     def _orientation(self, own: int, size: tuple[int, ...], image: Path | None) -> int:
-        """How to turn a mask: as its own tag says, or as its image's where only that fits the image's size."""
+        """How to turn a mask: by its own tag, or by its image's where only that fits the image's size."""
         if not self.how.upright:
             return 1
         if own == 1 and image is not None:
@@ -230,14 +236,15 @@ class MaskReader:
         return np.where(self._keys[at] == packed, self._labels[at], np.int16(_UNKNOWN))
 
     def explain(self, path: Path, unknown: Mapping[str, int]) -> str:
-        """What is wrong with a mask that has unknown values; the cure depends on all masks, see ``check.cures``."""
+        """What is wrong with a mask that has unknown values; the cure depends on all masks."""
         shown = ", ".join(f"{v} ({n} pixels)" for v, n in list(unknown.items())[:8])
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
         kind = "colour" if any("," in value for value in unknown) else "value"
         text = f"mask {path} has {kind}(s) without a class: {shown}{more}"
         if self.soft_edges(unknown):
             return (
-                f"{text}; these are soft edges (antialiasing, or a resize with interpolation) between values that "
+                f"{text}; these are soft edges (antialiasing, or a resize with interpolation) between "
+                "values that "
                 "have a class: export the mask without them, and resize masks by nearest neighbour only"
             )
         return text
@@ -259,7 +266,7 @@ class MaskReader:
 
 
 def follows_image(tag: int, stored: tuple[int, int], mask: tuple[int, ...]) -> bool:
-    """Whether a mask without a tag fits its image, of ``stored`` (height, width), only before the image is turned."""
+    """Whether a mask without a tag fits its image of ``stored`` (height, width) only before it is turned."""
     return tag >= 5 and stored[0] != stored[1] and tuple(mask) == stored
 
 

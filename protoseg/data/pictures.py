@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ HEIC_SUFFIXES = (".heic", ".heif")
 
 @dataclass(frozen=True)
 class Reading:
-    """How the pixels of a file are read; see ``DataConfig`` and ``InputRule`` for the fields of the same name."""
+    """How the pixels of a file are read; see ``DataConfig`` for the fields of the same name."""
 
     value_range: ValueRange | None = None
     upright: bool = True
@@ -92,14 +93,17 @@ def open_picture(path: Path, how: Reading, what: str) -> Iterator[Image.Image]:
 
 
 def _know_heic(path: Path, what: str) -> None:
-    try:
-        import pillow_heif
-    except ImportError:
-        raise DataError(
-            f"{what} {path} is HEIC, which needs another package: pip install 'protoseg[heic]', or convert it "
-            "to PNG or JPEG"
-        ) from None
-    pillow_heif.register_heif_opener()
+    for name in ("pi_heif", "pillow_heif"):
+        try:
+            import_module(name).register_heif_opener()
+        except ImportError:
+            continue
+        return
+    raise DataError(
+        f"{what} {path} is HEIC, which needs another package: pip install 'protoseg[heic]', or convert it "
+        "to PNG "
+        "or JPEG"
+    )
 
 
 def check_pixels(path: Path, size: tuple[int, int], how: Reading, what: str = "image") -> None:
@@ -114,7 +118,8 @@ def check_pixels(path: Path, size: tuple[int, int], how: Reading, what: str = "i
         whole = f"set data.max_pixels={pixels} to read it whole ({memory}), or " if how.settings else ""
         tiles = "cut image and mask into tiles" if how.settings else "cut it into tiles"
         raise DataError(
-            f"{what} {path} is {size[1]}x{size[0]}, {pixels} pixels; the limit is {how.max_pixels}: {whole}{tiles}"
+            f"{what} {path} is {size[1]}x{size[0]}, {pixels} pixels; the limit is {how.max_pixels}: "
+            f"{whole}{tiles}"
         )
 
 
@@ -127,7 +132,8 @@ def check_pages(path: Path, pages: int, how: Reading, what: str = "image") -> in
     if pages > 1 and how.page is None:
         first = ", or set data.page=0 to use the first page of every file" if how.settings else ""
         raise DataError(
-            f"{what} {path} has {pages} pages, and only one is read from a file; split it into one file a page"
+            f"{what} {path} has {pages} pages, and only one is read from a file; split it into one file a "
+            "page"
             f"{first}"
         )
     if pages > 1 and how.page is not None and how.page >= pages:
@@ -170,7 +176,7 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def file_orientation(path: Path) -> tuple[int, tuple[int, int]]:
-    """EXIF orientation, and (height, width) as stored, of an image file; (1, (0, 0)) where they cannot be had."""
+    """EXIF orientation, and (height, width) as stored, of an image file; (1, (0, 0)) if unknown."""
     if path.suffix.lower() == ".npy":
         return 1, (0, 0)
     try:
@@ -194,7 +200,7 @@ def _png_has_tag(path: Path) -> bool:
 
 
 def deep_kind(path: Path) -> bool:
-    """Whether an image file holds values of more than 8 bits whose largest is not known; False if unreadable."""
+    """Whether an image file holds values of more than 8 bits of unknown range; False if unreadable."""
     if path.suffix.lower() in (".jpg", ".jpeg", ".bmp", ".webp"):
         return False
     try:

@@ -36,7 +36,8 @@ class Values:
     def range(self) -> ValueRange:
         """The range that becomes 0 to 255.
 
-        Integers from 0 on: to the largest number of as many bits (4095, 65535), so that a brighter image than those
+        Integers from 0 on: to the largest number of as many bits (4095, 65535), so that a brighter image
+        than those
         seen fits too. Floats within [0, 1]: that. Others: as found.
         """
         if self.whole and self.low >= 0:
@@ -65,7 +66,7 @@ def image_values(path: Path, channels: int, how: Reading) -> Values | None:
 
 
 def sample_values(config: DataConfig, *lists: Sequence[Path]) -> Values | None:
-    """Values of up to ``SAMPLED`` images of each list; unreadable ones are passed over, which the doctor names."""
+    """Values of up to ``SAMPLED`` images of each list; the doctor names those that cannot be read."""
     found = None
     for paths in lists:
         for path in _spread(paths):

@@ -1,6 +1,7 @@
 """Values of more than 8 bits, and what a TIFF says of its bands. Serving reads by these rules, too.
 
-Pillow guesses a colour mode from a table of kinds and turns what is not in it down, or drops bands; a file whose
+Pillow guesses a colour mode from a table of kinds and turns what is not in it down, or drops bands; a file
+whose
 bands are data (infrared, elevation, more than 8 bits) is read with OpenCV or tifffile instead.
 """
 
@@ -19,7 +20,8 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from protoseg.errors import DataError
 
 _COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3}
-"""Bands of a photometric interpretation: white is zero, black is zero, RGB, palette, mask, CMYK, YCbCr, Lab."""
+"""Bands of a photometric interpretation: white is zero, black is zero, RGB, palette, mask, CMYK, YCbCr,
+Lab."""
 _NAMES = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab"}
 _KINDS = {1: "unsigned", 2: "signed", 3: "float", 4: "unsigned"}
 BACK = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}

@@ -111,12 +111,14 @@ CASES = {
     "nodata of int16": Case(tiff(shapes(0, 1, -9999), np.int16), shapes(0, 1, 255), suffix=".tif"),
     "nodata of uint32": Case(tiff(shapes(0, 1, 2**32 - 1), np.uint32), shapes(0, 1, 255), suffix=".tif"),
     "nodata with a map": Case(
-        grey(shapes(0, 255, 9)), shapes(0, 1, 255), settings={"label_map": {"0": "background", "255": "crack"}}
+        grey(shapes(0, 255, 9)), shapes(0, 1, 255), settings={"label_map": {"0": "background", "255":
+        "crack"}}
     ),
     "a map that lacks a class": Case(grey(255 * TWO), TWO, settings={"label_map": {"0": "background"}}),
     "two colours": Case(colors(TWO, CYAN), TWO),
     "colours of the palette": Case(
-        colors(shapes(0, 1, 2), {0: (9, 8, 7), 1: (1, 2, 3), 2: (50, 60, 70)}), shapes(0, 1, 2), ["a", "b", "c"],
+        colors(shapes(0, 1, 2), {0: (9, 8, 7), 1: (1, 2, 3), 2: (50, 60, 70)}), shapes(0, 1, 2), ["a", "b",
+        "c"],
         settings={"palette": [[9, 8, 7], [1, 2, 3], [50, 60, 70]]},
     ),
     "colours of VOC": Case(
@@ -132,7 +134,8 @@ CASES = {
         settings={"label_map": {"0,0,0": "background", "255,0,0": "crack"}},
     ),
     "transparent border": Case(
-        colors(shapes(0, 1, 2), {0: (0, 0, 0, 255), 1: (255, 0, 0, 255), 2: (255, 0, 0, 0)}), shapes(0, 1, 255),
+        colors(shapes(0, 1, 2), {0: (0, 0, 0, 255), 1: (255, 0, 0, 255), 2: (255, 0, 0, 0)}), shapes(0, 1,
+        255),
         settings={"label_map": {"0,0,0": "background", "255,0,0": "crack"}},
     ),
     "quotes in names": Case(grey(255 * TWO), TWO, ["background", "bird's nest"]),
@@ -148,7 +151,8 @@ CASES = {
         grey(TWO), TWO, image=tiff(BANDS, np.uint8, photometric="minisblack", planarconfig="contig"),
         image_suffix=".tif", choice=1, pixels=BANDS[..., :3],
     ),
-    "12 bits": Case(grey(TWO), TWO, image=grey(RANGE, np.uint16), pixels=np.round(RANGE[..., None] / 4095 * 255).repeat(3, 2)),
+    "12 bits": Case(grey(TWO), TWO, image=grey(RANGE, np.uint16), pixels=np.round(RANGE[..., None] / 4095 *
+    255).repeat(3, 2)),
     "values cut off": Case(grey(TWO), TWO, image=grey(RANGE, np.uint16), settings={"value_range": [0, 1000]}),
     "dark": Case(grey(TWO), TWO, image=grey(RANGE, np.uint16), settings={"value_range": [0, 65535]}),
     "large": Case(grey(TWO), TWO, settings={"max_pixels": 100}),

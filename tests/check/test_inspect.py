@@ -252,7 +252,8 @@ def deep_images(root: Path, top: int, dtype: type = np.uint16) -> None:
 
 
 @pytest.mark.parametrize(
-    ("top", "high"), [(65535, 65535), (40000, 65535), (32767, 32767), (16000, 16383), (3824, 4095), (200, 255)]
+    ("top", "high"),
+    [(65535, 65535), (40000, 65535), (32767, 32767), (16000, 16383), (3824, 4095), (200, 255)]
 )  # fmt: skip
 def test_the_range_of_deep_images_is_found_and_shown(good: Path, top: int, high: int) -> None:
     deep_images(good, top)

@@ -405,7 +405,7 @@ def test_reduce_zero_label(tmp_path: Path) -> None:
     path = save(tmp_path / "m.png", np.array([[0, 1, 3, 255]], np.uint8))
     found = reader(tmp_path, reduce_zero_label=True).read(path)
     np.testing.assert_array_equal(found, [[255, 0, 2, 255]])
-    with pytest.raises(ValueError, match="needs data.label_map=null"):
+    with pytest.raises(ValueError, match=r"needs data.label_map=null"):
         reader(tmp_path, {"0": 0}, reduce_zero_label=True)
 
 
@@ -422,7 +422,7 @@ def test_built_in_maps(tmp_path: Path) -> None:
     assert (len(names), names[0], names[13], names[18]) == (19, "road", "car", "bicycle")
     np.testing.assert_array_equal(found.read(ids), [[0, 1, 13, 18, 255, 255, 255]])
     train_ids = save(tmp_path / "a_gtFine_labelTrainIds.png", np.array([[7]], np.uint8))
-    with pytest.raises(DataError, match="holds train ids already; set data.label_map=null"):
+    with pytest.raises(DataError, match=r"holds train ids already; set data.label_map=null"):
         found.read(train_ids)
     found, names = built_in(tmp_path, "ade20k")
     assert (len(names), names[0], names[149]) == (150, "wall", "flag")
@@ -438,9 +438,7 @@ def test_built_in_maps(tmp_path: Path) -> None:
         save(tmp_path / "c.png", np.array(voc_palette(256), np.uint8)[indices]),
     ):
         np.testing.assert_array_equal(found.read(path), [[0, 15, 255]])
-    with pytest.raises(
-        DataError, match="has classes that data.classes does not name, as 'aeroplane'|as aeroplane"
-    ):
+    with pytest.raises(DataError, match=r"does not name, as aeroplane"):
         built_in(tmp_path, "voc", classes=["background", "cat"])
 
 

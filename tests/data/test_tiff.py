@@ -29,7 +29,8 @@ def write(path: Path, array: np.ndarray, *, planar: bool = False, **tags: object
 @pytest.mark.parametrize("array", [BYTES, DEEP])
 @pytest.mark.parametrize(
     ("bands", "tags"),
-    [(2, GREY), (3, GREY), (3, RGB), (4, GREY), (4, {**RGB, "extrasamples": ["unspecified"]}), (5, GREY), (5, RGB)],
+    [(2, GREY), (3, GREY), (3, RGB), (4, GREY), (5, GREY), (5, RGB),
+     (4, {**RGB, "extrasamples": ["unspecified"]})],
 )  # fmt: skip
 def test_every_band_is_read_as_it_is_stored(
     tmp_path: Path, bands: int, tags: dict[str, object], array: np.ndarray, planar: bool

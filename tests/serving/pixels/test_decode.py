@@ -119,7 +119,8 @@ def deep(kind: str, bands: int, dtype: Any = np.uint16, top: int = 4095) -> byte
 
 
 DEEP = {
-    "grey png": deep("png", 1), "rgb png": deep("png", 3), "rgba png": deep("png", 4), "grey tiff": deep("tiff", 1),
+    "grey png": deep("png", 1), "rgb png": deep("png", 3), "rgba png": deep("png", 4), "grey tiff":
+    deep("tiff", 1),
     "rgb tiff": deep("tiff", 3),
 }  # fmt: skip
 
