@@ -81,7 +81,7 @@ def load_mask(path: Path, white: int, how: Reading) -> StoredMask:
                 return _colored(path, deep, head[25] != 2, _tag(path))
         with open_picture(path, how, "mask") as image:
             # Pillow stretches 2 and 4 bit grey to 0..255; class ids need the stored value
-            rawmode = image.tile[0].args if image.tile else None
+            rawmode = image.tile[0].args if image.tile else None  # type: ignore[attr-defined]
             scale = {"L;2": 85, "L;4": 17}.get(rawmode if isinstance(rawmode, str) else "", 1)
             if image.format == "TIFF" and image.tag_v2.get(259) in _LOSSY_TIFF:  # type: ignore[attr-defined]
                 raise DataError(_lossy_text(path, "JPEG"))

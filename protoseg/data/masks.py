@@ -209,7 +209,7 @@ class MaskReader:
         if raw.dtype in (np.uint8, np.uint16):
             return self._lut[raw]
         inside = (raw >= 0) & (raw < len(self._lut))
-        labels = np.where(inside, self._lut[np.where(inside, raw, 0)], np.int16(_UNKNOWN))
+        labels: NDArray[np.int16] = np.where(inside, self._lut[np.where(inside, raw, 0)], np.int16(_UNKNOWN))
         for value, label in self.values.items():
             if not 0 <= value < len(self._lut):
                 labels[raw == value] = label

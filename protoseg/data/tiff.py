@@ -100,7 +100,8 @@ def read_layout(data: Path | bytes) -> TiffLayout:
         if head[2:3] == b"+" or head[3:4] == b"+":
             head += file.read(8)
         first: dict[int, Any] | None = None
-        pages, seen = 0, set()
+        pages = 0
+        seen: set[int] = set()
         directory = ImageFileDirectory_v2(head)
         at = directory.next
         while at and at not in seen and len(seen) < _MAX_PAGES:
@@ -158,7 +159,7 @@ def read_bands(path: Path, layout: TiffLayout, page: int, what: str) -> NDArray[
             "pip install 'protoseg[tiff]' (or store it as .npy of height, width, bands)"
         ) from None
     with tifffile.TiffFile(path) as file:
-        full = [p for p in file.pages if not int(p.subfiletype or 0) & (_REDUCED | _MASK)]
+        full = [p for p in file.pages if not int(getattr(p, "subfiletype", 0) or 0) & (_REDUCED | _MASK)]
         try:
             array: NDArray[Any] = full[page].asarray()
         except ValueError as error:
