@@ -17,6 +17,7 @@ from protoseg.data.images import read_image, resize_image, resize_mask
 from protoseg.data.lines import Entry
 from protoseg.data.lists import read_entries
 from protoseg.data.masks import MaskReader, mask_reader
+from protoseg.data.pictures import reading
 from protoseg.data.synthetic import SyntheticScenes
 from protoseg.errors import DataError, ExportError
 
@@ -51,10 +52,11 @@ def _limited(image: NDArray[np.uint8], mask: NDArray[np.uint8] | None, name: str
 def _read(entries: Iterable[Entry], info: CheckpointInfo, reader: MaskReader | None) -> Iterator[NamedImage]:
     rule = info.input.resize
     for entry in entries:
-        image = resize_image(read_image(entry.image, info.input.channels), rule)
+        pixels = read_image(entry.image, info.input.channels, reading(info.data, info.input))
+        image = resize_image(pixels, rule)
         mask = None
         if reader is not None and entry.mask is not None:
-            mask = resize_mask(reader.read(entry.mask), rule)
+            mask = resize_mask(reader.read(entry.mask, entry.image), rule)
         yield _limited(image, mask, entry.image.name)
 
 

@@ -27,7 +27,7 @@ from protoseg import __version__
 from protoseg.config.sections import DataConfig, EvalConfig, ModelConfig, PrototypeConfig
 from protoseg.errors import FULL_DISK, CheckpointError
 from protoseg.files import PREVIOUS_SUFFIX, PROJECT_ROOT, folder_whole, sha256_file
-from protoseg.manifest import ClassInfo, Head, InputRule, Record, explain_validation
+from protoseg.manifest import ClassInfo, Head, InputRule, Record, ValueRange, explain_validation
 from protoseg.models.segmenter import Segmenter, build_segmenter
 
 CHECKPOINT_SCHEMA = 1
@@ -292,7 +292,12 @@ NEW_PARTS = ("projection.", "aux_head.")
 
 
 def start_from_checkpoint(
-    path: str | Path, network: nn.Module, classes: list[ClassInfo], mean: list[float], std: list[float]
+    path: str | Path,
+    network: nn.Module,
+    classes: list[ClassInfo],
+    mean: list[float],
+    std: list[float],
+    value_range: ValueRange | None = None,
 ) -> CheckpointInfo:
     """Copy a checkpoint's teacher into a new network, but for projection and auxiliary head.
 
@@ -302,6 +307,7 @@ def start_from_checkpoint(
         classes: Its classes.
         mean: Its input normalisation, per channel.
         std: Likewise.
+        value_range: Its range of values of images of more than 8 bits, if it has such.
 
     Returns:
         The description of the checkpoint.
@@ -321,6 +327,13 @@ def start_from_checkpoint(
         raise CheckpointError(
             f"train.start_from={path} was trained with mean {info.input.mean} and std {info.input.std}, this "
             f"run has {mean} and {std}; set data.mean and data.std to the former"
+        )
+    theirs_range = info.input.value_range
+    if theirs_range is not None and value_range is not None and theirs_range != value_range:
+        low, high = theirs_range
+        raise CheckpointError(
+            f"train.start_from={path} was trained with values of {low:g} to {high:g}, this run has "
+            f"{value_range[0]:g} to {value_range[1]:g}; set data.value_range=[{low:.9g},{high:.9g}]"
         )
     state = {
         key: value

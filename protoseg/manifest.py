@@ -8,16 +8,22 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from protoseg.errors import ManifestError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 BUNDLE_SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 Precision = Literal["fp32", "fp16", "int8", "int8-cpu"]
 Head = Literal["linear", "prototype", "fused"]
+ValueRange = tuple[float, float]
+FULL_16_BIT: ValueRange = (0, 65535)
 
 
 class Section(BaseModel):
@@ -75,6 +81,22 @@ class ResizeConfig(Section):
         return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+def to_bytes(values: NDArray[Any], value_range: ValueRange) -> NDArray[np.uint8]:
+    """Pixel values of more than 8 bits as bytes: ``value_range`` is stretched to 0 to 255 and rounded.
+
+    Values outside are cut off, values that are no number become the lowest. The full 16 bits are divided by
+    257.
+    """
+    low, high = value_range
+    scaled = values.astype("float64")
+    scaled[scaled != scaled] = low
+    scaled -= low
+    scaled *= 255.0
+    scaled /= high - low
+    scaled += 0.5
+    return scaled.clip(0, 255).astype("uint8")
+
+
 class InputRule(Record):
     """How a decoded image becomes the network's input.
 
@@ -96,6 +118,12 @@ class InputRule(Record):
     """Working size rule."""
     crop: tuple[int, int]
     """Training crop (height, width) in pixels."""
+    value_range: ValueRange | None = None
+    """Values of images of more than 8 bits that become 0 and 255. Null: the images were of 8 bits; 16 bits
+    are
+    divided by 257."""
+    exif: Literal["apply", "ignore"] = "apply"
+    """Whether images are turned upright as their EXIF tag says."""
 
 
 class TensorInfo(Record):

@@ -198,3 +198,17 @@ def test_best_head(miou, expected):
 
 def test_best_head_without_metrics():
     assert tiny_info().best_head() == "linear"
+
+
+def test_a_start_from_another_range_of_values_is_refused(tmp_path):
+    source, info = tiny_segmenter(), tiny_info()
+    rule = info.input.model_copy(update={"value_range": (0.0, 4095.0)})
+    save_checkpoint(tmp_path / "checkpoint", source, info.model_copy(update={"input": rule}))
+    network = tiny_segmenter(seed=1).network
+    mean, std = info.input.mean, info.input.std
+    for same in (None, (0.0, 4095.0)):
+        start_from_checkpoint(tmp_path, network, info.classes, mean, std, same)
+    with pytest.raises(
+        CheckpointError, match=r"values of 0 to 4095, this run has 0 to 65535; set data\.value_range="
+    ):
+        start_from_checkpoint(tmp_path, network, info.classes, mean, std, (0.0, 65535.0))

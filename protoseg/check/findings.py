@@ -16,6 +16,10 @@ TITLES = {
     "size-mismatch": "masks whose size differs from the image's",
     "mask-values": "masks with values that no class has",
     "two-value": "masks of 0 and 255 without a label map",
+    "no-labels": "splits without a labelled pixel",
+    "one-class": "labels of a single class",
+    "orientation": "images that are turned by their EXIF tag otherwise than their masks",
+    "value-range": "ranges of values",
     "all-ignored": "labelled images without a labelled pixel",
     "empty-class": "classes without a labelled pixel",
     "overlap": "images that are in two splits",
@@ -33,6 +37,8 @@ class Problem:
     kind: str
     level: Level
     examples: list[str] = field(default_factory=list)
+    cure: str = ""
+    """What to do about all of them."""
 
     @property
     def count(self) -> int:
@@ -54,6 +60,10 @@ class Report:
         if level == "error":
             problem.level = "error"
 
+    def cure(self, kind: str, text: str) -> None:
+        """Say what to do about all findings of a kind that was noted."""
+        self.problems[kind].cure = text
+
     @property
     def ok(self) -> bool:
         """No errors; there may be warnings."""
@@ -74,7 +84,7 @@ class Report:
         return {
             "ok": self.ok,
             "problems": [
-                {"kind": p.kind, "level": p.level, "count": p.count, "examples": p.examples}
+                {"kind": p.kind, "level": p.level, "count": p.count, "examples": p.examples, "cure": p.cure}
                 for p in self.problems.values()
             ],
             **self.facts,
@@ -88,6 +98,8 @@ class Report:
             lines += [f"  {text}" for text in problem.examples[:limit]]
             if problem.count > limit:
                 lines.append(f"  ... and {problem.count - limit} more")
+            if problem.cure:
+                lines.append(f"  what to do: {problem.cure}")
         return lines
 
     def fact_lines(self) -> list[str]:
@@ -102,6 +114,8 @@ class Report:
             shown = [f"{size} ({count})" for size, count in list(sizes.items())[:8]]
             more = f" and {len(sizes) - 8} more sizes" if len(sizes) > 8 else ""
             lines.append(f"image sizes (width x height): {', '.join(shown)}{more}")
+        if self.facts.get("values"):
+            lines.append(f"values: {self.facts['values']}")
         shares = self.facts.get("class_shares", {})
         if shares:
             lines.append("class                     labeled pixels       val pixels")

@@ -4,36 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from protoseg.check.findings import Level, Report
-from protoseg.check.settings import check_crop, check_two_values, check_weights, describe_length
+from protoseg.check.settings import check_crop, check_schedule, check_weights, describe_length
+from protoseg.check.tally import Tally, check_labels, check_orientation, check_values, read_on
 from protoseg.config.sections import Config, DataConfig
 from protoseg.data.classes import read_classes
 from protoseg.data.lists import SPLITS, EntryList, Split, data_root, scan_entries
 from protoseg.data.masks import mask_reader
+from protoseg.data.pictures import reading
+from protoseg.data.ranges import with_value_range
 from protoseg.data.sources import FileSource, Source, open_source
 from protoseg.errors import DataError
 from protoseg.manifest import ClassInfo
 
 QUICK_IMAGES = 3
 QUICK_MASKS = 8
-
-
-@dataclass
-class _Tally:
-    """What one split's images and masks add up to."""
-
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
-    """Pixels by label."""
-    digests: dict[str, list[str]] = field(default_factory=dict)
-    masks: int = 0
 
 
 def inspect(config: Config, *, quick: bool, processes: int = 1, progress: bool = False) -> Report:
@@ -52,18 +41,20 @@ def inspect(config: Config, *, quick: bool, processes: int = 1, progress: bool =
     report = Report()
     try:
         classes = read_classes(config.data)
-        sources, lists = _open(config.data, classes, report)
+        data, sources, lists = _open(config.data, classes, report)
     except DataError as error:
         report.add("settings", str(error))
         return report
     report.facts["splits"] = _describe(sources, lists)
     _overlap(report, {split: _by_path(found) for split, found in lists.items()}, quick=quick)
     tallies = {
-        split: _look(config.data, report, split, source, len(classes), quick=quick, progress=progress)
+        split: _look(data, report, split, source, len(classes), quick=quick, progress=progress)
         for split, source in sources.items()
     }
     sizes: Counter[tuple[int, int]] = sum((tally.sizes for tally in tallies.values()), Counter())
-    check_two_values(config.data, tallies.get("labeled", _Tally()).pixels, report)
+    check_labels(data, classes, tallies, report, quick=quick)
+    check_orientation(tallies, report)
+    check_values(config.data, data, tallies, sizes.total(), report)
     check_crop(config.data.resize, config.views.crop, sizes, report)
     check_weights(config.data, config.model, config.train.start_from, report)
     if not quick:
@@ -72,6 +63,7 @@ def inspect(config: Config, *, quick: bool, processes: int = 1, progress: bool =
         _describe_labels(report, classes, config.data.ignore_index, tallies)
     labeled, unlabeled = (len(sources[split]) if split in sources else 0 for split in SPLITS[:2])
     both = config.method.unlabeled
+    check_schedule(config, labeled, unlabeled, processes, report)
     report.facts["training"] = describe_length(config.train, both, labeled, unlabeled, processes)
     if not quick:
         from protoseg.check.memory import estimate_memory
@@ -82,17 +74,16 @@ def inspect(config: Config, *, quick: bool, processes: int = 1, progress: bool =
 
 def open_sources(data: DataConfig, classes: list[ClassInfo]) -> dict[Split, Source]:
     """The readable part of every split, for pictures."""
-    return _open(data, classes, Report())[0]
+    return _open(data, classes, Report())[1]
 
 
 def _open(
     data: DataConfig, classes: list[ClassInfo], report: Report
-) -> tuple[dict[Split, Source], dict[Split, EntryList]]:
+) -> tuple[DataConfig, dict[Split, Source], dict[Split, EntryList]]:
     if data.kind == "synthetic":
-        return {split: open_source(data, split, classes) for split in SPLITS}, {}
+        return data, {split: open_source(data, split, classes) for split in SPLITS}, {}
     data_root(data)
     reader = mask_reader(data, classes)
-    sources: dict[Split, Source] = {}
     lists: dict[Split, EntryList] = {}
     for split in SPLITS:
         try:
@@ -105,8 +96,15 @@ def _open(
         for text in found.warnings:
             report.add("list", f"data.{split}: {text}", "warning")
         lists[split] = found
-        sources[split] = FileSource(found.entries, data.in_channels, reader, found.sha256)
-    return sources, lists
+    labeled, unlabeled = (
+        [entry.image for entry in lists[split].entries] if split in lists else [] for split in SPLITS[:2]
+    )
+    used = with_value_range(data, labeled, unlabeled)
+    sources: dict[Split, Source] = {
+        split: FileSource(found.entries, data.in_channels, reader, found.sha256, reading(used))
+        for split, found in lists.items()
+    }
+    return used, sources, lists
 
 
 def _describe(sources: dict[Split, Source], lists: dict[Split, EntryList]) -> dict[str, dict[str, Any]]:
@@ -149,16 +147,16 @@ def _overlap(report: Report, tables: dict[Split, dict[str, list[str]]], *, quick
 def _look(
     data: DataConfig, report: Report, split: Split, source: Source, num_classes: int, *,
     quick: bool, progress: bool,
-) -> _Tally:  # fmt: skip
-    tally = _Tally()
+) -> Tally:  # fmt: skip
+    tally = Tally()
     indices: Iterable[int] = _quick_indices(len(source), split) if quick else range(len(source))
     if progress and not quick:
         indices = tqdm(indices, desc=f"{split} images", unit="image", leave=False)
     level: Level = "warning" if data.on_error == "skip" and split != "val" else "error"
     for index in indices:
-        _look_at(report, source, index, tally, data.ignore_index, level=level, hashed=not quick)
-    if quick and split == "labeled" and data.label_map is None:
-        _look_for_classes(source, tally, num_classes)
+        _look_at(report, source, index, tally, data, level=level, hashed=not quick)
+    if quick and split != "unlabeled":
+        read_on(source, tally, num_classes, 2 if split == "labeled" else 1, data.ignore_index)
     return tally
 
 
@@ -169,7 +167,7 @@ def _quick_indices(length: int, split: Split) -> list[int]:
 
 
 def _look_at(
-    report: Report, source: Source, index: int, tally: _Tally, ignore_index: int, *,
+    report: Report, source: Source, index: int, tally: Tally, data: DataConfig, *,
     level: Level, hashed: bool,
 ) -> None:  # fmt: skip
     image = None
@@ -178,6 +176,7 @@ def _look_at(
             tally.digests.setdefault(source.digest(index), []).append(source.name(index))
         image = source.image(index)
         tally.sizes[image.shape[0], image.shape[1]] += 1
+        tally.add_values(source, index)
     except DataError as error:
         report.add("unreadable-image", str(error), level)
     try:
@@ -187,16 +186,14 @@ def _look_at(
         return
     if found is None:
         return
-    labels, complaint = found
-    if complaint:
-        report.add("mask-values", complaint)
-    if image is not None and labels.shape != image.shape[:2]:
-        report.add("size-mismatch", _size_text(source.name(index), image.shape, labels.shape))
-    counts = np.bincount(labels.ravel(), minlength=256)
-    if not complaint and counts[ignore_index] == labels.size:
+    if found.complaint:
+        report.add("mask-values", found.complaint)
+    if image is not None and found.ids.shape != image.shape[:2]:
+        report.add("size-mismatch", _size_text(source.name(index), image.shape, found.ids.shape))
+    if not found.unknown and bool((found.ids == data.ignore_index).all()):
         report.add("all-ignored", source.name(index), "warning")
-    tally.pixels += counts
-    tally.masks += 1
+    tally.add_labels(found, data.ignore_index)
+    tally.add_orientation(source, index, data)
 
 
 def _size_text(name: str, image: tuple[int, ...], mask: tuple[int, ...]) -> str:
@@ -206,20 +203,7 @@ def _size_text(name: str, image: tuple[int, ...], mask: tuple[int, ...]) -> str:
     return text
 
 
-def _look_for_classes(source: Source, tally: _Tally, num_classes: int) -> None:
-    """Read on while only class 0 was seen, so that a two-value set is told from an unlucky start."""
-    for index in range(len(source)):
-        if tally.pixels[1:num_classes].any() or not tally.pixels[num_classes:].any():
-            return
-        try:
-            found = source.labels(index)
-        except DataError:
-            continue
-        if found is not None:
-            tally.pixels += np.bincount(found[0].ravel(), minlength=256)
-
-
-def _compare_contents(report: Report, tallies: dict[Split, _Tally]) -> None:
+def _compare_contents(report: Report, tallies: dict[Split, Tally]) -> None:
     """Note images of equal bytes, in two splits or in one."""
     _overlap(report, {split: tally.digests for split, tally in tallies.items()}, quick=False)
     shared = report.problems.get("overlap")
@@ -233,13 +217,13 @@ def _compare_contents(report: Report, tallies: dict[Split, _Tally]) -> None:
 
 
 def _describe_labels(
-    report: Report, classes: list[ClassInfo], ignore_index: int, tallies: dict[Split, _Tally]
+    report: Report, classes: list[ClassInfo], ignore_index: int, tallies: dict[Split, Tally]
 ) -> None:
     """Note the share of each class and of ignored pixels, and classes that no label shows."""
     shares: dict[str, dict[str, float | None]] = {item.name: {} for item in classes}
     report.facts["class_shares"] = shares
     for split in ("labeled", "val"):
-        tally = tallies.get(split, _Tally())
+        tally = tallies.get(split, Tally())
         valid = int(tally.pixels.sum() - tally.pixels[ignore_index])
         for index, item in enumerate(classes):
             none = 0.0 if tally.masks else None

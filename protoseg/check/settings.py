@@ -5,28 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-import numpy as np
-from numpy.typing import NDArray
-
 from protoseg.check.findings import Report
-from protoseg.config.plan import run_length
-from protoseg.config.sections import DataConfig, ModelConfig, TrainConfig
+from protoseg.config.plan import make_schedule, run_length
+from protoseg.config.sections import Config, DataConfig, ModelConfig, TrainConfig
+from protoseg.errors import ConfigError
 from protoseg.manifest import ResizeConfig
 
 # pixels from which on a crop is no small one, and how many smaller ones a common image may be larger than
 SMALL_CROP = 256 * 256
 CROPS_IN_IMAGE = 8
-
-
-def check_two_values(data: DataConfig, labeled_pixels: NDArray[np.int64], report: Report) -> None:
-    """Masks of 0 and 255 need a label map; ``labeled_pixels`` are counts by label, (256,)."""
-    values = set(np.flatnonzero(labeled_pixels))
-    if data.kind == "files" and data.label_map is None and values == {0, 255}:
-        report.add(
-            "two-value",
-            "every labelled mask holds only 0 and 255, and 255 is ignored, so one class would be "
-            'learned; for two-value masks set data.label_map={"0": 0, "255": 1}',
-        )
 
 
 def check_crop(
@@ -66,6 +53,16 @@ def check_weights(data: DataConfig, model: ModelConfig, start_from: str | None, 
             "to timm (downloads the encoder's weights) or to a file",
             "warning",
         )
+
+
+def check_schedule(config: Config, labeled: int, unlabeled: int, processes: int, report: Report) -> None:
+    """What a training refuses before its first step."""
+    if labeled == 0:
+        return  # said elsewhere
+    try:
+        make_schedule(config, labeled, unlabeled, processes)
+    except ConfigError as error:
+        report.add("settings", str(error))
 
 
 def describe_length(

@@ -63,8 +63,8 @@ def draw_contact_sheet(
 def _tile(split: Split, source: Source, index: int, classes: Sequence[ClassInfo]) -> Tile:
     image, found = source.image(index), source.labels(index)
     pictures = [small(as_rgb(image))]
-    if found is not None and found[0].shape == image.shape[:2]:
-        pictures.append(small(overlay_picture(image, found[0], [item.color for item in classes])))
+    if found is not None and found.ids.shape == image.shape[:2]:
+        pictures.append(small(overlay_picture(image, found.ids, [item.color for item in classes])))
     return Tile(pictures, f"{split}: {Path(source.name(index)).name}")
 
 

@@ -22,6 +22,10 @@ def _whole_number(value: Any) -> Any:
 NumberChoice = BeforeValidator(_whole_number)
 
 
+BUILT_IN_MAPS = ("cityscapes", "ade20k", "voc")
+"""Label maps by name, which bring their classes with them."""
+
+
 class FolderPair(Section):
     """Images and masks in two folders, paired by file stem."""
 
@@ -75,11 +79,27 @@ class DataConfig(Section):
     """Colour of each class, RGB in [0, 255]; null takes the mask palette of VOC."""
     label_map: dict[str, int | str] | str | None = None
     """Mask value -> class id, class name or ``ignore``. Keys are grey values (``"255"``) or colours
-    (``"128,0,0"``). A file name is read as CVAT ``labelmap.txt``. Null: values are class ids."""
+    (``"128,0,0"``); ``"transparent"`` are pixels of alpha 0. A file name is read as CVAT ``labelmap.txt``;
+    ``cityscapes``, ``ade20k`` and ``voc`` are built in. Null: values are class ids."""
+    reduce_zero_label: bool = False
+    """Mask value 0 is ignored and the classes are the values from 1 on (needs ``label_map: null``)."""
     ignore_index: int = Field(255, ge=0, le=255)
     """Mask value that is never trained on nor counted."""
     in_channels: int = Field(3, ge=1)
-    """Channels of an image; other than 1, 3 or 4 are read from ``.npy`` files of (H, W, C)."""
+    """Channels of an image; other than 1, 3 or 4 are read from TIFF or ``.npy`` files of (H, W, C)."""
+    bands: list[int] | None = None
+    """Bands of a TIFF or ``.npy`` image that become its channels, counted from 1; null: all."""
+    value_range: tuple[float, float] | None = None
+    """Values of images of more than 8 bits (16-bit, float) that become 0 and 255; 8-bit files are never
+    changed.
+    Null: found in the data when a training starts, and recorded in its checkpoint."""
+    exif: Literal["apply", "ignore"] = "apply"
+    """``apply`` turns images and masks upright, each by its own EXIF tag; ``ignore`` takes pixels as
+    stored."""
+    page: int | None = Field(None, ge=0)
+    """Page of files with several (TIFF stacks, animations), counted from 0; null: such a file is an error."""
+    max_pixels: int = Field(178_956_970, ge=1)
+    """Largest image in pixels that is decoded."""
     mean: list[float] | None = None
     """Per-channel mean in [0, 1]; null takes the encoder's."""
     std: list[float] | None = None
@@ -99,6 +119,8 @@ class DataConfig(Section):
     def _check(self) -> DataConfig:
         if self.kind == "files":
             missing = [k for k in ("labeled", "val", "classes") if getattr(self, k) is None]
+            if self.label_map in BUILT_IN_MAPS and "classes" in missing:
+                missing.remove("classes")
             if missing:
                 names = ", ".join(f"data.{k}" for k in missing)
                 raise ValueError(f"data.kind=files needs {names}")
@@ -106,6 +128,16 @@ class DataConfig(Section):
             raise ValueError(f"data.mean is of pixels in [0, 1], got {self.mean}; divide it by 255")
         if self.std is not None and not all(0 < part <= 1 for part in self.std):
             raise ValueError(f"data.std is of pixels in [0, 1] and above 0, got {self.std}; divide it by 255")
+        if self.bands is not None and min(self.bands, default=0) < 1:
+            raise ValueError(f"data.bands counts from 1, got {self.bands}")
+        if self.bands is not None and len(self.bands) != self.in_channels:
+            raise ValueError(
+                f"data.bands names {len(self.bands)} bands, data.in_channels is {self.in_channels}"
+            )
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise ValueError(f"data.value_range must be low < high, got {list(self.value_range)}")
+        if self.reduce_zero_label and self.label_map is not None:
+            raise ValueError("data.reduce_zero_label=true needs data.label_map=null: map the values there")
         for name in ("mean", "std"):
             value = getattr(self, name)
             if value is not None and len(value) != self.in_channels:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from protoseg.config.sections import DataConfig
+from protoseg.config.sections import BUILT_IN_MAPS, DataConfig
+from protoseg.data.known import known_classes
 from protoseg.data.lists import data_root, find_file
 from protoseg.data.palette import Color, voc_palette
 from protoseg.data.synthetic import synthetic_classes
@@ -59,9 +60,13 @@ def read_classes(config: DataConfig) -> list[ClassInfo]:
     if config.kind == "synthetic":
         return synthetic_classes(config.synthetic)
     colors: dict[str, Color] = {}
-    if isinstance(config.label_map, str):
+    if config.label_map in BUILT_IN_MAPS:
+        colors = known_classes(str(config.label_map))
+    elif isinstance(config.label_map, str):
         colors = read_labelmap(find_file(data_root(config), config.label_map, "data.label_map"))
     names = config.classes
+    if names is None and config.label_map in BUILT_IN_MAPS:
+        names = list(colors)
     if isinstance(names, str):
         path = find_file(data_root(config), names, "data.classes")
         lines = [line for line in _read_lines(path) if line and not line.startswith("#")]

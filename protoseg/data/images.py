@@ -2,136 +2,183 @@
 
 from __future__ import annotations
 
-import struct
-import tokenize
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from protoseg.data.palette import Color, voc_palette
+from protoseg.data.pictures import (
+    DECODE_ERRORS,
+    PLAIN,
+    Reading,
+    check_pages,
+    check_pixels,
+    load_array,
+    open_picture,
+    read_orientation,
+)
+from protoseg.data.tiff import (
+    BACK,
+    TiffLayout,
+    as_channels,
+    decode_deep,
+    is_deep_png,
+    is_tiff,
+    read_bands,
+    read_layout,
+    turn,
+    unsigned,
+)
 from protoseg.errors import DataError
 from protoseg.files import write_whole
-from protoseg.manifest import ResizeConfig
+from protoseg.manifest import FULL_16_BIT, ResizeConfig, to_bytes
 
-# what Pillow's plugins raise for damaged files; SyntaxError is theirs for broken PNG chunks
-DECODE_ERRORS = (
-    OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError,
-    struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
+if TYPE_CHECKING:
+    pass
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_EXIF_ORIENTATION = 0x0112
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 IGNORE_COLOR: Color = (224, 224, 192)
 
 
-def read_image(path: Path, channels: int = 3) -> NDArray[np.uint8]:
+def read_image(path: Path, channels: int = 3, how: Reading = PLAIN) -> NDArray[np.uint8]:
     """Read an image upright, as 8-bit HWC.
 
-    Grey, palette, CMYK, RGBA (alpha dropped) and 16-bit images are converted; 16-bit grey values
-    are divided by 257 and rounded, so that 65535 becomes 255 (colour PNGs of 16 bit keep their high
-    byte, which is at most one less). ``.npy`` files hold (H, W, C), uint8 or uint16.
+    Grey, palette, CMYK and RGBA (alpha dropped) images are converted. Values of more than 8 bits become bytes
+    by ``how.value_range``; without one 16-bit grey values are divided by 257 and rounded, so that 65535
+    becomes
+    255 (colours of 16 bit keep their high byte, which is at most one less). ``.npy`` files hold (H, W, C).
 
     Args:
         path: Image file.
-        channels: 1 (grey), 3 (RGB), 4 (RGBA); any other number needs ``.npy``.
+        channels: 1 (grey), 3 (RGB), 4 (RGBA), or as many bands as the file has or ``how.bands`` names.
+        how: Value range, orientation, page and bands.
 
     Returns:
         ``(H, W, channels)`` uint8 in [0, 255], writable.
 
     Raises:
-        DataError: If the file is missing, damaged or has another number of channels.
+        DataError: If the file is missing, damaged, of several pages or has another number of channels.
     """
-    path = Path(path)
-    if path.suffix.lower() == ".npy":
-        array = load_array(path, "image", ndim=3 if channels > 1 else None)
-        if array.ndim == 2:
-            array = array[..., None]
-        if array.ndim != 3 or array.shape[2] != channels:
-            raise DataError(
-                f"image {path} has shape {array.shape}, expected (H, W, {channels}); "
-                f"set data.in_channels or store the channels last"
-            )
-        return _to_8bit(array, path)
-    if channels not in _MODES:
-        raise DataError(
-            f"image {path} cannot give {channels} channels; store it as .npy of (H, W, {channels}) uint8"
+    stored = read_stored(Path(path), channels, how)
+    if stored.dtype == np.uint8:
+        return stored
+    low, high = (stored.min(), stored.max())
+    if how.value_range is not None:
+        return to_bytes(stored, how.value_range)
+    floats = not np.issubdtype(stored.dtype, np.integer)
+    if floats or low < 0 or high > 65535:
+        held = (
+            f"floats ({low:g} to {high:g})" if floats else f"values {low} to {high}, not of unsigned 16 bit"
         )
+        cure = f"set data.value_range=[{low:g},{high:g}], or another range that fits all images"
+        none = "the network was trained on images of 8 or 16 bit"
+        raise DataError(f"image {path} holds {held}; {cure if how.settings else none}")
+    return to_bytes(stored, FULL_16_BIT)
+
+
+def read_stored(path: Path, channels: int, how: Reading) -> NDArray[Any]:
+    """As ``read_image``, but values of more than 8 bits stay as they are.
+
+    Returns:
+        ``(H, W, channels)`` of uint8 or the file's own type.
+
+    Raises:
+        DataError: As ``read_image``.
+    """
+    if path.suffix.lower() == ".npy":
+        return _choose(load_array(path, "image", floats=True), None, channels, how, path)
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file:
+            head = file.read(32)
+        layout = read_layout(path) if is_tiff(head) else None
+        if layout is not None:
+            plain = layout.plain and how.bands is None
+            legacy = how.value_range is None and layout.colors == 3 and layout.chunky
+            legacy = legacy and layout.kind == "unsigned" and layout.bits <= 16
+            if not plain and not (legacy and how.bands is None):
+                check_pixels(path, layout.size, how)
+                page = check_pages(path, layout.pages, how)
+                bands = _choose(read_bands(path, layout, page, "image"), layout, channels, how, path)
+                return turn(bands, layout.orientation if how.upright else 1)
+        elif how.bands is not None:
+            raise DataError(f"image {path} is no TIFF or .npy, which data.bands is for; set data.bands=null")
+        with open_picture(path, how, "image") as image:
+            orientation = read_orientation(image)
             image.load()
-            upright = _upright(image)
-            if upright.mode.startswith("I"):
-                grey = _to_8bit(np.asarray(upright)[..., None], path)
-                if channels == 4:
-                    return np.concatenate([np.repeat(grey, 3, axis=2), np.full_like(grey, 255)], axis=2)
-                return np.repeat(grey, channels, axis=2)
-            if upright.mode == "F":
-                raise DataError(
-                    f"image {path} holds floats; store it as 8 or 16 bit, or as .npy with its channels"
-                )
-            array = np.array(upright.convert(_MODES[channels]))
+            array = _values(image, head, channels, how, path)
+            if array is None:
+                shape = (image.height, image.width, len(image.getbands()))
+                found = f"{image.format} pixels of {'+'.join(image.getbands())}"
+                raise DataError(_channels_text(path, found, channels, shape, how))
+            # Pillow has turned TIFFs already
+            turned = orientation if image.format == "TIFF" else 1
+            wanted = orientation if how.upright else 1
+            array = turn(array, wanted if turned == 1 else 1 if wanted == turned else BACK[turned])
     except DataError:
         raise
     except FileNotFoundError:
         raise DataError(f"image {path} not found") from None
     except DECODE_ERRORS as error:
-        raise DataError(f"image {path} cannot be decoded ({error}); replace or unlist it") from error
-    return array.reshape(array.shape[0], array.shape[1], channels)
-
-
-def load_array(path: Path, what: str, ndim: int | None) -> NDArray[Any]:
-    """Load an integer ``.npy`` without unpickling.
-
-    Raises:
-        DataError: If it is missing, damaged, of another rank or not of integers.
-    """
-    try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(f"{what} {path} not found") from None
-    except (*DECODE_ERRORS, tokenize.TokenError) as error:
-        raise DataError(f"{what} {path} cannot be read ({error}); replace the file") from error
-    if array.dtype == np.bool_:
-        array = array.astype(np.uint8)
-    if not np.issubdtype(array.dtype, np.integer) or array.size == 0:
-        raise DataError(f"{what} {path} has dtype {array.dtype}, shape {array.shape}; expected uint8")
-    if ndim is not None and array.ndim != ndim:
-        raise DataError(f"{what} {path} has shape {array.shape}; expected {ndim} axes")
+        raise DataError(f"image {path} cannot be decoded ({_reason(error)}); replace or unlist it") from error
     return array
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except DECODE_ERRORS:
-        # broken metadata says nothing about the pixels
-        return image
-    method = _TRANSPOSE.get(orientation)
-    return image if method is None else image.transpose(method)
+def _reason(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _to_8bit(array: NDArray[Any], path: Path) -> NDArray[np.uint8]:
-    if array.dtype == np.uint8:
+def _values(image: Image.Image, head: bytes, channels: int, how: Reading, path: Path) -> NDArray[Any] | None:
+    """``(H, W, channels)`` of a loaded picture, as Pillow converts it; None where it cannot."""
+    if channels not in _MODES:
+        return None
+    if how.value_range is not None and is_deep_png(head):
+        deep = decode_deep(path.read_bytes())
+        if deep is not None:
+            return as_channels(deep, channels)
+    if image.mode.startswith("I") or image.mode == "F":
+        return as_channels(unsigned(image)[..., None], channels)
+    array = np.array(image.convert(_MODES[channels]))
+    return array.reshape(array.shape[0], array.shape[1], channels)
+
+
+def _choose(
+    array: NDArray[Any], layout: TiffLayout | None, channels: int, how: Reading, path: Path
+) -> NDArray[Any]:
+    """The bands that become channels."""
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3:
+        raise DataError(f"image {path} has shape {array.shape}, expected (H, W, {channels})")
+    bands = array.shape[2]
+    if how.bands is not None:
+        if max(how.bands) > bands:
+            raise DataError(
+                f"image {path} has {bands} band(s), data.bands={list(how.bands)} names band {max(how.bands)}"
+            )
+        return np.ascontiguousarray(array[..., [band - 1 for band in how.bands]])
+    if bands == channels:
         return np.array(array)
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high > 65535:
-        raise DataError(f"image {path} has values {low} to {high}; expected 8 or 16 bit, unsigned")
-    # round(v / 257) in integers: 257 is odd, so there are no ties
-    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    explained = layout is not None and layout.photometric <= 2 and layout.colors > 0
+    if explained and channels in (1, 3, 4):
+        return as_channels(array, channels)
+    found = layout.describe() if layout is not None else f"shape {array.shape}"
+    raise DataError(_channels_text(path, found, channels, array.shape, how))
+
+
+def _channels_text(path: Path, found: str, channels: int, shape: tuple[int, ...], how: Reading) -> str:
+    bands = shape[-1]
+    text = f"image {path} has {found}, expected (H, W, {channels}) by data.in_channels={channels}; "
+    if not how.settings:
+        return f"image {path} has {found}; the network takes {channels} channel(s)"
+    if shape[0] == channels and found.startswith("shape"):
+        return text + "store the channels last"
+    numbers = ",".join(map(str, range(1, channels + 1)))
+    choice = f", or choose bands, as data.bands=[{numbers}]" if bands > channels else ""
+    return text + f"set data.in_channels={bands} (data.mean and data.std to as many numbers, or null){choice}"
 
 
 def resize_image(image: NDArray[np.uint8], rule: ResizeConfig) -> NDArray[np.uint8]:

@@ -2,12 +2,16 @@
 
 What a mask file holds -> ``(H, W)`` uint8 of class ids and ``ignore_index``:
 
-* grey PNG (1, 2, 4, 8 or 16 bit) or ``.npy``: the value; palette PNG: the palette index, or its
+* grey PNG (1, 2, 4, 8 or 16 bit), TIFF of integers or ``.npy``: the value; palette PNG: the palette index,
+or its
   colour when ``data.label_map`` has colours;
-* RGB: the colour by ``data.label_map``; three equal channels count as grey.
+* RGB: the colour by ``data.label_map``; three equal channels count as grey;
+* pixels of alpha 0 are no colour, but what ``data.label_map`` says of ``"transparent"``.
 
 ``data.label_map`` translates values (``"255"``) and colours (``"128,0,0"``); without it values are
-class ids. Pixels of the value ``data.ignore_index`` stay ignored unless the map says otherwise.
+class ids. Pixels of the value ``data.ignore_index`` stay ignored unless the map says otherwise. A mask is
+turned by
+its own EXIF tag; one without a tag that has the size of its image before turning is turned by the image's.
 """
 
 from __future__ import annotations
@@ -15,20 +19,55 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from protoseg.config.sections import DataConfig
+from protoseg.config.sections import BUILT_IN_MAPS, DataConfig
 from protoseg.data.classes import IGNORE_NAMES, parse_color, read_labelmap
-from protoseg.data.images import DECODE_ERRORS, load_array
+from protoseg.data.known import known_map
 from protoseg.data.lists import data_root, find_file
+from protoseg.data.maskfiles import load_mask
 from protoseg.data.palette import Color
+from protoseg.data.pictures import PLAIN, Reading, file_orientation, reading
+from protoseg.data.tiff import turn
 from protoseg.errors import DataError
 from protoseg.manifest import ClassInfo
 
+TRANSPARENT = "transparent"
+"""Key of ``data.label_map`` for pixels of alpha 0."""
 _UNKNOWN = -1
+_SOFT_VALUES = 5
+"""From so many unknown values on, which all lie between known ones, edges are soft."""
+
+
+def label_map_entries(config: DataConfig, names: Sequence[str]) -> dict[str, int | str] | None:
+    """``data.label_map`` as a mapping, whichever way it is given; None without one.
+
+    Raises:
+        DataError: If its file cannot be read or names other classes.
+    """
+    if config.reduce_zero_label:
+        return {"0": "ignore"} | {str(index + 1): index for index in range(len(names))}
+    if not isinstance(config.label_map, str):
+        return None if config.label_map is None else dict(config.label_map)
+    if config.label_map in BUILT_IN_MAPS:
+        table = known_map(config.label_map)
+        lacking = sorted(set(table.values()) - set(names) - {"ignore"})
+        if lacking:
+            raise DataError(
+                f"data.label_map={config.label_map} has classes that data.classes does not name, as "
+                f"{lacking[0]}; "
+                "set data.classes=null to take the map's own"
+            )
+        return dict(table)
+    path = find_file(data_root(config), config.label_map, "data.label_map")
+    colors = read_labelmap(path)
+    unknown = [n for n in colors if n not in names and n.lower() not in IGNORE_NAMES]
+    if unknown:
+        raise DataError(f"{path} names {unknown}, which data.classes does not have; add them to data.classes")
+    return {",".join(map(str, color)): name if name in names else "ignore" for name, color in colors.items()}
 
 
 def mask_reader(config: DataConfig, classes: Sequence[ClassInfo]) -> MaskReader:
@@ -38,46 +77,47 @@ def mask_reader(config: DataConfig, classes: Sequence[ClassInfo]) -> MaskReader:
         DataError: If ``data.label_map`` has a key or value that means nothing.
     """
     names = [item.name for item in classes]
-    label_map: Mapping[str, int | str]
-    if config.label_map is None:
-        return MaskReader(len(names), config.ignore_index)
-    if isinstance(config.label_map, str):
-        path = find_file(data_root(config), config.label_map, "data.label_map")
-        table = read_labelmap(path)
-        unknown = [n for n in table if n not in names and n.lower() not in IGNORE_NAMES]
-        if unknown:
-            raise DataError(
-                f"{path} names {unknown}, which data.classes does not have; add them to data.classes"
-            )
-        label_map = {
-            ",".join(map(str, color)): name if name in names else "ignore" for name, color in table.items()
-        }
-    else:
-        label_map = config.label_map
+    label_map = label_map_entries(config, names)
+    how = reading(config)
+    if label_map is None:
+        return MaskReader(len(names), config.ignore_index, how=how)
     values: dict[int, int] = {}
     colors: dict[Color, int] = {}
+    transparent = None
     for key, target in label_map.items():
         label = _target(key, target, names, config.ignore_index)
         if "," in key:
             colors[parse_color(key, "data.label_map")] = label
-        elif key.strip().isdecimal() and int(key) <= 65535:
+        elif key.strip().lower() == TRANSPARENT:
+            transparent = label
+        elif key.strip().removeprefix("-").isdecimal():
             values[int(key)] = label
         else:
-            raise DataError(f'data.label_map key {key!r} must be a value ("255") or a colour ("128,0,0")')
-    return MaskReader(len(names), config.ignore_index, values, colors)
+            raise DataError(
+                f'data.label_map key {key!r} must be a value ("255"), a colour ("128,0,0") or "{TRANSPARENT}"'
+            )
+    mapped = "_labelTrainIds" if config.label_map == "cityscapes" else ""
+    return MaskReader(len(names), config.ignore_index, values, colors, transparent, how, mapped)
 
 
 @dataclass(frozen=True)
 class MaskReader:
     """Turns mask files into class ids. Build one with ``mask_reader``.
 
-    ``values`` and ``colors`` are the label map; both empty means that values are class ids.
+    ``values`` and ``colors`` are the label map; both empty means that values are class ids. ``transparent``
+    is the
+    label of pixels of alpha 0, which are an unknown value without one. ``mapped`` ends the names of files
+    to which
+    the map was already applied.
     """
 
     num_classes: int
     ignore_index: int
     values: dict[int, int] = field(default_factory=dict)
     colors: dict[Color, int] = field(default_factory=dict)
+    transparent: int | None = None
+    how: Reading = PLAIN
+    mapped: str = ""
     _lut: NDArray[np.int16] = field(init=False, repr=False)
     _keys: NDArray[np.uint32] = field(init=False, repr=False)
     _labels: NDArray[np.int16] = field(init=False, repr=False)
@@ -91,18 +131,23 @@ class MaskReader:
             if r == g == b:
                 lut[r] = label
         for value, label in self.values.items():
-            lut[value] = label
+            if 0 <= value < len(lut):
+                lut[value] = label
         table = {(r << 16) | (g << 8) | b: label for (r, g, b), label in self.colors.items()}
         for value, label in self.values.items():
-            if value < 256:
+            if 0 <= value < 256:
                 table.setdefault(value * 0x010101, label)
         keys = np.array(sorted(table), np.uint32)
         object.__setattr__(self, "_lut", lut)
         object.__setattr__(self, "_keys", keys)
         object.__setattr__(self, "_labels", np.array([table[int(k)] for k in keys], np.int16))
 
-    def read(self, path: Path) -> NDArray[np.uint8]:
+    def read(self, path: Path, image: Path | None = None) -> NDArray[np.uint8]:
         """Class ids of a mask.
+
+        Args:
+            path: Mask file.
+            image: Its image, whose EXIF tag counts where the mask has none and only that fits in size.
 
         Returns:
             ``(H, W)`` uint8 of class ids and ``ignore_index``.
@@ -110,21 +155,26 @@ class MaskReader:
         Raises:
             DataError: If the file cannot be read, or has values that mean nothing.
         """
-        labels, unknown = self.decode(path)
+        labels, unknown = self.decode(path, image)
         if unknown:
             raise DataError(self.explain(path, unknown))
         return labels
 
-    def decode(self, path: Path) -> tuple[NDArray[np.uint8], dict[str, int]]:
+    def decode(self, path: Path, image: Path | None = None) -> tuple[NDArray[np.uint8], dict[str, int]]:
         """As ``read``, but values without a meaning become ``ignore_index`` and are counted.
 
         Returns:
-            The labels, and pixels by unknown value (``"7"`` or ``"128,0,0"``), frequent ones first.
+            The labels, and pixels by unknown value (``"7"``, ``"128,0,0"`` or ``"transparent"``), frequent
+            ones
+            first.
 
         Raises:
             DataError: If the file cannot be read as a mask.
         """
-        raw, palette = _load(path, white=255 if self._white_is_255 else 1)
+        if self.mapped and path.stem.endswith(self.mapped):
+            raise DataError(f"mask {path} holds train ids already; set data.label_map=null")
+        stored = load_mask(path, 255 if self._white_is_255 else 1, self.how)
+        raw, palette, clear = stored.values, stored.palette, stored.clear
         names: list[str] | None = None
         if raw.ndim == 3 and not self.colors and bool((raw == raw[..., :1]).all()):
             raw = raw[..., 0]
@@ -136,17 +186,43 @@ class MaskReader:
             names = [",".join(map(str, c)) for c in palette.tolist()]
             names += [f"index {i}" for i in range(len(names), 256)]
         elif raw.ndim == 3:
-            labels = self._by_color(raw.astype(np.uint8))
-        elif raw.dtype in (np.uint8, np.uint16):
-            labels = self._lut[raw]
+            labels = self._by_color(raw)
         else:
-            inside = (raw >= 0) & (raw < 65536)
-            labels = np.where(inside, self._lut[np.where(inside, raw, 0)], np.int16(_UNKNOWN))
+            labels = self._by_value(raw)
+            if palette is not None:
+                clear = None  # each index has its own meaning, whatever it looks like
+        orientation = self._orientation(stored.orientation, stored.values.shape[:2], image)
+        labels = turn(labels, orientation)
+        unknown: dict[str, int] = {}
+        if clear is not None and clear.any():
+            clear = turn(clear, orientation)
+            labels[clear] = self.ignore_index if self.transparent is None else self.transparent
+            if self.transparent is None:
+                unknown[TRANSPARENT] = int(clear.sum())
         bad = labels == _UNKNOWN
-        if not bad.any():
-            return labels.astype(np.uint8), {}
-        labels[bad] = self.ignore_index
-        return labels.astype(np.uint8), _count(raw[bad], names)
+        if bad.any():
+            labels[bad] = self.ignore_index
+            unknown |= _count(turn(raw, orientation)[bad], names)
+        return labels.astype(np.uint8), dict(sorted(unknown.items(), key=lambda item: -item[1]))
+
+    def _by_value(self, raw: NDArray[Any]) -> NDArray[np.int16]:
+        if raw.dtype in (np.uint8, np.uint16):
+            return self._lut[raw]
+        inside = (raw >= 0) & (raw < len(self._lut))
+        labels: NDArray[np.int16] = np.where(inside, self._lut[np.where(inside, raw, 0)], np.int16(_UNKNOWN))
+        for value, label in self.values.items():
+            if not 0 <= value < len(self._lut):
+                labels[raw == value] = label
+        return labels
+
+    def _orientation(self, own: int, size: tuple[int, ...], image: Path | None) -> int:
+        """How to turn a mask: by its own tag, or by its image's where only that fits the image's size."""
+        if not self.how.upright:
+            return 1
+        if own == 1 and image is not None:
+            tag, stored = file_orientation(image)
+            return tag if follows_image(tag, stored, size) else 1
+        return own
 
     @property
     def _white_is_255(self) -> bool:
@@ -160,35 +236,51 @@ class MaskReader:
         return np.where(self._keys[at] == packed, self._labels[at], np.int16(_UNKNOWN))
 
     def explain(self, path: Path, unknown: Mapping[str, int]) -> str:
-        """What is wrong with a mask that has unknown values, and what to do."""
+        """What is wrong with a mask that has unknown values; the cure depends on all masks."""
         shown = ", ".join(f"{v} ({n} pixels)" for v, n in list(unknown.items())[:8])
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
         kind = "colour" if any("," in value for value in unknown) else "value"
-        return f"mask {path} has {kind}(s) without a class: {shown}{more}; {self._hint(path, unknown)}"
+        text = f"mask {path} has {kind}(s) without a class: {shown}{more}"
+        if self.soft_edges(unknown):
+            return (
+                f"{text}; these are soft edges (antialiasing, or a resize with interpolation) between "
+                "values that "
+                "have a class: export the mask without them, and resize masks by nearest neighbour only"
+            )
+        return text
 
-    def _hint(self, path: Path, unknown: Mapping[str, int]) -> str:
-        first = next(iter(unknown))
-        colors = [value for value in unknown if "," in value]
-        if path.suffix.lower() in (".jpg", ".jpeg"):
-            return "JPEG is lossy and changes mask values: save masks as PNG"
-        if colors:
-            return (
-                f'add the colours to data.label_map, as {{"{colors[0]}": 1}}, or give the labelmap.txt '
-                "that your annotation tool wrote"
-            )
-        if set(unknown) <= {"0", "255"}:
-            return 'for a two-value mask set data.label_map={"0": 0, "255": 1}'
-        if _is_palette(path):
-            return (
-                "values of a palette PNG are palette indices: map those, or its colours, as "
-                'data.label_map={"128,0,0": 1}'
-            )
-        if self.values or self.colors:
-            return f'add it to data.label_map, as {{"{first}": "ignore"}}'
-        return (
-            f"values must be class ids 0 to {self.num_classes - 1}, or {self.ignore_index} (ignored): add "
-            f'classes, or map values, as data.label_map={{"0": 0, "{first}": "ignore"}}'
-        )
+    def soft_edges(self, unknown: Mapping[str, int]) -> bool:
+        """Whether there are many unknown values that all lie between values of the label map."""
+        found = [value for value in unknown if value != TRANSPARENT and not value.startswith("index")]
+        if len(found) < _SOFT_VALUES:
+            return False
+        if "," in found[0]:
+            known = np.array([*self.colors] or [(0, 0, 0), (255, 255, 255)], np.float64)
+            between = np.array([[int(part) for part in value.split(",")] for value in found], np.float64)
+            return bool(_on_segments(between, known).all())
+        numbers = [int(value) for value in found]
+        ends = [*self.values] or [0, 255]
+        # class ids lie between 0 and 255 as well: without a map only a spread over the whole range tells
+        spread_out = bool(self.values) or max(numbers) - min(numbers) > 128
+        return min(ends) < min(numbers) and max(numbers) < max(ends) and spread_out
+
+
+def follows_image(tag: int, stored: tuple[int, int], mask: tuple[int, ...]) -> bool:
+    """Whether a mask without a tag fits its image of ``stored`` (height, width) only before it is turned."""
+    return tag >= 5 and stored[0] != stored[1] and tuple(mask) == stored
+
+
+def _on_segments(points: NDArray[np.float64], known: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which (N, 3) colours lie on a line between two of the (K, 3) known ones, within rounding."""
+    near = np.zeros(len(points), bool)
+    for first in known:
+        for second in known:
+            line = second - first
+            length = float(line @ line)
+            if length:
+                place = np.clip((points - first) @ line / length, 0, 1)
+                near |= np.abs(points - (first + place[:, None] * line)).max(axis=1) <= 3
+    return near
 
 
 def _target(key: str, target: int | str, names: list[str], ignore_index: int) -> int:
@@ -208,46 +300,6 @@ def _target(key: str, target: int | str, names: list[str], ignore_index: int) ->
             f"data.label_map: {key!r} maps to {target}, but class ids go from 0 to {len(names) - 1}"
         )
     return target
-
-
-def _load(
-    path: Path, white: int
-) -> tuple[NDArray[np.uint8 | np.uint16 | np.int32], NDArray[np.uint8] | None]:
-    """Raw values ``(H, W)`` or colours ``(H, W, 3)``, and the palette of a palette image."""
-    if path.suffix.lower() == ".npy":
-        return load_array(path, "mask", ndim=2), None
-    try:
-        with Image.open(path) as image:
-            # Pillow stretches 2 and 4 bit grey to 0..255; class ids need the stored value
-            rawmode = image.tile[0].args if image.tile else None
-            scale = {"L;2": 85, "L;4": 17}.get(rawmode if isinstance(rawmode, str) else "", 1)
-            image.load()
-            mode = image.mode
-            if mode == "1":
-                return np.asarray(image, np.uint8) * np.uint8(white), None
-            if mode == "L":
-                return np.asarray(image) // np.uint8(scale), None
-            if mode == "P":
-                colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-                return np.asarray(image), colors
-            if mode.startswith("I"):
-                return np.asarray(image), None
-            if mode in ("LA", "PA"):
-                return np.asarray(image.convert("LA"))[..., 0], None
-            if mode in ("RGB", "RGBA", "RGBX"):
-                return np.asarray(image)[..., :3], None
-    except FileNotFoundError:
-        raise DataError(f"mask {path} not found") from None
-    except DECODE_ERRORS as error:
-        raise DataError(f"mask {path} cannot be decoded ({error}); replace the file") from error
-    raise DataError(f"mask {path} has mode {mode}; save it as an 8-bit grey, palette or RGB PNG")
-
-
-def _is_palette(path: Path) -> bool:
-    if path.suffix.lower() == ".npy":
-        return False
-    with Image.open(path) as image:
-        return image.mode == "P"
 
 
 def _pack(rgb: NDArray[np.uint8]) -> NDArray[np.uint32]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,25 @@ from protoseg.data.images import read_image, resize_image, resize_mask
 from protoseg.data.lines import Entry
 from protoseg.data.lists import Split, read_entries
 from protoseg.data.masks import MaskReader, mask_reader
+from protoseg.data.pictures import PLAIN, Reading, reading
 from protoseg.data.synthetic import SyntheticScenes
 from protoseg.errors import DataError
 from protoseg.files import sha256_file
 from protoseg.manifest import ClassInfo
 
 Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A decoded mask."""
+
+    ids: Pixels
+    """(H, W) of class ids and ignore_index."""
+    unknown: dict[str, int] = field(default_factory=dict)
+    """Pixels by value without a class; in ``ids`` they are ignored."""
+    complaint: str = ""
+    """What is wrong with unknown values."""
 
 
 class Source(ABC):
@@ -45,8 +59,8 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def labels(self, index: int) -> tuple[Pixels, str] | None:
-        """(H, W) of class ids and ignore_index, and a complaint about unknown values ("" without any).
+    def labels(self, index: int) -> Labels | None:
+        """The mask, with what is unknown in it.
 
         Returns:
             None for an image without a mask.
@@ -72,18 +86,24 @@ class Source(ABC):
         found = self.labels(index)
         if found is None:
             raise DataError(f"{self.name(index)} has no mask in this list")
-        if found[1]:
-            raise DataError(found[1])
-        return found[0]
+        if found.complaint:
+            raise DataError(found.complaint)
+        return found.ids
 
 
 class FileSource(Source):
     """Entries of a list or folder; without a reader they have no masks."""
 
     def __init__(
-        self, entries: Sequence[Entry], channels: int, masks: MaskReader | None, sha256: str
+        self,
+        entries: Sequence[Entry],
+        channels: int,
+        masks: MaskReader | None,
+        sha256: str,
+        how: Reading = PLAIN,
     ) -> None:
         self.entries, self.channels, self.masks, self.sha256 = entries, channels, masks, sha256
+        self.how = how
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -94,15 +114,15 @@ class FileSource(Source):
 
     def image(self, index: int) -> Pixels:
         """The decoded image."""
-        return read_image(self.entries[index].image, self.channels)
+        return read_image(self.entries[index].image, self.channels, self.how)
 
-    def labels(self, index: int) -> tuple[Pixels, str] | None:
+    def labels(self, index: int) -> Labels | None:
         """The decoded mask."""
         path = self.entries[index].mask
         if path is None or self.masks is None:
             return None
-        labels, unknown = self.masks.decode(path)
-        return labels, self.masks.explain(path, unknown) if unknown else ""
+        ids, unknown = self.masks.decode(path, self.entries[index].image)
+        return Labels(ids, unknown, self.masks.explain(path, unknown) if unknown else "")
 
     def digest(self, index: int) -> str:
         """SHA-256 of the file."""
@@ -129,9 +149,9 @@ class SceneSource(Source):
         """The drawn image."""
         return self.scenes.image(index)
 
-    def labels(self, index: int) -> tuple[Pixels, str] | None:
+    def labels(self, index: int) -> Labels | None:
         """The drawn mask."""
-        return None if self.scenes.split == "unlabeled" else (self.scenes.mask(index), "")
+        return None if self.scenes.split == "unlabeled" else Labels(self.scenes.mask(index))
 
     def digest(self, index: int) -> str:
         """SHA-256 of the pixels."""
@@ -148,7 +168,7 @@ def open_source(config: DataConfig, split: Split, classes: list[ClassInfo]) -> S
         return SceneSource(SyntheticScenes(config.synthetic, split))
     listed = read_entries(config, split)
     masks = None if split == "unlabeled" else mask_reader(config, classes)
-    return FileSource(listed.entries, config.in_channels, masks, listed.sha256)
+    return FileSource(listed.entries, config.in_channels, masks, listed.sha256, reading(config))
 
 
 class CachedSource:

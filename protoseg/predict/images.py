@@ -14,6 +14,7 @@ from protoseg.checkpoint import CheckpointInfo
 from protoseg.config.sections import EvalConfig
 from protoseg.data.find import RESULT_FOLDERS
 from protoseg.data.images import read_image, resize_image, save_image, save_mask, save_whole
+from protoseg.data.pictures import reading
 from protoseg.draw.colours import overlay_picture
 from protoseg.errors import DataError
 from protoseg.inference import HeadName, image_batch, image_logits, inference, score, upsample
@@ -146,7 +147,7 @@ def predict_files(
     colors = [item.color for item in info.classes]
     for path, name in zip(paths, output_names(paths), strict=True):
         try:
-            image = read_image(path, info.input.channels)
+            image = read_image(path, info.input.channels, reading(info.data, info.input))
         except DataError as error:
             yield path, str(error)
             continue

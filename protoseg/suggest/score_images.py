@@ -17,6 +17,7 @@ from tqdm import tqdm
 from protoseg.checkpoint import Checkpoint
 from protoseg.data.find import FoundImage
 from protoseg.data.images import read_image, resize_image
+from protoseg.data.pictures import reading
 from protoseg.errors import DataError
 from protoseg.inference import HeadName, image_batch, inference
 from protoseg.suggest.embedding import Look, look
@@ -68,8 +69,9 @@ class Suggester:
         Raises:
             DataError: If it cannot be read.
         """
-        rule = self.checkpoint.info.input
-        return resize_image(read_image(path, rule.channels), rule.resize)
+        info = self.checkpoint.info
+        image = read_image(path, info.input.channels, reading(info.data, info.input))
+        return resize_image(image, info.input.resize)
 
     def scan(self, images: Sequence[FoundImage], what: str) -> Scan:
         """Score images one by one with a progress bar; those that cannot be read are named and left out."""

@@ -15,10 +15,11 @@ from torch import Tensor
 from protoseg.config.plan import Schedule
 from protoseg.config.sections import Config
 from protoseg.data.classes import read_classes
+from protoseg.data.ranges import run_value_range
 from protoseg.data.sources import CachedSource, Source, open_source
 from protoseg.data.stream import Sample, make_stream
 from protoseg.errors import ConfigError, DataError
-from protoseg.manifest import ClassInfo
+from protoseg.manifest import ClassInfo, ValueRange
 from protoseg.models.encoders import normalization
 from protoseg.processes import Processes
 
@@ -39,6 +40,8 @@ class RunData:
     """Share of each class among labelled pixels."""
     hashes: dict[str, str]
     """Hash of each list."""
+    value_range: ValueRange | None = None
+    """Values that become 0 and 255 in images of more than 8 bits; None where there are only 8-bit ones."""
 
     @property
     def num_unlabeled(self) -> int:
@@ -92,7 +95,7 @@ def open_run_data(config: Config) -> RunData:
         )
     for line in report.problem_lines(limit=3):
         logger.warning("%s", line)
-    settings, model = config.data, config.model
+    settings, model = run_value_range(config.data), config.model
     classes = read_classes(settings)
     if len(classes) > settings.ignore_index:
         raise ConfigError(
@@ -121,6 +124,7 @@ def open_run_data(config: Config) -> RunData:
         std=settings.std or std,
         labeled_shares=count_classes(labeled, len(classes)),
         hashes={split: source.sha256 for split, source in used.items()},
+        value_range=settings.value_range,
     )
 
 

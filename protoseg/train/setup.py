@@ -145,7 +145,7 @@ def start_from(networks: Networks, data: RunData, path: str) -> float:
     Returns:
         The linear head's mIoU that they had on the same validation images; 0 if unknown.
     """
-    info = start_from_checkpoint(path, networks.network, data.classes, data.mean, data.std)
+    info = start_from_checkpoint(path, networks.network, data.classes, data.mean, data.std, data.value_range)
     update_teacher(networks.teacher, networks.network, 0.0)
     logger.info("student and teacher start from %s (%s, step %d)", path, info.name, info.step)
     same = info.data_hashes.get("val") == data.hashes["val"]

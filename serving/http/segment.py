@@ -161,7 +161,8 @@ def _read(incoming: Incoming, model: Model, accept: str, max_files: int) -> tupl
 
 def _decode(state: ServingState, model: Model, data: bytes, request: RequestState) -> Pixels:
     with _stage(request, "decode"):
-        return decode(data, state.limits, model.manifest.input.channels)
+        rule = model.manifest.input
+        return decode(data, state.limits, rule.channels, rule.value_range, rule.exif)
 
 
 def _compute(

@@ -10,13 +10,25 @@ import io
 import struct
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from protoseg.manifest import ResizeConfig
+from protoseg.data.tiff import (
+    BACK,
+    TiffLayout,
+    as_channels,
+    cv_bands,
+    decode_deep,
+    is_deep_png,
+    read_layout,
+    turn,
+    unsigned,
+)
+from protoseg.manifest import FULL_16_BIT, ResizeConfig, ValueRange, to_bytes
 from serving.errors import ServingError
 
 # the limit that counts is ours and runs before Pillow sees the data
@@ -92,13 +104,21 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
         )  # fmt: skip
 
 
-def decode(data: bytes, limits: ImageLimits, channels: int = 3) -> Pixels:
+def decode(
+    data: bytes,
+    limits: ImageLimits,
+    channels: int = 3,
+    value_range: ValueRange | None = None,
+    exif: str = "apply",
+) -> Pixels:
     """Decode an image upright.
 
     Args:
         data: Whole file.
         limits: Checked before any pixel is decoded.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        value_range: Values of more than 8 bits that become 0 and 255, as the manifest's input rule says.
+        exif: ``ignore`` leaves pixels as they are stored.
 
     Returns:
         ``(H, W, channels)`` uint8 in [0, 255]; the first frame of an animation.
@@ -116,7 +136,7 @@ def decode(data: bytes, limits: ImageLimits, channels: int = 3) -> Pixels:
     if name == "jpeg" and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
         raise ServingError(422, "corrupt_image", f"the JPEG has over {_MAX_JPEG_SCANS} scans")
     try:
-        return _decode(data, name, limits, channels)
+        return _decode(data, name, limits, channels, value_range, upright=exif == "apply")
     except ServingError:
         raise
     # decoders raise about anything on damaged data; it is the client's data, not our bug
@@ -124,30 +144,60 @@ def decode(data: bytes, limits: ImageLimits, channels: int = 3) -> Pixels:
         raise ServingError(422, "corrupt_image", "the image data cannot be decoded") from None
 
 
-def _decode(data: bytes, name: str, limits: ImageLimits, channels: int) -> Pixels:
+def _decode(
+    data: bytes,
+    name: str,
+    limits: ImageLimits,
+    channels: int,
+    value_range: ValueRange | None,
+    *,
+    upright: bool,
+) -> Pixels:
     if name == "webp":
         _check_size(*webp_size(data), limits)
+    layout = read_layout(data) if name == "tiff" else None
+    if layout is not None:
+        _check_size(layout.size[1], layout.size[0], limits)
+        legacy = value_range is None and layout.colors == 3 and layout.bits <= 16
+        if not layout.plain and not (legacy and layout.chunky and layout.kind == "unsigned"):
+            return turn(_bands(data, layout, channels, value_range), layout.orientation if upright else 1)
     # opening reads the header only
     with Image.open(io.BytesIO(data), formats=[name.upper()]) as image:
         _check_size(*image.size, limits)
-        orientation = _orientation(image)
+        orientation = _orientation(image) if upright else 1
         if name == "jpeg" and channels == 3 and image.mode in ("RGB", "L"):
             # the same libjpeg-turbo settings as Pillow's (slow DCT, smooth chroma), twice as fast;
             # it refuses harmless oddities that Pillow accepts, so Pillow has the last word
             with contextlib.suppress(ValueError, KeyError):
-                return _turn(simplejpeg.decode_jpeg(data, colorspace="RGB"), orientation)
+                return np.ascontiguousarray(turn(simplejpeg.decode_jpeg(data, colorspace="RGB"), orientation))
         image.load()
-        if image.mode.startswith("I"):
-            grey = _turn(_to_8bit(np.asarray(image))[..., None], orientation)
-            if channels == 4:
-                return np.concatenate([np.repeat(grey, 3, 2), np.full_like(grey, 255)], axis=2)
-            return np.ascontiguousarray(np.repeat(grey, channels, axis=2))
-        if image.mode == "F":
-            raise ServingError(422, "corrupt_image", "images of floats are not supported")
+        if layout is not None:
+            # Pillow has turned it
+            orientation = 1 if upright else BACK[layout.orientation]
+        if value_range is not None and is_deep_png(data[:32]):
+            deep = decode_deep(data)
+            if deep is not None:
+                return np.ascontiguousarray(
+                    turn(to_bytes(as_channels(deep, channels), value_range), orientation)
+                )
+        if image.mode.startswith("I") or image.mode == "F":
+            grey = _to_8bit(unsigned(image)[..., None], value_range)
+            return np.ascontiguousarray(turn(as_channels(grey, channels), orientation))
         mode = _MODES[channels]
         converted = image if image.mode == mode else image.convert(mode)
         array = np.asarray(converted)
-    return _turn(array.reshape(array.shape[0], array.shape[1], channels), orientation)
+    array = array.reshape(array.shape[0], array.shape[1], channels)
+    return np.ascontiguousarray(turn(array, orientation))
+
+
+def _bands(data: bytes, layout: TiffLayout, channels: int, value_range: ValueRange | None) -> Pixels:
+    """Bands that Pillow does not read as they are."""
+    fits = layout.bands == channels or (layout.colors == 3 and channels in (1, 3, 4))
+    array = cv_bands(data, layout) if fits else None
+    if array is None:
+        text = f"the TIFF has {layout.describe()}; send an image of {channels} band(s) of 8 or 16 bit"
+        raise ServingError(422, "corrupt_image", text)
+    return _to_8bit(as_channels(array, channels), value_range)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -159,23 +209,14 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _turn(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo an EXIF orientation (2..8)."""
-    if orientation not in range(2, 9):
-        return np.ascontiguousarray(pixels)
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    rows = slice(None, None, -1) if orientation in (3, 4, 7, 8) else slice(None)
-    columns = slice(None, None, -1) if orientation in (2, 3, 6, 7) else slice(None)
-    return np.ascontiguousarray(pixels[rows, columns])
-
-
-def _to_8bit(array: NDArray[np.generic]) -> Pixels:
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high > 65535:
-        raise ServingError(422, "corrupt_image", "grey values must fit into 16 bits")
-    # round(v / 257) in integers: 257 is odd, so there are no ties
-    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def _to_8bit(array: NDArray[Any], value_range: ValueRange | None) -> Pixels:
+    if array.dtype == np.uint8:
+        return array
+    if value_range is None:
+        low, high = array.min(), array.max()
+        if array.dtype.kind == "f" or low < 0 or high > 65535:
+            raise ServingError(422, "corrupt_image", "values must be whole numbers of at most 16 bits")
+    return to_bytes(array, value_range or FULL_16_BIT)
 
 
 def resize(pixels: Pixels, rule: ResizeConfig) -> Pixels:

@@ -160,12 +160,115 @@ def test_two_value_masks_without_a_label_map(good: Path) -> None:
     for path in (good / "masks").iterdir():
         save_image(path, np.eye(20, 24, dtype=np.uint8) * 255)
     for quick in (True, False):
-        report = inspect(config(good), quick=quick)
+        report = inspect(config(good, classes=["ground", "thing"]), quick=quick)
         assert not report.ok
-        assert 'data.label_map={"0": 0, "255": 1}' in only(report, "two-value")
+        setting = """data.label_map='{"0": "ground", "255": "thing"}'"""
+        assert setting in only(report, "two-value")
+        # which of three classes they are, nobody can tell
+        assert "name two classes" in only(inspect(config(good), quick=quick), "two-value")
     fixed = inspect(config(good, label_map={"0": 0, "255": "thing"}), quick=False)
     assert fixed.ok
     assert counts(fixed) == {"empty-class": 1}
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("split", ["labeled", "val"])
+def test_a_split_without_a_labelled_pixel_is_an_error(good: Path, split: str, quick: bool) -> None:
+    stems = [f"{split[0]}{i}" for i in range(12 if split == "labeled" else 4)]
+    for stem in stems:
+        save_mask(good / f"masks/{stem}.png", np.full((20, 24), 255, np.uint8), [])
+    report = inspect(config(good), quick=quick)
+    assert not report.ok
+    assert f"data.{split}: no mask has a pixel of a class" in only(report, "no-labels")
+    mask = np.full((20, 24), 255, np.uint8)
+    mask[3, 4:6] = 1, 2
+    save_mask(good / f"masks/{stems[-1]}.png", mask, [])
+    assert inspect(config(good), quick=quick).ok
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_labels_of_one_class_are_an_error(good: Path, quick: bool) -> None:
+    for path in (good / "masks").iterdir():
+        save_mask(path, np.ones((20, 24), np.uint8), [])
+    report = inspect(config(good), quick=quick)
+    assert "every labelled pixel is thing" in only(report, "one-class")
+    alone = inspect(config(good, classes=["thing"], label_map={"1": "thing"}), quick=quick)
+    assert "data.classes names thing alone" in only(alone, "one-class")
+
+
+def test_a_batch_of_one_is_found_before_a_training(good: Path) -> None:
+    raw = raw_config(good)
+    model = {**TINY, "architecture": "deeplabv3plus", "pretrained": "package"}
+    report = inspect(
+        parse_config({**raw, "model": model, "train": {"max_steps": 100, "batch_size": 1}}), quick=False
+    )
+    assert "train.batch_size=1 is too small" in only(report, "settings")
+
+
+def tag(path: Path, orientation: int) -> None:
+    with Image.open(path) as image:
+        image.load()
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        image.save(path, exif=exif)
+
+
+@pytest.mark.parametrize("square", [True, False])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_warned_of_where_sizes_do_not_tell(good: Path, orientation: int, square: bool) -> None:
+    if square:
+        for path in (good / "images").iterdir():
+            save_image(
+                path,
+                np.random.default_rng(int.from_bytes(path.stem.encode())).integers(
+                    0, 256, (20, 20, 3), dtype=np.uint8
+                ),
+            )
+        for path in (good / "masks").iterdir():
+            save_mask(path, np.arange(400, dtype=np.uint8).reshape(20, 20) % 3, [])
+    tag(good / "images/l1.png", orientation)
+    report = inspect(config(good), quick=False)
+    assert report.ok, report.problem_lines()
+    unclear = orientation in (2, 3, 4) or (square and orientation > 1)
+    assert set(counts(report)) == ({"orientation"} if unclear else set())
+    if unclear:
+        text = only(report, "orientation")
+        assert f"labeled: 1 image(s) with EXIF orientation {orientation} whose mask has no such tag" in text
+        assert "l1.png" in text
+    # a tag on both turns both; tags that differ are named
+    tag(good / "masks/l1.png", orientation)
+    assert counts(inspect(config(good), quick=False)) == {}
+    tag(good / "masks/l1.png", 3)
+    if orientation in (1, 2, 4):
+        assert "has orientation 3" in only(inspect(config(good), quick=False), "orientation")
+
+
+def deep_images(root: Path, top: int, dtype: type = np.uint16) -> None:
+    rng = np.random.default_rng(1)
+    for path in (root / "images").iterdir():
+        values = rng.integers(0, top + 1, (20, 24))
+        values[0, :2] = 0, top
+        Image.fromarray(values.astype(dtype)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("top", "high"),
+    [(65535, 65535), (40000, 65535), (32767, 32767), (16000, 16383), (3824, 4095), (200, 255)]
+)  # fmt: skip
+def test_the_range_of_deep_images_is_found_and_shown(good: Path, top: int, high: int) -> None:
+    deep_images(good, top)
+    report = inspect(config(good), quick=False)
+    assert report.ok
+    assert f"hold 0 to {top}; 0 to {high} become 0 to 255 (found in the data)" in report.facts["values"]
+    assert f"the network sees 0 to {round(255 * top / high)}" in report.facts["values"]
+    assert set(counts(report)) == (set() if high == 65535 else {"value-range"})
+    settled = inspect(config(good, value_range=[0, high]), quick=False)
+    assert counts(settled) == {}
+
+
+def test_deep_and_plain_images_together_are_said(good: Path) -> None:
+    Image.fromarray(np.full((20, 24), 60000, np.uint16)).save(good / "images/u1.png")
+    assert "1 of 20 images have more than 8 bits" in inspect(config(good), quick=False).facts["values"]
 
 
 def test_an_unlucky_start_is_no_two_value_set(good: Path) -> None:

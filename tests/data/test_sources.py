@@ -35,13 +35,14 @@ def files(tmp_path):
 
 
 def test_masks_with_unknown_values_have_labels_for_the_doctor_and_an_error_for_the_trainer(files):
-    labels, complaint = files.labels(1)
-    assert labels[0, :3].tolist() == [255] * 3
-    assert "mask_b.png has value(s) without a class: 7 (3 pixels)" in complaint
+    labels = files.labels(1)
+    assert labels.ids[0, :3].tolist() == [255] * 3
+    assert labels.unknown == {"7": 3}
+    assert "mask_b.png has value(s) without a class: 7 (3 pixels)" in labels.complaint
     with pytest.raises(DataError, match=r"mask_b\.png has value\(s\) without a class"):
         files.mask(1)
-    assert files.labels(0)[1] == ""
-    assert np.array_equal(files.mask(0), files.labels(0)[0])
+    assert files.labels(0).complaint == ""
+    assert np.array_equal(files.mask(0), files.labels(0).ids)
 
 
 def test_an_image_without_a_mask(files):

@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ def animated(kind: str) -> bytes:
 def with_orientation(value: int, kind: str) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = value
-    return save(rgb(), kind, exif=exif, quality=95)
+    return save(rgb(), kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
 
 
 CASES: dict[str, bytes] = {
@@ -74,6 +75,7 @@ CASES: dict[str, bytes] = {
     "tiff": save(rgb(), "TIFF"),
     "tiff 16 bit": save(Image.fromarray(picture()[..., 0].astype(np.uint16) * 257), "TIFF"),
     **{f"jpeg orientation {i}": with_orientation(i, "JPEG") for i in range(1, 9)},
+    **{f"tiff orientation {i}": with_orientation(i, "TIFF") for i in range(1, 9)},
     **{f"png orientation {i}": with_orientation(i, "PNG") for i in range(1, 9)},
 }
 
@@ -84,7 +86,8 @@ def test_same_pixels_as_the_trainer(name: str, channels: int, tmp_path: Path) ->
     trainer = pytest.importorskip("protoseg.data.images", exc_type=ImportError)
     path = tmp_path / "image.bin"
     path.write_bytes(CASES[name])
-    expected = trainer.read_image(path, channels)
+    # a training refuses animations unless it is told which frame counts
+    expected = trainer.read_image(path, channels, trainer.Reading(page=0))
     np.testing.assert_array_equal(decode(CASES[name], LIMITS, channels), expected)
 
 
@@ -102,6 +105,65 @@ def test_same_resize_as_the_trainer(rule: ResizeConfig, channels: int) -> None:
     trainer = pytest.importorskip("protoseg.data.images", exc_type=ImportError)
     image = np.concatenate([picture(), picture()], axis=2)[..., :channels]
     np.testing.assert_array_equal(resize(image, rule), trainer.resize_image(image, rule))
+
+
+def deep(kind: str, bands: int, dtype: Any = np.uint16, top: int = 4095) -> bytes:
+    y, x = np.mgrid[:9, :11]
+    values = np.stack([(x * 37 + y * 91 + band * 517) % (top + 1) for band in range(bands)], 2)
+    values = values[..., 0] if bands == 1 else values
+    order = {3: [2, 1, 0], 4: [2, 1, 0, 3]}.get(bands)
+    array = values.astype(dtype)
+    if np.dtype(dtype).kind == "f":
+        array = array / np.float32(top)
+    return bytes(cv2.imencode(f".{kind}", array if order is None else array[..., order])[1].tobytes())
+
+
+DEEP = {
+    "grey png": deep("png", 1), "rgb png": deep("png", 3), "rgba png": deep("png", 4), "grey tiff":
+    deep("tiff", 1),
+    "rgb tiff": deep("tiff", 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("value_range", [(0, 4095), (100, 900.5), (0, 65535)])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("name", list(DEEP))
+def test_deep_values_are_stretched_as_in_the_trainer(
+    name: str, channels: int, value_range: tuple[float, float], tmp_path: Path
+) -> None:
+    trainer = pytest.importorskip("protoseg.data.images", exc_type=ImportError)
+    path = tmp_path / "image.bin"
+    path.write_bytes(DEEP[name])
+    expected = trainer.read_image(path, channels, trainer.Reading(value_range=value_range))
+    found = decode(DEEP[name], LIMITS, channels, value_range)
+    np.testing.assert_array_equal(found, expected)
+    if value_range == (0, 4095) and channels != 4:
+        assert found.max() > 60  # with the full 16 bits it would be 4
+
+
+def test_float_tiff_by_its_range() -> None:
+    data = deep("tiff", 1, np.float32, 255)
+    found = decode(data, LIMITS, 1, (0, 1))
+    np.testing.assert_array_equal(
+        found[..., 0], np.asarray(np.mgrid[:9, :11][1] * 37 + np.mgrid[:9, :11][0] * 91) % 256
+    )
+
+
+def test_pixels_as_stored() -> None:
+    for kind in ("PNG", "JPEG", "TIFF"):
+        found = decode(with_orientation(6, kind), LIMITS, exif="ignore")
+        assert found.shape == picture().shape
+        if kind != "JPEG":
+            np.testing.assert_array_equal(found, picture())
+
+
+def test_bands_that_are_no_colours_are_refused() -> None:
+    tifffile = pytest.importorskip("tifffile")
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, picture()[..., [0, 1, 2, 0]], photometric="rgb", extrasamples=["unspecified"])
+    with pytest.raises(ServingError, match=r"4 bands of 8 bit unsigned \(RGB and 1 more\)"):
+        decode(stream.getvalue(), LIMITS)
+    np.testing.assert_array_equal(decode(stream.getvalue(), LIMITS, 4), picture()[..., [0, 1, 2, 0]])
 
 
 def test_orientation_six_is_a_quarter_turn() -> None:
