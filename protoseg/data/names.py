@@ -1,0 +1,97 @@
+"""File names: which suffixes are images and masks, what masks end in, and names spelled otherwise."""
+
+from __future__ import annotations
+
+import importlib
+import unicodedata
+from contextlib import suppress
+from pathlib import Path
+
+from PIL import features
+
+HEIF = (".heic", ".heif")
+
+
+def _optional_suffixes() -> tuple[str, ...]:
+    """Suffixes that Pillow reads here, but not everywhere."""
+    found: tuple[str, ...] = (".avif",) if features.check("avif") else ()
+    with suppress(ImportError, AttributeError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+        found += HEIF
+    return found
+
+
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".npy", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jfif", ".jpe",
+    *_optional_suffixes(),
+)  # fmt: skip
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".npy", ".pgm", ".gif")
+MASK_ENDINGS = (
+    "_mask", "-mask", ".mask", "_masks", "_label", "_labels", "-label", "_seg", "_segmentation", "_gt",
+    "_annotation", "_semantic",
+)  # fmt: skip
+"""What masks end in that lie beside their images, unless ``data.mask_suffix`` says it."""
+
+
+def ends_with(name: str, suffix: str | None) -> str | None:
+    """A file's relative name without what it ends in, or None if it ends otherwise.
+
+    Args:
+        name: With its extension.
+        suffix: End of the stem (``_mask``), or of the whole name (``_mask.png``); None: the extension.
+    """
+    stem, dot, _ = name.rpartition(".")
+    stem = stem if dot else name
+    if not suffix:
+        return stem
+    whole = name if has_extension(suffix) else stem
+    rest = whole[: -len(suffix)]
+    return rest if whole.lower().endswith(suffix.lower()) and Path(rest).name else None
+
+
+def has_extension(suffix: str) -> bool:
+    """Whether ``data.mask_suffix`` or ``data.image_suffix`` includes the file's extension."""
+    return Path("x" + suffix).suffix.lower() in {*IMAGE_SUFFIXES, *MASK_SUFFIXES}
+
+
+def mask_names(stem: str, end: str) -> list[str]:
+    """What a mask of this stem may be called that ends so."""
+    return (
+        [stem + end] if end and has_extension(end) else [f"{stem}{end}{suffix}" for suffix in MASK_SUFFIXES]
+    )
+
+
+def plain(text: str) -> str:
+    """A name in the composed Unicode form; macOS writes the decomposed one."""
+    return unicodedata.normalize("NFC", text)
+
+
+class Listings:
+    """Folders' listings, read once each, to find names that are spelled otherwise."""
+
+    def __init__(self) -> None:
+        self._listings: dict[Path, dict[str, list[str]]] = {}
+
+    def find(self, root: Path, path: Path) -> Path | None:
+        """The only file of this name but for Unicode form and letter case."""
+        start = root if path.is_relative_to(root) else Path(path.anchor)
+        place = start
+        for part in path.relative_to(start).parts:
+            step = place / part
+            if part != ".." and not step.exists():
+                same = self._names(place).get(plain(part).casefold(), [])
+                same = [name for name in same if plain(name) == plain(part)] or same
+                if len(same) != 1:
+                    return None
+                step = place / same[0]
+            place = step
+        return place if place.is_file() else None
+
+    def _names(self, folder: Path) -> dict[str, list[str]]:
+        if folder not in self._listings:
+            table: dict[str, list[str]] = {}
+            with suppress(OSError):
+                for item in folder.iterdir():
+                    table.setdefault(plain(item.name).casefold(), []).append(item.name)
+            self._listings[folder] = table
+        return self._listings[folder]
