@@ -307,9 +307,7 @@ class Resolver:
         for start in range(1, len(parts)):
             if self.root.joinpath(*parts[start:]).is_file():
                 found, dropped = "/".join(parts[start:]), text[: -len("/".join(parts[start:]))]
-                return (
-                    f"; that is a path of a Windows drive: take {dropped} off, so that the line says {found}"
-                )
+                return f"; that is a path of a Windows drive: take {dropped} off, to leave {found}"
         return "; that is a path of a Windows drive: write lines relative to data.root"
 
 

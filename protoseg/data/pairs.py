@@ -40,7 +40,7 @@ def pair_folders(
     """Pair the files of two folders (or of one) by their relative names.
 
     Without ``mask_suffix`` a mask has the name of its image, or the name with one of ``MASK_ENDINGS``,
-    whichever pairs most. In one folder, the mask of the same name is the file of the two whose kind can be one.
+    whichever pairs most. In one folder, of two files of one name that which cannot be a mask is the image.
 
     Args:
         images: Folder of images.
@@ -208,7 +208,8 @@ def _pair(
         if name is None:
             text = f"{setting}: {image} has no mask {key}.png below {folder}"
             if key in annotations:
-                text += f", only {annotations[key].name}; {masks_needed(folder)}"
+                text += f", only {annotations[key].name}"
+                text += f"; {masks_needed(folder)}" if not pairs.problems else ""
             pairs.problems.append(text)
             continue
         if name not in (key, city):
@@ -233,7 +234,10 @@ def _no_pair(images: Index, masks: Index, scanned: Folder, at: Path, mask_folder
     if not images or not masks:
         missing = "image" if not images else "mask"
         left = scanned.left.describe(scanned.root) or "every file was taken for the other kind"
-        return f"{setting}: no {missing} was found in {at} and {mask_folder}: {left}; set data.image_suffix and data.mask_suffix to what images and masks end in, or write a list"
+        return (
+            f"{setting}: no {missing} was found in {at} and {mask_folder}: {left}; set data.image_suffix and "
+            "data.mask_suffix to what images and masks end in, or write a list"
+        )
     return (
         f"{setting}: no image below {at} has a mask of the same stem below {mask_folder} (as "
         f"{next(iter(images))} and {next(iter(masks))}); set data.mask_suffix to what masks end in after the "
