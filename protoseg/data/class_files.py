@@ -17,8 +17,8 @@ from protoseg.data.text import read_lines
 from protoseg.errors import DataError
 
 FORMS = (
-    "one name a line, a CSV or TSV with a header (_classes.csv, class_dict.csv), labelmap.txt, or a list or mapping "
-    "of names in JSON or YAML"
+    "one name a line, a CSV or TSV with a header (_classes.csv, class_dict.csv), labelmap.txt, or a list or "
+    "mapping of names in JSON or YAML"
 )
 _NAME_HEADS = (
     "name",
@@ -71,7 +71,7 @@ def read_class_file(path: Path) -> ClassTable:
     if suffix == ".json" or text[0][0] in "{[":
         return _table(path, _json(path, lines))
     if suffix in (".yaml", ".yml") or all(line.startswith("- ") for line in text):
-        return _table(path, _yaml(path))
+        return _table(path, _yaml(path, read_lines(path, strip=False)))
     if text[0][0] in "<" or any(line.endswith(("{", "}")) for line in text):
         raise _refused(path, f"it begins with {text[0][:40]!r}")
     table = _columns(path, text)
@@ -93,16 +93,12 @@ def _json(path: Path, lines: Sequence[str]) -> Any:
         raise _refused(path, f"it is not valid JSON ({error})") from error
 
 
-def _yaml(path: Path) -> Any:
+def _yaml(path: Path, lines: Sequence[str]) -> Any:
     try:
         # every scalar stays text: `no` is a name here
-        return yaml.load("\n".join(_raw_lines(path)), Loader=yaml.BaseLoader)
+        return yaml.load("\n".join(lines), Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise _refused(path, f"it is not valid YAML ({error})") from error
-
-
-def _raw_lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8-sig").splitlines()
 
 
 def _table(path: Path, found: Any) -> ClassTable:
@@ -161,7 +157,7 @@ def _columns(path: Path, text: Sequence[str]) -> ClassTable | None:
         if short is not None:
             raise _refused(
                 path,
-                f"its entry {short} has {len(rows[short - 2])} columns, the header {len(head)}: {text[short - 1]!r}",
+                f"{text[short - 1]!r} has {len(rows[short - 2])} columns, its header {len(head)}",
             )
         number = next((head.index(word) for word in _ID_HEADS if word in head), None)
         color = next((head.index(word) for word in _COLOR_HEADS if word in head), None)
@@ -239,8 +235,8 @@ def _ordered(
     if [number for number, _ in numbered] != list(range(len(names))):
         label_map = json.dumps({str(number): name for number, name in numbered}, ensure_ascii=False)
         raise DataError(
-            f"{path} has ids {numbered[0][0]} to {numbered[-1][0]} for {len(names)} classes, but class ids count "
-            "from 0 without a gap: give the names alone, and the ids that masks hold, as "
+            f"{path} has ids {numbered[0][0]} to {numbered[-1][0]} for {len(names)} classes, but class ids "
+            "count from 0 without a gap: give the names alone, and the ids that masks hold, as "
             f"data.classes={json.dumps(table.names, ensure_ascii=False)} data.label_map={label_map}"
         )
     return table

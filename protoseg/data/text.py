@@ -15,12 +15,13 @@ _MARKS = (
 CONVERT = "python -m protoseg.convert {source} -o DIR"
 
 
-def read_lines(path: Path, what: str = "") -> list[str]:
-    """Lines without blanks around them; line n is at n - 1.
+def read_lines(path: Path, what: str = "", *, strip: bool = True) -> list[str]:
+    """Lines of a text; line n is at n - 1.
 
     Args:
         path: Text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark or without (ASCII letters tell).
         what: What to call it in a message, as ``list``.
+        strip: Take blanks off both ends of each line.
 
     Raises:
         DataError: If it cannot be read, or is no text; names the line where there is one.
@@ -45,7 +46,8 @@ def read_lines(path: Path, what: str = "") -> list[str]:
         raise DataError(f"{name} cannot be read: it is not a text file")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     # a mark inside is what joining files leaves
-    return [line.strip().lstrip("\ufeff").strip() for line in text.split("\n")]
+    lines = text.replace("\ufeff", "").split("\n")
+    return [line.strip() for line in lines] if strip else lines
 
 
 def _unmarked(data: bytes) -> str:
