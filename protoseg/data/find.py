@@ -75,7 +75,10 @@ def find_images(inputs: Sequence[Path], out: Path) -> Found:
         names_given = ", ".join(map(str, inputs))
         more = "".join(f"\n{text}" for text in found.remarks)
         raise DataError(f"no image in {names_given}; looked for {', '.join(IMAGE_SUFFIXES)}{more}")
-    found.images = list({item.path.resolve(): item for item in reversed(found.images)}.values())[::-1]
+    once: dict[Path, FoundImage] = {}
+    for item in found.images:
+        once.setdefault(item.path.resolve(), item)
+    found.images = list(once.values())
     return found
 
 
