@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from protoseg.check.findings import Level, Report
 from protoseg.check.settings import check_crop, check_two_values, check_weights, describe_length
-from protoseg.check.training import check_training
 from protoseg.config.sections import Config, DataConfig
 from protoseg.data.classes import read_classes
 from protoseg.data.lists import SPLITS, EntryList, Split, data_root, scan_entries
@@ -73,6 +72,8 @@ def inspect(config: Config, *, quick: bool, processes: int = 1, progress: bool =
         _describe_labels(report, classes, config.data.ignore_index, tallies)
     labeled, unlabeled = (len(sources[split]) if split in sources else 0 for split in SPLITS[:2])
     both = config.method.unlabeled
+    from protoseg.check.training import check_training  # its imports take seconds
+
     check_training(config, classes, (labeled, unlabeled), processes, report, quick=quick)
     report.facts["training"] = describe_length(config.train, both, labeled, unlabeled, processes)
     if not quick:

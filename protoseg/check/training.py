@@ -29,8 +29,8 @@ def check_training(
         images: Labelled and unlabelled images.
         processes: Processes that it will have.
         report: Takes the findings.
-        quick: Only whether encoder and weights are there; otherwise the network is built and weights are loaded,
-            but those of timm's hub, which may have to be downloaded.
+        quick: Only whether encoder and weights are there; otherwise the network is built and weights are
+            loaded, but those of timm's hub, which may have to be downloaded.
     """
     model, start, data = config.model, config.train.start_from, config.data
     # weights of the encoder are not looked for only to be written over

@@ -178,7 +178,7 @@ def strip_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict
             if rest in own:
                 fits[".".join(parts[:depth])] += 1
     best = fits.most_common(2)
-    if not best or fits[""] == best[0][1]:
+    if not best or best[0][1] < MIN_FITTING * len(own) or fits[""] == best[0][1]:
         return dict(state)
     if len(best) > 1 and best[0][1] == best[1][1]:
         raise WeightsError(
@@ -186,12 +186,8 @@ def strip_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict
         )
     prefix = best[0][0] + "."
     inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    logger.info(
-        "encoder weights: %d tensors below %r, %d others left out",
-        len(inside),
-        prefix,
-        len(state) - len(inside),
-    )
+    others = len(state) - len(inside)
+    logger.info("encoder weights: %d tensors below %r, %d others are left out", len(inside), prefix, others)
     return inside
 
 

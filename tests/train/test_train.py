@@ -368,7 +368,7 @@ def test_sigterm_to_the_launcher_reaches_the_trainer(config_file, tmp_path):
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
-    assert "accelerate launch -m protoseg.train --resume" in out
+    assert "accelerate launch --quiet -m protoseg.train --resume" in out
     assert len(list((run / "state").glob("step_*"))) == 1
 
 
