@@ -27,6 +27,7 @@ class Header:
     """What the first line of a table says about the others."""
 
     separator: str
+    """A blank for the usual pairs."""
     image: int
     """Column of the image."""
     mask: int | None
@@ -35,7 +36,7 @@ class Header:
     """Names of other columns."""
 
     def pick(self, line: str) -> tuple[str, str | None]:
-        """Image and mask of a line; no mask where its field is empty.
+        """Image and mask of a line; ``-`` for an empty field, None without a column of masks.
 
         Raises:
             DataError: If the line has too few columns, or none where the image is named.
@@ -48,7 +49,7 @@ class Header:
         if self.mask is None:
             return fields[self.image], None
         mask = fields[self.mask] if self.mask < len(fields) else ""
-        return fields[self.image], mask or None
+        return fields[self.image], mask or "-"
 
 
 def split_fields(line: str, separator: str) -> list[str]:
@@ -67,6 +68,9 @@ def read_header(line: str) -> Header | None:
     Raises:
         DataError: If a column divides the images into parts, which one list cannot hold.
     """
+    words = line.lower().split()
+    if len(words) == 2 and words[0] in _IMAGE_HEADS and words[1] in _MASK_HEADS:
+        return Header(" ", 0, 1)
     for separator in SEPARATORS:
         names = [name.lower().replace(" ", "_") for name in split_fields(line, separator)]
         found = _columns(names, separator)
