@@ -45,7 +45,7 @@ _ID_HEADS = (
 )
 _COLOR_HEADS = ("color", "colour", "rgb", "color_rgb", "hex")
 _LISTS = ("classes", "names", "categories", "labels", "id2label", "label2id")
-_ID_NAME = re.compile(r"(\d+)\s*[:,;\t ]\s*(\S.*)")
+_ID_NAME = re.compile(r"(\d+)\s*(?:[:\t ]\s*(?P<free>[^\t]+)|[,;]\s*(?P<field>[^,;\t]+))")
 
 
 @dataclass
@@ -183,7 +183,9 @@ def _headless(path: Path, text: Sequence[str]) -> ClassTable | None:
     matches = [_ID_NAME.fullmatch(line) for line in text]
     found = [match for match in matches if match is not None]
     if len(found) == len(text) and len({int(match[1]) for match in found}) == len(text):
-        return _ordered(path, [match[2].strip() for match in found], [match[1] for match in found], None)
+        return _ordered(
+            path, [match["free"] or match["field"] for match in found], [match[1] for match in found], None
+        )
     return None
 
 

@@ -4,8 +4,8 @@
     accelerate launch --quiet -m protoseg.train --config FILE train.max_steps=2000
     accelerate launch --quiet -m protoseg.train --config FILE --resume   # go on after a kill
 
-``python -m protoseg.train`` does the same in one process. Without ``--quiet`` accelerate prints a traceback of
-its own after an error.
+``python -m protoseg.train`` does the same in one process. Without ``--quiet`` accelerate prints a
+traceback of its own after an error.
 """
 
 from __future__ import annotations

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from protoseg.config.load import load_config
+from protoseg.config.sections import Config
 from protoseg.errors import ConfigError
 
 BASE = "data:\n  kind: files\n  labeled: l\n  val: v\n  unlabeled: u\n"
 
 
-def load(folder: Path, rest: str) -> object:
+def load(folder: Path, rest: str) -> Config:
     path = folder / "my.yaml"
     path.write_text(BASE + rest, encoding="utf-8")
     return load_config(path)
@@ -22,10 +23,10 @@ def load(folder: Path, rest: str) -> object:
 def test_numbers_as_keys_and_words_as_names(tmp_path: Path) -> None:
     data = load(
         tmp_path, "  classes: [no, yes, 007, 2024-01-01, 1.50]\n  label_map: {0: no, 255: yes, -1: 2}\n"
-    ).data  # type: ignore[attr-defined]
+    ).data
     assert data.classes == ["no", "yes", "007", "2024-01-01", "1.50"]
     assert data.label_map == {"0": "no", "255": "yes", "-1": 2}
-    data = load(tmp_path, '  classes: [a, b]\n  label_map: {"0": a, "128,64,128": b, 7: ignore}\n').data  # type: ignore[attr-defined]
+    data = load(tmp_path, '  classes: [a, b]\n  label_map: {"0": a, "128,64,128": b, 7: ignore}\n').data
     assert data.label_map == {"0": "a", "128,64,128": "b", "7": "ignore"}
 
 
@@ -53,15 +54,15 @@ def test_what_can_be_meant_in_two_ways_is_quoted(
         load(tmp_path, rest)
     quoted = re.search(r'quotes: (".*?")', str(info.value))
     assert quoted is not None
-    assert load(tmp_path, rest.replace(quoted[1].strip('"'), quoted[1])).data.label_map == cured  # type: ignore[attr-defined]
+    assert load(tmp_path, rest.replace(quoted[1].strip('"'), quoted[1])).data.label_map == cured
 
 
 @pytest.mark.parametrize("key", ["128,64,128", "128,64,12"])
 def test_colours_without_quotes_in_a_flow_mapping(tmp_path: Path, key: str) -> None:
     rest = f"  classes: [road]\n  label_map: {{{key}: road}}\n"
-    with pytest.raises(ConfigError, match='line 7: .*put colours in quotes, as "128,64,128": road'):
+    with pytest.raises(ConfigError, match=r'line 7: .*put colours in quotes, as "128,64,128": road'):
         load(tmp_path, rest)
-    assert load(tmp_path, rest.replace(key, f'"{key}"')).data.label_map == {key: "road"}  # type: ignore[attr-defined]
+    assert load(tmp_path, rest.replace(key, f'"{key}"')).data.label_map == {key: "road"}
 
 
 def test_text_that_yaml_takes_for_something_else_names_line_and_quotes(tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def test_text_that_yaml_takes_for_something_else_names_line_and_quotes(tmp_path:
     text = str(info.value)
     assert 'run.name: Input should be a valid string (got 116); put it in quotes (line 8): "1_16"' in text
     assert 'put it in quotes (line 9): "2024-01-01"' in text
-    run = load(tmp_path, rest.replace("1_16", '"1_16"').replace("2024-01-01", '"2024-01-01"')).run  # type: ignore[attr-defined]
+    run = load(tmp_path, rest.replace("1_16", '"1_16"').replace("2024-01-01", '"2024-01-01"')).run
     assert (run.name, run.dir) == ("1_16", "2024-01-01")
 
 
@@ -85,7 +86,7 @@ def test_a_setting_of_several_kinds_is_reported_once_by_its_key(tmp_path: Path) 
 def test_keys_given_twice_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"line 8: data is given twice; the first is on line 1; join them"):
         load(tmp_path, "  classes: [a]\nrun: {name: x}\ndata: {cache: true}\n")
-    assert load(tmp_path, "  classes: [a]\n  cache: true\nrun: {name: x}\n").data.cache  # type: ignore[attr-defined]
+    assert load(tmp_path, "  classes: [a]\n  cache: true\nrun: {name: x}\n").data.cache
 
 
 def test_names_in_an_override_need_quotes() -> None:

@@ -1,4 +1,4 @@
-"""Class files of annotation tools: read by their form, or refused with what was found and a cure that cures."""
+"""Class files of annotation tools: read by their form, or refused with what was found; each cure cures."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def test_names(tmp_path: Path, name: str, text: str | bytes) -> None:
     ("name", "text"),
     [
         ("class_dict.csv", "name,r,g,b\nbackground,0,0,0\ncrack,255,0,0\nhole,0,0,255\n"),
-        ("class_dict.csv", "name, red, green, blue\nbackground, 0, 0, 0\ncrack, 255, 0, 0\nhole, 0, 0, 255\n"),
+        ("class_dict.csv", "name, red, green, blue\nbackground, 0, 0, 0\ncrack, 255, 0, 0\nhole, 0,0,255\n"),
         ("a.txt", "background,0,0,0\ncrack,255,0,0\nhole,0,0,255\n"),
         ("a.csv", 'class,color\nbackground,"0,0,0"\ncrack,"(255, 0, 0)"\nhole,#0000ff\n'),
         ("a.json", json.dumps([{"name": n, "color": list(c)} for n, c in COLORS.items()])),
-        ("a.json", json.dumps([{"title": n, "color": "#%02x%02x%02x" % c} for n, c in COLORS.items()])),
+        ("a.json", json.dumps([{"title": n, "color": f"#{bytes(c).hex()}"} for n, c in COLORS.items()])),
         ("a.json", json.dumps({name: list(color) for name, color in COLORS.items()})),
-        ("labelmap.txt", "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncrack:255,0,0::\nhole:0,0,255::\n"),
+        ("labelmap.txt", "# label:color_rgb:parts\nbackground:0,0,0::\ncrack:255,0,0::\nhole:0,0,255::\n"),
     ],
 )  # fmt: skip
 def test_colours_are_taken_where_they_are_given(tmp_path: Path, name: str, text: str) -> None:
@@ -144,7 +144,7 @@ def test_anything_else_is_refused_with_what_was_found(
 
 
 def test_cures_of_plain_lists(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="every line holds commas .*; write one name a line"):
+    with pytest.raises(DataError, match=r"every line holds commas .*; write one name a line"):
         read_class_file(write(tmp_path, "a.txt", "cat, dog\n"))
     assert read_class_file(write(tmp_path, "a.txt", "cat\ndog\n")).names == ["cat", "dog"]
     with pytest.raises(DataError, match=r"'class', looks like a header: take it off, or call the file \.csv"):

@@ -358,6 +358,31 @@ def test_accelerate_launch_runs_the_module(config_file, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("quiet", [["--quiet"], []])
+def test_an_error_under_the_launcher(config_file, quiet):
+    launcher = (
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "1",
+        *quiet,
+        "-m",
+    )
+    process = start("--config", config_file, "optim.learning_rate=1", launcher=launcher)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "optim.learning_rate: unknown key" in err
+    if quiet:
+        assert "unknown key" in err.splitlines()[-1]
+        assert "Traceback" not in err
+    else:
+        # the launcher's traceback cannot be kept back from here; the cure is printed before it
+        assert err.index("accelerate launch --quiet -m") < err.index("Traceback")
+
+
+@pytest.mark.slow
 def test_sigterm_to_the_launcher_reaches_the_trainer(config_file, tmp_path):
     run = tmp_path / "runs" / "tiny"
     process = start(
