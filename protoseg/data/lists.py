@@ -203,5 +203,5 @@ def _labeled_entries(config: DataConfig) -> list[Entry]:
     entries: list[Entry] = []
     for split in ("labeled", "val"):
         with contextlib.suppress(DataError):
-            entries += scan_entries(config, split)[0].entries  # type: ignore[arg-type]
+            entries += scan_entries(config, split)[0].entries
     return entries

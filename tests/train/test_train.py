@@ -337,6 +337,17 @@ def test_a_mistake_ends_the_command_without_a_traceback(config_file, run_module)
     assert "Traceback" not in done.stderr
 
 
+def test_under_a_launcher_an_error_says_how_to_end_with_it(config_file, capsys, monkeypatch):
+    monkeypatch.setattr("os.getppid", lambda: -1)
+    arguments = ["--config", str(config_file), "optim.learning_rate=1"]
+    assert main(arguments) == 1
+    assert "--quiet" not in capsys.readouterr().err
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert main(arguments) == 1
+    assert "accelerate launch --quiet -m" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_help_explains_itself(run_module):
     done = run_module("protoseg.train", "--help")
     assert done.returncode == 0
