@@ -74,6 +74,7 @@ def explain_problems(
             line, written = (spots or {}).get(key, (None, str(value)))
             at = "" if line is None else f" (line {line})"
             text += f'; put it in quotes{at}: "{written}"'
+            text += ", or write null for none" if isinstance(value, bool) else ""
         if text not in problems:
             problems.append(text)
     return "\n  ".join([f"{source}: {len(problems)} problem(s)", *problems])

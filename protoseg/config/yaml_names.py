@@ -35,7 +35,7 @@ def parse_yaml(text: str, source: str) -> Any:
     _refuse_repeats(node, source, ())
     data = _value(node, "data")
     if data is not None:
-        _keep_classes(_value(data, "classes"))
+        _keep_classes(data)
         _keep_label_map(_value(data, "label_map"), source)
     return yaml.SafeLoader("").construct_document(node)
 
@@ -93,7 +93,15 @@ def _refuse_repeats(node: yaml.Node, source: str, path: tuple[str, ...]) -> None
             _refuse_repeats(value, source, (*path, key.value))
 
 
-def _keep_classes(node: yaml.Node | None) -> None:
+def _keep_classes(data: yaml.Node) -> None:
+    """Names as they are written; ``{0: sky, 1: road}`` is the list that it counts."""
+    node = _value(data, "classes")
+    if isinstance(node, yaml.MappingNode) and [key.value for key, _ in node.value] == [
+        str(number) for number in range(len(node.value))
+    ]:
+        names = yaml.SequenceNode("tag:yaml.org,2002:seq", [value for _, value in node.value])
+        data.value = [(key, names if value is node else value) for key, value in data.value]
+        node = names
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             if isinstance(item, yaml.ScalarNode) and item.tag != _NULL:

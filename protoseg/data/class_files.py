@@ -119,7 +119,9 @@ def _table(path: Path, found: Any) -> ClassTable:
     names = [key for key in head if key in _NAME_HEADS]
     if not names:
         raise _refused(path, f"its entries have the keys {', '.join(rows[0])} and no name")
-    ids = [key for key in head if key in _ID_HEADS]
+    # Supervisely and CVAT number the classes of all their projects
+    own = names[0] == "title" or "attributes" in rows[0]
+    ids = [] if own else [key for key in head if key in _ID_HEADS]
     colors = [key for key in head if key in _COLOR_HEADS]
     return _ordered(
         path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -73,7 +74,13 @@ def read_classes(config: DataConfig) -> list[ClassInfo]:
         colors = read_labelmap(find_file(data_root(config), config.label_map, "data.label_map"))
     names = config.classes
     if isinstance(names, str):
-        path = find_file(data_root(config), names, "data.classes")
+        try:
+            path = find_file(data_root(config), names, "data.classes")
+        except DataError as error:
+            if "," not in names:
+                raise
+            listed = json.dumps([name.strip() for name in names.split(",")], ensure_ascii=False)
+            raise DataError(f"{error}; names themselves are a list: data.classes={listed}") from error
         lines = [line for line in read_lines(path) if line and not line.startswith("#")]
         if lines and all(_LABELMAP_LINE.match(line) for line in lines):
             colors = {**read_labelmap(path), **colors}

@@ -12,7 +12,7 @@ from protoseg.errors import DataError
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 _IMAGE_HEADS = frozenset({
     "image", "images", "img", "file", "filename", "file_name", "path", "image_path", "image_file", "filepath",
-    "image_name", "image_filename", "input",
+    "image_name", "image_filename", "input", "image_id", "img_path", "img_name",
 })  # fmt: skip
 _MASK_HEADS = frozenset({
     "mask", "masks", "label", "labels", "annotation", "annotations", "mask_path", "label_path", "mask_file",

@@ -27,6 +27,8 @@ MASK_FOLDERS = (
 NO_MASK = frozenset({"none", "null", "-"})
 CITYSCAPES_IMAGE = "_leftImg8bit"
 CITYSCAPES_MASK = "_gtFine_labelTrainIds"
+_EXCEL = re.compile(r"sep=.")
+"""First line of tables that Excel writes."""
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
@@ -92,7 +94,7 @@ class Resolver:
             try:
                 entry, family = self.resolve(line, header)
             except DataError as error:
-                if line.startswith("#"):
+                if line.startswith("#") or _EXCEL.fullmatch(line):
                     continue
                 try:
                     found = read_header(line) if first else None
@@ -191,6 +193,8 @@ class Resolver:
             raise DataError(f"{image_text} has no mask ({mask_text}), but a labelled list needs one")
         else:
             mask = self._existing("mask", mask_text, _spelled(self._mask_candidates, mask_text))
+        if mask == image:
+            raise DataError(f"{image_text} is named as image and as its own mask")
         return Entry(image, mask)
 
     def _below_root(self, text: str) -> Iterator[Path]:
@@ -263,14 +267,14 @@ class Resolver:
             DataError: Naming both masks.
         """
         stem = ends_with(image.name, self.image_suffix) or image.stem
-        if self.mask_suffix or mask.stem not in {stem + end for end in MASK_ENDINGS}:
-            return
         others = [mask.with_name(n) for end in MASK_ENDINGS for n in mask_names(stem, end)]
+        if self.mask_suffix or mask not in others:
+            return
         second = next((p for p in others if p != mask and p.is_file()), None)
         if second is not None:
             raise DataError(
                 f"{image.name} has two masks, {mask.name} and {second.name}; set data.mask_suffix to "
-                f"{mask.stem.removeprefix(stem)} or {second.stem.removeprefix(stem)}"
+                f"{mask.name.removeprefix(stem)} or {second.name.removeprefix(stem)}"
             )
 
     def _existing(self, what: str, text: str, candidates: Iterator[Path]) -> Path:
@@ -281,7 +285,7 @@ class Resolver:
             tried[path] = None
         for path in tried:
             found = self._listings.find(self.root, path)
-            if found is not None:
+            if found is not None and found.is_file():
                 if what != "mask of" and plain(found.stem) != plain(path.stem):
                     self.respelled.setdefault(text, found)
                 return found

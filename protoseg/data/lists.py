@@ -28,7 +28,7 @@ from typing import Literal, get_args
 
 from protoseg.config.sections import DataConfig, FolderPair
 from protoseg.data.lines import Entry, Resolver
-from protoseg.data.names import plain
+from protoseg.data.names import Listings, plain
 from protoseg.data.pairs import pair_folders, unlabeled_folder
 from protoseg.data.text import read_lines, refuse_annotations
 from protoseg.errors import DataError
@@ -99,6 +99,9 @@ def find_file(root: Path, text: str, setting: str) -> Path:
     for candidate in tried:
         if candidate.exists():
             return candidate
+        spelled = Listings().find(Path(candidate.anchor), candidate)
+        if spelled is not None and plain(spelled.name) == plain(candidate.name):
+            return spelled
     places = " or ".join(str(p) for p in dict.fromkeys(tried))
     raise DataError(f"{setting}={text} not found; looked for {places}")
 

@@ -28,7 +28,7 @@ IMAGE_SUFFIXES = (
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".npy", ".pgm", ".gif")
 MASK_ENDINGS = (
     "_mask", "-mask", ".mask", "_masks", "_label", "_labels", "-label", "_seg", "_segmentation", "_gt",
-    "_annotation", "_semantic",
+    "_annotation", "_semantic", ".jpg.png", ".jpeg.png", ".png.png", ".tif.png",
 )  # fmt: skip
 """What masks end in that lie beside their images, unless ``data.mask_suffix`` says it."""
 
@@ -73,7 +73,7 @@ class Listings:
         self._listings: dict[Path, dict[str, list[str]]] = {}
 
     def find(self, root: Path, path: Path) -> Path | None:
-        """The only file of this name but for Unicode form and letter case."""
+        """The only file or folder of this name but for Unicode form and letter case."""
         start = root if path.is_relative_to(root) else Path(path.anchor)
         place = start
         for part in path.relative_to(start).parts:
@@ -85,7 +85,7 @@ class Listings:
                     return None
                 step = place / same[0]
             place = step
-        return place if place.is_file() else None
+        return place
 
     def _names(self, folder: Path) -> dict[str, list[str]]:
         if folder not in self._listings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def read_lines(path: Path, what: str = "", *, strip: bool = True) -> list[str]:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
+        if b"\0" in data:
+            raise DataError(f"{name} cannot be read: it is not a text file") from error
         if encoding != "utf-8":
             raise DataError(f"{name} cannot be read: {error}; save it as UTF-8") from error
         number = data.count(b"\n", 0, error.start) + 1
@@ -68,11 +71,11 @@ def refuse_annotations(path: Path, lines: list[str], setting: str) -> None:
     first = next((line for line in lines if line), "")
     kind = "XML" if first.startswith("<") else ""
     if first[:1] in ("{", "["):
-        try:
-            json.loads("\n".join(lines))
-            kind = "JSON"
-        except ValueError:
-            kind = "JSON" if path.suffix.lower() in (".json", ".jsonl", ".ndjson") else ""
+        kind = "JSON" if path.suffix.lower() in (".json", ".jsonl", ".ndjson") else ""
+        for text in ("\n".join(lines), first):
+            with contextlib.suppress(ValueError):
+                json.loads(text)
+                kind = "JSON"
     if kind:
         raise DataError(f"{setting}: {path} is {kind}, not a list of images; {masks_needed(path)}")
 

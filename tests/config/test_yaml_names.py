@@ -30,6 +30,21 @@ def test_numbers_as_keys_and_words_as_names(tmp_path: Path) -> None:
     assert data.label_map == {"0": "a", "128,64,128": "b", "7": "ignore"}
 
 
+def test_a_mapping_that_counts_its_names_is_a_list(tmp_path: Path) -> None:
+    assert load(tmp_path, "  classes: {0: sky, 1: no}\n").data.classes == ["sky", "no"]
+    with pytest.raises(ConfigError, match=r"data\.classes: "):
+        load(tmp_path, "  classes: {1: sky, 2: road}\n")
+
+
+def test_no_as_nothing(tmp_path: Path) -> None:
+    rest = "  classes: [a]\nmethod: {preset: supervised}\n"
+    (tmp_path / "a.yaml").write_text(BASE.replace("unlabeled: u", "unlabeled: no") + rest)
+    with pytest.raises(ConfigError, match=r'\(line 5\): "no", or write null for none'):
+        load_config(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text(BASE.replace("unlabeled: u", "unlabeled: null") + rest)
+    assert load_config(tmp_path / "a.yaml").data.unlabeled is None
+
+
 def test_a_byte_order_mark_is_harmless(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbfrun: {name: x}\n")
     assert load_config(tmp_path / "a.yaml").run.name == "x"

@@ -143,6 +143,21 @@ def test_anything_else_is_refused_with_what_was_found(
         read_class_file(write(tmp_path, name, text))
 
 
+def test_names_that_are_given_as_one_text_are_cured_by_what_is_printed(tmp_path: Path) -> None:
+    base = ["data.kind=files", f"data.root={tmp_path}", "data.labeled=l", "data.val=v", "data.unlabeled=u"]
+    with pytest.raises(DataError, match=r"not found; .*; names themselves are a list: ") as info:
+        read_classes(load_config(None, [*base, "data.classes=sky, road"]).data)
+    cure = str(info.value).partition("a list: ")[2]
+    assert [c.name for c in read_classes(load_config(None, [*base, cure]).data)] == ["sky", "road"]
+
+
+def test_ids_of_a_tools_own_are_not_ids_of_masks(tmp_path: Path) -> None:
+    supervisely = {"classes": [{"title": n, "id": 900 + i, "color": "#010203"} for i, n in enumerate(NAMES)]}
+    assert read_class_file(write(tmp_path, "meta.json", json.dumps(supervisely))).names == NAMES
+    cvat = [{"name": n, "id": 77 - i, "attributes": []} for i, n in enumerate(NAMES)]
+    assert read_class_file(write(tmp_path, "labels.json", json.dumps(cvat))).names == NAMES
+
+
 def test_cures_of_plain_lists(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"every line holds commas .*; write one name a line"):
         read_class_file(write(tmp_path, "a.txt", "cat, dog\n"))

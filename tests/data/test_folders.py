@@ -179,6 +179,15 @@ def test_masks_in_their_folder_with_an_ending(tmp_path: Path) -> None:
     assert pairs(tmp_path, read_entries(config(tmp_path), "labeled")) == expected
 
 
+def test_masks_that_keep_the_extension_of_their_image(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        *(f"{folder}/im{n}.jpg{end}" for n in range(2) for folder, end in (("i", ""), ("m", ".png"))),
+    )
+    listed = read_entries(config(tmp_path, labeled={"images": "i", "masks": "m"}), "labeled")
+    assert pairs(tmp_path, listed) == [(f"i/im{n}.jpg", f"m/im{n}.jpg.png") for n in range(2)]
+
+
 def test_an_ending_that_nobody_knows_is_cured_by_the_setting(tmp_path: Path) -> None:
     touch(tmp_path, "images/im0.png", "masks/im0_xyz.png")
     keys = {"labeled": {"images": "images", "masks": "masks"}}
@@ -199,11 +208,11 @@ def test_an_ending_that_nobody_knows_is_cured_by_the_setting(tmp_path: Path) -> 
 def test_two_masks_of_an_image_are_cured_by_the_setting(tmp_path: Path) -> None:
     touch(tmp_path, "u/im0.jpg", "u/im0_mask.png", "u/im0_seg.png")
     (tmp_path / "l.txt").write_text("u/im0.jpg\n")
-    with pytest.raises(DataError, match=r"im0\.jpg has two masks, .* set data\.mask_suffix to _mask or _seg"):
+    with pytest.raises(DataError, match=r"two masks, .* set data\.mask_suffix to _mask\.png or _seg\.png"):
         read_entries(config(tmp_path), "labeled")
-    for suffix in ("_mask", "_seg"):
+    for suffix in ("_mask.png", "_seg.png"):
         listed = read_entries(config(tmp_path, mask_suffix=suffix), "labeled")
-        assert pairs(tmp_path, listed) == [("u/im0.jpg", f"u/im0{suffix}.png")]
+        assert pairs(tmp_path, listed) == [("u/im0.jpg", f"u/im0{suffix}")]
 
 
 def test_two_files_of_one_stem(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def joined(separator: str, header: str = "", quote: str = "") -> str:
         joined("\t", "filename\tlabel"), joined(";", "image_path;mask_path"), joined(" ", "image mask"),
         PLAIN.replace("/", "\\"), PLAIN.replace("\n", "   \n"), PLAIN.replace("\n", "\r"),
         "# made by hand\n" + PLAIN + "#images/gone.png masks/gone.png\n",
+        "sep=;\n" + joined(";", "image;mask"),
         "mask,width,image\n" + "".join(f"{m},640,{i}\n" for i, m in PAIRS),
         ",image,mask\n" + "".join(f"{n},{i},{m}\n" for n, (i, m) in enumerate(PAIRS)),
         "./" + PLAIN.replace("\n", "\n./").removesuffix("./"),
@@ -104,6 +105,24 @@ def test_parts_in_one_table_are_refused_and_a_list_for_each_is_read(root: Path) 
     with pytest.raises(DataError, match=r"line 1: column 'split' divides .*: write a list for each part"):
         read(root, "image,mask,split\n" + "".join(rows))
     assert found(root, read(root, "image,mask\n" + joined(",").splitlines()[0])) == PAIRS[:1]
+
+
+def test_an_image_that_is_its_own_mask(root: Path) -> None:
+    with pytest.raises(DataError, match=r"line 1: images/im0\.png is named as image and as its own mask"):
+        read(root, "images/im0.png images/im0.png\n")
+
+
+def test_settings_are_found_in_another_unicode_form(tmp_path: Path) -> None:
+    written, named = (unicodedata.normalize(form, "été") for form in ("NFD", "NFC"))
+    touch(tmp_path, f"{written}/images/a.png", f"{written}/masks/a.png")
+    pair = {"images": f"{named}/images", "masks": f"{named}/masks"}
+    assert len(read_entries(config(tmp_path, labeled=pair), "labeled").entries) == 1
+
+
+@pytest.mark.parametrize("data", [b"PK\x03\x04\x14\0\x06\0\xff\xfe", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"])
+def test_what_is_no_text_is_called_that(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(DataError, match="cannot be read: it is not a text file"):
+        read(tmp_path, data)
 
 
 def test_three_columns_without_a_header(root: Path) -> None:
