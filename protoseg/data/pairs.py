@@ -60,15 +60,15 @@ def pair_folders(
         skip = {images.resolve(): "", masks.resolve(): ""}  # one may lie in the other
         folders = [
             _scan(images, IMAGE_SUFFIXES, setting, skip),
-            _scan(masks, MASK_SUFFIXES, setting, skip),
+            _scan(masks, MASK_SUFFIXES, setting, skip, images),
         ]
         image_index = _index(folders[0], image_suffix)
         ending = mask_suffix or _usual_ending(image_index, folders[1])
         mask_index = _index(folders[1], ending)
     pairs = Pairs(f"folder pair, masks end in {ending}" if ending and not mask_suffix else "folder pair")
-    _pair(pairs, _single(image_index, setting), _single(mask_index, setting), folders[-1], masks, setting)
+    _pair(pairs, _single(image_index, setting), _single(mask_index, setting), folders, setting)
     if not pairs.entries:
-        raise DataError(_no_pair(image_index, mask_index, folders[-1], images, masks, setting))
+        raise DataError(_no_pair(image_index, mask_index, folders, setting))
     pairs.warnings += [text for folder in folders if (text := folder.left.describe(folder.root))]
     return pairs
 
@@ -122,8 +122,13 @@ def unlabeled_folder(
 
 
 def _scan(
-    folder: Path, suffixes: Collection[str], setting: str, skip: dict[Path, str] | None = None
+    folder: Path,
+    suffixes: Collection[str],
+    setting: str,
+    skip: dict[Path, str] | None = None,
+    images: Path | None = None,
 ) -> Folder:
+    """Files of a folder; ``images`` is the folder of images where this one is that of masks."""
     if not folder.is_dir():
         raise DataError(f"{setting}: {folder} is not a folder")
     found = scan_folder(folder, suffixes, skip)
@@ -132,7 +137,9 @@ def _scan(
         if found.left.count:
             text += f"; {found.left.describe(folder)}"
         if found.left.paths(_ANNOTATIONS):
-            text += f"; {masks_needed(folder)}"
+            text += f"; {masks_needed(folder, images)}"
+        if images is not None and found.left.paths((".jpg", ".jpeg")):
+            text += "; JPEG changes the values of masks: save them as PNG"
         raise DataError(text)
     return found
 
@@ -193,13 +200,14 @@ def _divide(
 
 
 def _pair(
-    pairs: Pairs, images: dict[str, Path], masks: dict[str, Path], scanned: Folder, folder: Path, setting: str
+    pairs: Pairs, images: dict[str, Path], masks: dict[str, Path], folders: Sequence[Folder], setting: str
 ) -> None:
     """Pair by name, and by name in another letter case where only one mask can be meant."""
+    at, folder, left = folders[0].root, folders[-1].root, folders[-1].left
     folded = Counter(key.casefold() for key in masks)
     by_case = {key.casefold(): key for key in masks if folded[key.casefold()] == 1}
     annotations = {
-        plain(p.relative_to(folder).with_suffix("").as_posix()): p for p in scanned.left.paths(_ANNOTATIONS)
+        plain(p.relative_to(folder).with_suffix("").as_posix()): p for p in left.paths(_ANNOTATIONS)
     }
     used, respelled = set(), []
     for key, image in images.items():
@@ -209,7 +217,7 @@ def _pair(
             text = f"{setting}: {image} has no mask {key}.png below {folder}"
             if key in annotations:
                 text += f", only {annotations[key].name}"
-                text += f"; {masks_needed(folder)}" if not pairs.problems else ""
+                text += f"; {masks_needed(folder, at)}" if not pairs.problems else ""
             pairs.problems.append(text)
             continue
         if name not in (key, city):
@@ -225,15 +233,16 @@ def _pair(
         pairs.warnings.append(f"{len(orphans)} mask(s) have no image, as {masks[orphans[0]]}")
 
 
-def _no_pair(images: Index, masks: Index, scanned: Folder, at: Path, mask_folder: Path, setting: str) -> str:
+def _no_pair(images: Index, masks: Index, folders: Sequence[Folder], setting: str) -> str:
     """Why no image has a mask, and what to do."""
-    if scanned.left.paths(_ANNOTATIONS):
-        first = scanned.left.paths(_ANNOTATIONS)[0].name
+    at, mask_folder, rest = folders[0].root, folders[-1].root, folders[-1].left
+    if rest.paths(_ANNOTATIONS):
+        first = rest.paths(_ANNOTATIONS)[0].name
         found = f"{mask_folder} holds annotations, as {first}, and no mask of an image"
-        return f"{setting}: {found}; {masks_needed(mask_folder)}"
+        return f"{setting}: {found}; {masks_needed(mask_folder, at)}"
     if not images or not masks:
         missing = "image" if not images else "mask"
-        left = scanned.left.describe(scanned.root) or "every file was taken for the other kind"
+        left = rest.describe(mask_folder) or "every file was taken for the other kind"
         return (
             f"{setting}: no {missing} was found in {at} and {mask_folder}: {left}; set data.image_suffix and "
             "data.mask_suffix to what images and masks end in, or write a list"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import json
+import shlex
 from pathlib import Path
 
 from protoseg.errors import DataError
@@ -13,7 +14,6 @@ _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
-CONVERT = "python -m protoseg.convert {source} -o DIR"
 
 
 def read_lines(path: Path, what: str = "", *, strip: bool = True) -> list[str]:
@@ -80,9 +80,10 @@ def refuse_annotations(path: Path, lines: list[str], setting: str) -> None:
         raise DataError(f"{setting}: {path} is {kind}, not a list of images; {masks_needed(path)}")
 
 
-def masks_needed(source: Path) -> str:
-    """What to do with annotations that are no masks."""
+def masks_needed(source: Path, images: Path | None = None) -> str:
+    """What to do with annotations that are no masks; ``images``: where their images are, if elsewhere."""
+    where = "" if images is None or images == source else f" --images {shlex.quote(str(images))}"
     return (
         "a training needs masks: where it holds annotations, make masks and lists of them with: "
-        + CONVERT.format(source=source)
+        f"python -m protoseg.convert {shlex.quote(str(source))}{where} -o DIR"
     )

@@ -234,6 +234,15 @@ def test_letter_case_and_unicode_form_of_a_pair(tmp_path: Path) -> None:
     assert "1 mask(s) are named in another letter case than their images, as" in listed.warnings[0]
 
 
+def test_a_folder_of_jpeg_masks(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.jpg", "masks/a.jpg")
+    keys = {"labeled": {"images": "images", "masks": "masks"}}
+    with pytest.raises(DataError, match=r"as a\.jpg; JPEG changes the values of masks: save them as PNG"):
+        read_entries(config(tmp_path, **keys), "labeled")
+    (tmp_path / "masks" / "a.jpg").rename(tmp_path / "masks" / "a.png")
+    assert read_entries(config(tmp_path, **keys), "labeled").entries
+
+
 def test_a_folder_of_one_kind_only(tmp_path: Path) -> None:
     touch(tmp_path, "u/a.png", "u/b.png")
     keys = {"images": "u", "masks": "u"}

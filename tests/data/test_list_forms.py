@@ -252,6 +252,11 @@ def test_annotations_in_the_folder_of_masks(tmp_path: Path) -> None:
         (tmp_path / "set" / f"im{number}.png").unlink()
     with pytest.raises(DataError, match=r"has no file ending in .*; 4 file\(s\) .* left out: 4 \.json"):
         read_entries(config(tmp_path, labeled={"images": "images", "masks": "set"}), "labeled")
+    with pytest.raises(DataError) as info:
+        read_entries(config(tmp_path, labeled={"images": "images", "masks": "set"}), "labeled")
+    assert f"--images {tmp_path / 'images'} -o DIR" in str(info.value)
+    run_the_cure(str(info.value), tmp_path / "second")
+    assert list((tmp_path / "second").rglob("*.png"))
     draw(tmp_path / "set" / "im3.png")
     _, problems = scan_entries(config(tmp_path, labeled={"images": "images", "masks": "set"}), "labeled")
     assert [("only im0.json; a training needs masks" in text) for text in problems] == [True, False, False]
