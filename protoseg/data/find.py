@@ -11,7 +11,7 @@ from protoseg.config.sections import DataConfig
 from protoseg.data.folders import scan_folder
 from protoseg.data.lines import Resolver
 from protoseg.data.lists import data_root
-from protoseg.data.names import IMAGE_SUFFIXES, MASK_ENDINGS, ends_with
+from protoseg.data.names import IMAGE_SUFFIXES, MASK_ENDINGS, beside_ending, ends_with
 from protoseg.data.text import read_lines, refuse_annotations
 from protoseg.errors import DataError
 
@@ -60,7 +60,7 @@ def find_images(inputs: Sequence[Path], out: Path) -> Found:
             names = {file: file.relative_to(path).as_posix() for file in scanned.files}
             stems = {ends_with(name, None) for name in names.values()}
             for file, name in names.items():
-                ending = next((end for end in MASK_ENDINGS if ends_with(name, end) in stems), None)
+                ending = beside_ending(name, stems, MASK_ENDINGS)
                 if ending is None:
                     found.images.append(FoundImage(file.as_posix(), file, PurePath(name)))
                 else:

@@ -185,7 +185,8 @@ def _scan_list(config: DataConfig, path: Path, root: Path, split: Split) -> tupl
     entries, remarks = listed.entries, [f"{path}: {text}" for text in listed.remarks]
     if split == "unlabeled":
         masks = {entry.mask.resolve() for entry in _labeled_entries(config) if entry.mask is not None}
-        used = [entry for entry in entries if masks and entry.image.resolve() in masks]
+        mask_names = {path.name for path in masks}
+        used = [e for e in entries if e.image.name in mask_names and e.image.resolve() in masks]
         if used:
             entries = [entry for entry in entries if entry not in used]
             remarks.append(

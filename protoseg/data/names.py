@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import unicodedata
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,9 +62,37 @@ def mask_names(stem: str, end: str) -> list[str]:
     )
 
 
+def beside_ending(name: str, stems: Collection[str | None], endings: Sequence[str]) -> str | None:
+    """The ending by which a file is the mask of one beside it, whose stem is in ``stems``."""
+    lower, bare = name.lower(), name.rpartition(".")[0].lower()
+    for end in endings:
+        # most files have none of the endings, and there may be millions
+        if lower.endswith(end.lower()) or bare.endswith(end.lower()):
+            stem = ends_with(name, end)
+            if stem in stems and stem != ends_with(name, None):
+                return end
+    return None
+
+
 def plain(text: str) -> str:
     """A name in the composed Unicode form; macOS writes the decomposed one."""
     return unicodedata.normalize("NFC", text)
+
+
+class Places:
+    """Resolves files whose folders are resolved once each."""
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, Path] = {}
+
+    def resolve(self, path: Path) -> Path:
+        """As ``path.resolve()``."""
+        if path.is_symlink():
+            return path.resolve()
+        folder = self._folders.get(path.parent)
+        if folder is None:
+            folder = self._folders[path.parent] = path.parent.resolve()
+        return folder / path.name
 
 
 class Listings:

@@ -13,6 +13,8 @@ from protoseg.data.names import (
     IMAGE_SUFFIXES,
     MASK_ENDINGS,
     MASK_SUFFIXES,
+    Places,
+    beside_ending,
     ends_with,
     plain,
 )
@@ -101,10 +103,11 @@ def unlabeled_folder(
     stems = {ends_with(name, None) for name in names.values()}
     lossy = {ends_with(n, None) for p, n in names.items() if p.suffix.lower() not in MASK_SUFFIXES}
     images: Index = {}
+    places = Places()
     for path, name in names.items():
         stem = ends_with(name, None) or ""
-        ending = next((end for end in endings if ends_with(name, end) in stems - {stem}), None)
-        place = path.resolve() if masks else path
+        ending = beside_ending(name, stems, endings)
+        place = places.resolve(path) if masks else path
         if place in masks:
             found.left.add("mask(s) of labelled images", path)
         elif place.parent in mask_folders:
