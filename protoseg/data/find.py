@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from protoseg.config.sections import DataConfig
 from protoseg.data.folders import scan_folder
 from protoseg.data.lines import Resolver
+from protoseg.data.listed import read_listed
 from protoseg.data.lists import data_root
 from protoseg.data.names import IMAGE_SUFFIXES, MASK_ENDINGS, beside_ending, ends_with
 from protoseg.data.text import read_lines, refuse_annotations
@@ -121,7 +122,8 @@ def read_list(path: Path, roots: Sequence[Path], image_dir: str | None) -> tuple
     if first is None:
         raise DataError(f"list {path} is empty; it needs one image a line")
     for root in roots:
-        if Resolver(root, image_dir, None, need_mask=False).read(lines[:_PROBED_LINES]).entries:
+        resolver = Resolver(root, image_dir, None, need_mask=False)
+        if read_listed(lines[:_PROBED_LINES], resolver).entries:
             break
     else:
         places = ", ".join(map(str, roots))
@@ -129,7 +131,7 @@ def read_list(path: Path, roots: Sequence[Path], image_dir: str | None) -> tuple
             f"no image of list {path} was found (first line: {first!r}; looked below {places}); "
             "name the folder that its lines are relative to with --root"
         )
-    listed = Resolver(root, image_dir, None, need_mask=False).read(lines)
+    listed = read_listed(lines, resolver)
     found = []
     for image in (entry.image for entry in listed.entries):
         name = image.relative_to(root).as_posix() if image.is_relative_to(root) else str(image)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from protoseg.data.columns import Header, other_readings, read_header
+from protoseg.data.columns import Header, other_readings
 from protoseg.data.names import (
     IMAGE_SUFFIXES,
     MASK_ENDINGS,
@@ -27,8 +27,6 @@ MASK_FOLDERS = (
 NO_MASK = frozenset({"none", "null", "-"})
 CITYSCAPES_IMAGE = "_leftImg8bit"
 CITYSCAPES_MASK = "_gtFine_labelTrainIds"
-_EXCEL = re.compile(r"sep=.")
-"""First line of tables that Excel writes."""
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
@@ -38,18 +36,6 @@ class Entry:
 
     image: Path
     mask: Path | None
-
-
-@dataclass
-class Listed:
-    """What the lines of a list name."""
-
-    entries: list[Entry] = field(default_factory=list)
-    families: dict[str, None] = field(default_factory=dict)
-    """Forms of the lines, in the order met."""
-    problems: list[tuple[int, str]] = field(default_factory=list)
-    """Line number and what is wrong with it."""
-    remarks: list[str] = field(default_factory=list)
 
 
 class Resolver:
@@ -82,40 +68,6 @@ class Resolver:
         self.respelled: dict[str, Path] = {}
         """Names whose letter case is another on the disk."""
         self._listings = Listings()
-
-    def read(self, lines: Sequence[str]) -> Listed:
-        """Entries of all lines; blank ones, comments (``# ...``) and a header name none."""
-        listed = Listed()
-        header: Header | None = None
-        first = True
-        for number, line in enumerate(lines, start=1):
-            if not line:
-                continue
-            try:
-                entry, family = self.resolve(line, header)
-            except DataError as error:
-                if line.startswith("#") or _EXCEL.fullmatch(line):
-                    continue
-                try:
-                    found = read_header(line) if first else None
-                except DataError as refused:
-                    raise DataError(f"line {number}: {refused}") from refused
-                if found is None:
-                    listed.problems.append((number, str(error)))
-                elif found.separator != " ":
-                    header = found
-                if found is not None and found.unread:
-                    listed.remarks.append(f"columns that are not read: {', '.join(found.unread)}")
-            else:
-                listed.entries.append(entry)
-                listed.families[family] = None
-            first = False
-        if self.respelled:
-            name, path = next(iter(self.respelled.items()))
-            listed.remarks.append(
-                f"{len(self.respelled)} name(s) have another letter case on the disk, as {name}: {path.name}"
-            )
-        return listed
 
     def resolve(self, line: str, header: Header | None = None) -> tuple[Entry, str]:
         """Entry and family of a stripped, non-empty line.

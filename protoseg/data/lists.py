@@ -28,6 +28,7 @@ from typing import Literal, get_args
 
 from protoseg.config.sections import DataConfig, FolderPair
 from protoseg.data.lines import Entry, Resolver
+from protoseg.data.listed import read_listed
 from protoseg.data.names import Listings, plain
 from protoseg.data.pairs import pair_folders, unlabeled_folder
 from protoseg.data.text import read_lines, refuse_annotations
@@ -176,7 +177,7 @@ def _scan_list(config: DataConfig, path: Path, root: Path, split: Split) -> tupl
         root, config.image_dir, config.mask_dir, split != "unlabeled", config.image_suffix, config.mask_suffix
     )
     try:
-        listed = resolver.read(lines)
+        listed = read_listed(lines, resolver)
     except DataError as error:
         raise DataError(f"{path}, {error}") from error
     problems = [f"{path}, line {number}: {text}" for number, text in listed.problems]

@@ -368,7 +368,6 @@ def test_accelerate_launch_runs_the_module(config_file, tmp_path):
     assert "next: python -m export.onnx" in out
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("quiet", [["--quiet"], []])
 def test_an_error_under_the_launcher(config_file, quiet):
     launcher = (
