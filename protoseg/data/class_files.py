@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +122,12 @@ def _table(path: Path, found: Any) -> ClassTable:
         raise _refused(path, f"its entries have the keys {', '.join(rows[0])} and no name")
     # Supervisely and CVAT number the classes of all their projects
     own = names[0] == "title" or "attributes" in rows[0]
-    ids = [] if own else [key for key in head if key in _ID_HEADS]
+    known = [key for key in _ID_HEADS if any(key in row for row in rows)]
+    # {"label": 0, "name": "sky"}
+    known += [key for key in names[1:] if all(_is_id(row[key]) for row in rows)]
+    ids = [] if own else known
+    if ids and any(ids[0] not in row for row in rows):
+        raise _refused(path, f"only some of its entries have the key {ids[0]!r}")
     colors = [key for key in head if key in _COLOR_HEADS]
     return _ordered(
         path,
@@ -162,6 +168,9 @@ def _columns(path: Path, text: Sequence[str]) -> ClassTable | None:
                 f"{text[short - 1]!r} has {len(rows[short - 2])} columns, its header {len(head)}",
             )
         number = next((head.index(word) for word in _ID_HEADS if word in head), None)
+        channel = head[0] in ("r", "g", "b", "red", "green", "blue")
+        if number is None and name > 0 and not channel and all(_is_id(row[0]) for row in rows):
+            number = 0  # whatever it is called
         color = next((head.index(word) for word in _COLOR_HEADS if word in head), None)
         colors: list[Any] | None = None if color is None else [row[color] for row in rows]
         for channels in (("r", "g", "b"), ("red", "green", "blue")):
@@ -234,6 +243,9 @@ def _ordered(
     wrong = next((value for value in ids if not _is_id(value)), None)
     if wrong is not None:
         raise _refused(path, f"{wrong!r} is no id")
+    repeated = [value for value, count in Counter(int(value) for value in ids).items() if count > 1]
+    if repeated:
+        raise _refused(path, f"the id {repeated[0]} is given more than once")
     numbered = sorted(zip((int(value) for value in ids), names, strict=True))
     table.names = [name for _, name in numbered]
     if [number for number, _ in numbered] != list(range(len(names))):
