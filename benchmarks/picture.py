@@ -1,6 +1,6 @@
 """The picture at the top of the README: few labels and many images in, masks and doubt out.
 
-    accelerate launch -m protoseg.train        # makes runs/quickstart, embedded data
+    accelerate launch --quiet -m protoseg.train        # makes runs/quickstart, embedded data
     python -m benchmarks.picture runs/quickstart
 
 Reads the run's own lists, so that everything in the picture is what that training saw; the images on the

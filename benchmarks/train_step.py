@@ -109,7 +109,9 @@ def prepare(
     networks, method, optimizer, scheduler = setup.begin(
         settings, accelerator, data, schedule, states, resume=False
     )
-    batches, seed = open_batches(settings, data, schedule, processes, 0), settings.train.seed
+    batches = open_batches(settings.data, settings.views, settings.train, data, schedule, processes, 0,
+                           unlabeled=settings.method.unlabeled)  # fmt: skip
+    seed = settings.train.seed
     if settings.method.prototypes:
         start_prototypes(networks.bank, networks.teacher, data.labeled, method.prototypes, seed=seed, step=0,
                          processes=processes, ignore_index=method.ignore_index)  # fmt: skip

@@ -206,7 +206,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
             return candidate
     raise CheckpointError(
         f"no checkpoint at {path}: expected a run folder, or a folder with {WEIGHTS_NAME} and "
-        f"{INFO_NAME}; train one with: accelerate launch -m protoseg.train"
+        f"{INFO_NAME}; train one with: accelerate launch --quiet -m protoseg.train"
     )
 
 

@@ -29,7 +29,7 @@ def test_set_up_is_two_commands_of_one_line():
     for name in ("main", "tests"):
         (block,) = blocks(README, f"setup: {name}")
         assert len(block.strip().splitlines()) == 1
-    assert "accelerate launch -m protoseg.train" in blocks(README, "setup: main")[0]
+    assert "accelerate launch --quiet -m protoseg.train" in blocks(README, "setup: main")[0]
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)

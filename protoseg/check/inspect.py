@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from protoseg.check.findings import Level, Report
-from protoseg.check.settings import check_crop, check_schedule, check_weights, describe_length
+from protoseg.check.settings import check_crop, check_weights, describe_length
 from protoseg.check.tally import Tally, check_labels, check_orientation, check_values, read_on
 from protoseg.config.sections import Config, DataConfig
 from protoseg.data.classes import read_classes
@@ -63,7 +63,9 @@ def inspect(config: Config, *, quick: bool, processes: int = 1, progress: bool =
         _describe_labels(report, classes, config.data.ignore_index, tallies)
     labeled, unlabeled = (len(sources[split]) if split in sources else 0 for split in SPLITS[:2])
     both = config.method.unlabeled
-    check_schedule(config, labeled, unlabeled, processes, report)
+    from protoseg.check.training import check_training  # its imports take seconds
+
+    check_training(config, classes, (labeled, unlabeled), processes, report, quick=quick)
     report.facts["training"] = describe_length(config.train, both, labeled, unlabeled, processes)
     if not quick:
         from protoseg.check.memory import estimate_memory

@@ -6,9 +6,8 @@ import math
 from collections import Counter
 
 from protoseg.check.findings import Report
-from protoseg.config.plan import make_schedule, run_length
-from protoseg.config.sections import Config, DataConfig, ModelConfig, TrainConfig
-from protoseg.errors import ConfigError
+from protoseg.config.plan import run_length
+from protoseg.config.sections import DataConfig, ModelConfig, TrainConfig
 from protoseg.manifest import ResizeConfig
 
 # pixels from which on a crop is no small one, and how many smaller ones a common image may be larger than
@@ -53,16 +52,6 @@ def check_weights(data: DataConfig, model: ModelConfig, start_from: str | None, 
             "to timm (downloads the encoder's weights) or to a file",
             "warning",
         )
-
-
-def check_schedule(config: Config, labeled: int, unlabeled: int, processes: int, report: Report) -> None:
-    """What a training refuses before its first step."""
-    if labeled == 0:
-        return  # said elsewhere
-    try:
-        make_schedule(config, labeled, unlabeled, processes)
-    except ConfigError as error:
-        report.add("settings", str(error))
 
 
 def describe_length(

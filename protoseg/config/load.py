@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from protoseg.config.presets import METHOD_PRESETS, MODEL_PRESETS
 from protoseg.config.sections import Config, MethodConfig
+from protoseg.config.yaml_names import Spots, find_spots, parse_yaml
 from protoseg.errors import ConfigError
 from protoseg.files import PROJECT_ROOT
 from protoseg.manifest import validation_problems
@@ -41,17 +42,65 @@ def apply_override(raw: dict[str, Any], item: str) -> None:
         structured = value.startswith(("[", "{")) or value == "null"
         node[leaf] = json.loads(value) if structured else value
     except json.JSONDecodeError as error:
-        raise ConfigError(f"override {item!r}: the value is not valid JSON ({error})") from error
+        raise ConfigError(
+            f"override {item!r}: the value is not valid JSON ({error}); names need double quotes, and all "
+            f"of it single ones for the shell, as '{key}=[\"road\"]'"
+        ) from error
 
 
-def explain_problems(error: ValidationError, source: str, top: str = "config") -> str:
-    """Every problem of a file on a line of its own; ``top`` names one that belongs to no key."""
-    problems = validation_problems(error, names={"": top})
+def explain_problems(
+    error: ValidationError, source: str, top: str = "config", raw: Any = None, spots: Spots | None = None
+) -> str:
+    """Every problem of a file on a line of its own.
+
+    Args:
+        error: The problems.
+        source: The file.
+        top: What to call a problem that belongs to no key.
+        raw: What was validated; without it keys are named with pydantic's own parts.
+        spots: Where values stand in the file.
+    """
+    texts = validation_problems(error, names={"": top})
+    keys = [_keys(raw, item["loc"]) for item in error.errors()]
+    problems = []
+    for item, text, key in zip(error.errors(), texts, keys, strict=True):
+        value, needs_text = item["input"], item["type"] == "string_type"
+        inner = any(len(other) > len(key) and other[: len(key)] == key for other in keys)
+        if needs_text and isinstance(value, list | dict) and inner:
+            continue  # the other kinds that the setting may have
+        loc = ".".join(map(str, item["loc"]))
+        text = ".".join(key) + text.removeprefix(loc) if raw is not None and loc else text
+        if needs_text and not isinstance(value, str | list | dict):
+            line, written = (spots or {}).get(key, (None, str(value)))
+            at = "" if line is None else f" (line {line})"
+            text += f'; put it in quotes{at}: "{written}"'
+            text += ", or write null for none" if isinstance(value, bool) else ""
+        if text not in problems:
+            problems.append(text)
     return "\n  ".join([f"{source}: {len(problems)} problem(s)", *problems])
 
 
-def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
+def _keys(raw: Any, loc: tuple[int | str, ...]) -> tuple[str, ...]:
+    """A place in ``raw`` by its keys alone, without the kinds that pydantic tried."""
+    if raw is None:
+        return tuple(map(str, loc))
+    keys = []
+    for position, part in enumerate(loc):
+        inside = part in raw if isinstance(raw, dict) else isinstance(raw, list) and isinstance(part, int)
+        if inside:
+            raw = raw[part] if not isinstance(raw, list) or int(part) < len(raw) else None
+        if inside or position < 2:
+            keys.append(str(part))
+    return tuple(keys)
+
+
+def parse_config(raw: dict[str, Any], source: str = "config", spots: Spots | None = None) -> Config:
     """Apply presets below ``raw`` and validate.
+
+    Args:
+        raw: Settings by section.
+        source: What to call them in a message.
+        spots: Where values stand in the file.
 
     Raises:
         ConfigError: With one line for each problem.
@@ -65,7 +114,7 @@ def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(explain_problems(error, source)) from error
+        raise ConfigError(explain_problems(error, source, raw=merged, spots=spots)) from error
 
 
 def find_config(path: str | Path) -> Path:
@@ -82,7 +131,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: If the file is missing, is not YAML or is not a mapping.
     """
     try:
-        raw = yaml.safe_load(find_config(path).read_text(encoding="utf-8"))
+        raw = parse_yaml(find_config(path).read_text(encoding="utf-8-sig"), str(path))
     except FileNotFoundError:
         known = sorted(p.name for p in (PROJECT_ROOT / "configs").glob("*.yaml"))
         raise ConfigError(f"config file {path} not found; configs/ has {', '.join(known)}") from None
@@ -131,4 +180,6 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
     raw = read_config(path) if path is not None else {}
     for item in overrides or []:
         apply_override(raw, item)
-    return parse_config(raw, str(path) if path is not None else "config")
+    if path is None:
+        return parse_config(raw)
+    return parse_config(raw, str(path), find_spots(find_config(path).read_text(encoding="utf-8-sig")))

@@ -73,8 +73,14 @@ class DataConfig(Section):
     """Folder of images for lists of bare ids (null: the VOC rule ``JPEGImages``)."""
     mask_dir: str | None = None
     """Folder of masks for lists of bare ids (null: ``SegmentationClassAug``, else ``SegmentationClass``)."""
+    image_suffix: str | None = None
+    """What images end in, with the extension or without it (``_image``, ``.jpg``); null: anything."""
+    mask_suffix: str | None = None
+    """What masks end in after the stem of their image (``_mask``, ``_mask.png``, ``.png``); null: nothing,
+    or a usual ending (``_mask``, ``_label``, ``_seg``, ...), whichever pairs more."""
     classes: list[str] | str | None = None
-    """Class names in the order of their ids, or a text file with one name a line (relative to root)."""
+    """Class names in the order of their ids, or a file that has them (relative to root): one name a line,
+    ``_classes.csv``, ``class_dict.csv``, ``labelmap.txt``, TSV, JSON or YAML."""
     palette: list[tuple[int, int, int]] | None = None
     """Colour of each class, RGB in [0, 255]; null takes the mask palette of VOC."""
     label_map: dict[str, int | str] | str | None = None

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from protoseg.data.images import DECODE_ERRORS
+from protoseg.data.pictures import DECODE_ERRORS
 from protoseg.errors import DataError
 
 Orientation = Literal["auto", "upright", "stored"]

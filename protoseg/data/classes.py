@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 from protoseg.config.sections import BUILT_IN_MAPS, DataConfig
+from protoseg.data.class_files import read_class_file
 from protoseg.data.known import known_classes
 from protoseg.data.lists import data_root, find_file
 from protoseg.data.palette import Color, voc_palette
 from protoseg.data.synthetic import synthetic_classes
+from protoseg.data.text import read_lines
 from protoseg.errors import DataError
 from protoseg.manifest import ClassInfo
 
@@ -32,11 +35,19 @@ def parse_color(text: str, where: str) -> Color:
 def read_labelmap(path: Path) -> dict[str, Color]:
     """Read a CVAT ``labelmap.txt`` (``name:r,g,b:parts:actions`` lines) as colour by name.
 
+    Another class file with a colour for each class (``class_dict.csv``) is read likewise.
+
     Raises:
         DataError: If the file cannot be read or a line has another form.
     """
     table: dict[str, Color] = {}
-    for number, line in enumerate(_read_lines(path), start=1):
+    if path.suffix.lower() in (".csv", ".tsv", ".json", ".yaml", ".yml"):
+        found = read_class_file(path)
+        missing = [name for name in found.names if name not in found.colors]
+        if missing:
+            raise DataError(f"{path} has no colour for {missing[:3]}; a label map needs one for each class")
+        return found.colors
+    for number, line in enumerate(read_lines(path), start=1):
         if not line or line.startswith("#"):
             continue
         match = _LABELMAP_LINE.match(line)
@@ -51,8 +62,8 @@ def read_labelmap(path: Path) -> dict[str, Color]:
 def read_classes(config: DataConfig) -> list[ClassInfo]:
     """Names and colours of the classes by id.
 
-    Names come from ``data.classes`` (a list, a file with one name a line, or a ``labelmap.txt``);
-    colours from ``data.palette``, else from a ``labelmap.txt``, else the VOC colours.
+    Names come from ``data.classes`` (a list or a file, see ``protoseg.data.class_files``); colours from
+    ``data.palette``, else from that file or a ``labelmap.txt``, else the VOC colours.
 
     Raises:
         DataError: If names are missing, repeated or too many, or colours do not match in number.
@@ -68,12 +79,23 @@ def read_classes(config: DataConfig) -> list[ClassInfo]:
     if names is None and config.label_map in BUILT_IN_MAPS:
         names = list(colors)
     if isinstance(names, str):
-        path = find_file(data_root(config), names, "data.classes")
-        lines = [line for line in _read_lines(path) if line and not line.startswith("#")]
+        try:
+            path = find_file(data_root(config), names, "data.classes")
+        except DataError as error:
+            if "," not in names:
+                raise
+            listed = json.dumps([name.strip() for name in names.split(",")], ensure_ascii=False)
+            raise DataError(f"{error}; names themselves are a list: data.classes={listed}") from error
+        lines = [line for line in read_lines(path) if line and not line.startswith("#")]
         if lines and all(_LABELMAP_LINE.match(line) for line in lines):
             colors = {**read_labelmap(path), **colors}
-            lines = [name for name in colors if name.lower() not in IGNORE_NAMES]
-        names = lines
+            names = [name for name in colors if name.lower() not in IGNORE_NAMES]
+        else:
+            table = read_class_file(path)
+            # where masks hold colours, what is ignored has one too, but no id
+            mapped = isinstance(config.label_map, str)
+            names = [name for name in table.names if not (mapped and name.lower() in IGNORE_NAMES)]
+            colors = {**table.colors, **colors}
     if not names:
         raise DataError("data.classes is empty; list the class names in the order of their ids")
     if len(set(names)) != len(names):
@@ -94,10 +116,3 @@ def read_classes(config: DataConfig) -> list[ClassInfo]:
         for i, name in enumerate(names)
     ]
     return [ClassInfo(name=name, color=color) for name, color in zip(names, chosen, strict=True)]
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error

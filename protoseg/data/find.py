@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
 
 from protoseg.config.sections import DataConfig
-from protoseg.data.lines import IMAGE_SUFFIXES, Resolver
+from protoseg.data.folders import scan_folder
+from protoseg.data.lines import Resolver
+from protoseg.data.listed import read_listed
 from protoseg.data.lists import data_root
+from protoseg.data.names import IMAGE_SUFFIXES, MASK_ENDINGS, beside_ending, ends_with
+from protoseg.data.text import read_lines, refuse_annotations
 from protoseg.errors import DataError
 
 RESULT_FOLDERS = ("masks", "overlays", "confidence", "disagreement")
@@ -25,9 +29,20 @@ class FoundImage:
     """As given: the path below a list's root, or the path from the command line."""
     path: Path
     """Where it is."""
+    place: PurePath
+    """Path below the folder that was searched; the file's name alone for one that was named."""
 
 
-def find_images(inputs: Sequence[Path], out: Path) -> list[Path]:
+@dataclass
+class Found:
+    """Images of a command's inputs, each file once."""
+
+    images: list[FoundImage] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    """What was left out, a line for each folder."""
+
+
+def find_images(inputs: Sequence[Path], out: Path) -> Found:
     """Images named, and those below folders in sorted order; results of an earlier call are left out.
 
     Args:
@@ -37,28 +52,35 @@ def find_images(inputs: Sequence[Path], out: Path) -> list[Path]:
     Raises:
         DataError: If an input does not exist or there is no image at all.
     """
-    found: list[Path] = []
+    found = Found()
     results = [(out / part).resolve() for part in RESULT_FOLDERS]
     for path in inputs:
         if path.is_dir():
             root = path.resolve()
-            own = [folder for folder in results if folder != root and folder.is_relative_to(root)]
-            found += [file for file in sorted(path.rglob("*")) if _is_input(file, path, own)]
+            scanned = scan_folder(path, IMAGE_SUFFIXES, {p: "" for p in results if p != root})
+            names = {file: file.relative_to(path).as_posix() for file in scanned.files}
+            stems = {ends_with(name, None) for name in names.values()}
+            for file, name in names.items():
+                ending = beside_ending(name, stems, MASK_ENDINGS)
+                if ending is None:
+                    found.images.append(FoundImage(file.as_posix(), file, PurePath(name)))
+                else:
+                    scanned.left.add(f"mask(s) beside their images (ending {ending})", file)
+            if scanned.left.count:
+                found.remarks.append(scanned.left.describe(path))
         elif path.is_file():
-            found.append(path)
+            found.images.append(FoundImage(path.as_posix(), path, PurePath(path.name)))
         else:
             raise DataError(f"{path} is neither a file nor a folder; give images or folders of images")
-    if not found:
-        names = ", ".join(map(str, inputs))
-        raise DataError(f"no image in {names}; looked for {', '.join(IMAGE_SUFFIXES)}")
-    return list({path.resolve(): path for path in found}.values())
-
-
-def _is_input(file: Path, root: Path, results: Sequence[Path]) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-    if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
-        return False
-    return not any(file.resolve().is_relative_to(folder) for folder in results)
+    if not found.images:
+        names_given = ", ".join(map(str, inputs))
+        more = "".join(f"\n{text}" for text in found.remarks)
+        raise DataError(f"no image in {names_given}; looked for {', '.join(IMAGE_SUFFIXES)}{more}")
+    once: dict[Path, FoundImage] = {}
+    for item in found.images:
+        once.setdefault(item.path.resolve(), item)
+    found.images = list(once.values())
+    return found
 
 
 def list_roots(root: Path | None, listed: Path, data: DataConfig) -> list[Path]:
@@ -92,38 +114,26 @@ def read_list(path: Path, roots: Sequence[Path], image_dir: str | None) -> tuple
         DataError: If the list cannot be read, is empty, or no root fits.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_lines(path)
+    except DataError as error:
         raise DataError(f"{path} is neither an image nor a list that can be read: {error}") from error
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line]
-    if not numbered:
+    refuse_annotations(path, lines, "list")
+    first = next((line for line in lines if line), None)
+    if first is None:
         raise DataError(f"list {path} is empty; it needs one image a line")
     for root in roots:
         resolver = Resolver(root, image_dir, None, need_mask=False)
-        if any(_resolves(resolver, line) for _, line in numbered[:_PROBED_LINES]):
+        if read_listed(lines[:_PROBED_LINES], resolver).entries:
             break
     else:
         places = ", ".join(map(str, roots))
         raise DataError(
-            f"no image of list {path} was found (first line: {numbered[0][1]!r}; looked below {places}); "
+            f"no image of list {path} was found (first line: {first!r}; looked below {places}); "
             "name the folder that its lines are relative to with --root"
         )
-    found: list[FoundImage] = []
-    problems: list[str] = []
-    for number, line in numbered:
-        try:
-            image = resolver.resolve(line)[0].image
-        except DataError as error:
-            problems.append(f"{path}, line {number}: {error}")
-            continue
+    listed = read_listed(lines, resolver)
+    found = []
+    for image in (entry.image for entry in listed.entries):
         name = image.relative_to(root).as_posix() if image.is_relative_to(root) else str(image)
-        found.append(FoundImage(name, image))
-    return found, problems
-
-
-def _resolves(resolver: Resolver, line: str) -> bool:
-    try:
-        resolver.resolve(line)
-    except DataError:
-        return False
-    return True
+        found.append(FoundImage(name, image, PurePath(image.name)))
+    return found, [f"{path}, line {number}: {text}" for number, text in listed.problems]

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from protoseg.data.columns import Header, other_readings
+from protoseg.data.names import (
+    IMAGE_SUFFIXES,
+    MASK_ENDINGS,
+    MASK_SUFFIXES,
+    Listings,
+    ends_with,
+    mask_names,
+    plain,
+)
 from protoseg.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".npy", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".npy", ".pgm", ".gif")
 IMAGE_FOLDERS = ("JPEGImages", "images", "image", "imgs", "img")
 MASK_FOLDERS = (
     "SegmentationClassAug", "SegmentationClass", "masks", "mask", "annotations", "annotation",
@@ -19,6 +27,7 @@ MASK_FOLDERS = (
 NO_MASK = frozenset({"none", "null", "-"})
 CITYSCAPES_IMAGE = "_leftImg8bit"
 CITYSCAPES_MASK = "_gtFine_labelTrainIds"
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 @dataclass(frozen=True)
@@ -30,20 +39,66 @@ class Entry:
 
 
 class Resolver:
-    """Turns one line into an entry whose files exist."""
+    """Turns one line into an entry whose files exist.
 
-    def __init__(self, root: Path, image_dir: str | None, mask_dir: str | None, need_mask: bool) -> None:
+    Args:
+        root: Folder that lines are relative to.
+        image_dir: ``data.image_dir``.
+        mask_dir: ``data.mask_dir``.
+        need_mask: Whether an entry has a mask.
+        image_suffix: ``data.image_suffix``.
+        mask_suffix: ``data.mask_suffix``.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        image_dir: str | None,
+        mask_dir: str | None,
+        need_mask: bool,
+        image_suffix: str | None = None,
+        mask_suffix: str | None = None,
+    ) -> None:
         self.root = root
         self.image_dir = image_dir
         self.mask_dir = mask_dir
         self.need_mask = need_mask
+        self.image_suffix = image_suffix
+        self.mask_suffix = mask_suffix
+        self.respelled: dict[str, Path] = {}
+        """Names whose letter case is another on the disk."""
+        self._listings = Listings()
 
-    def resolve(self, line: str) -> tuple[Entry, str]:
+    def resolve(self, line: str, header: Header | None = None) -> tuple[Entry, str]:
         """Entry and family of a stripped, non-empty line.
+
+        Args:
+            line: The line.
+            header: Columns, where a header line named them.
 
         Raises:
             DataError: Without the list's name and the line number, which the caller adds.
         """
+        if header is not None:
+            image, mask = header.pick(line)
+            return self._read(image, mask, "table")
+        try:
+            return self._resolveplain(line)
+        except DataError as error:
+            failure = error
+        for name, fields in other_readings(line):
+            if len(fields) > 2 and Path(fields[0]).suffix.lower() in IMAGE_SUFFIXES:
+                failure = DataError(f"{len(fields)} columns split by {name}s, expected image and mask")
+            if not 1 <= len(fields) <= 2:
+                continue
+            try:
+                return self._read(fields[0], fields[1] if fields[1:] else None, name)
+            except DataError as error:
+                if Path(fields[0]).suffix.lower() in IMAGE_SUFFIXES:
+                    failure = error
+        raise failure
+
+    def _resolveplain(self, line: str) -> tuple[Entry, str]:
         if "\t" in line:
             columns = [part.strip() for part in line.split("\t") if part.strip()]
             if len(columns) > 2:
@@ -80,21 +135,24 @@ class Resolver:
         return self._entry(image, mask), _family(columns, separator, self.need_mask)
 
     def _entry(self, image_text: str, mask_text: str | None) -> Entry:
-        image = _existing("image", image_text, self._image_candidates(image_text), self.root)
+        image = self._existing("image", image_text, _spelled(self._image_candidates, image_text))
         if not self.need_mask:
             return Entry(image, None)
         if mask_text is None:
-            mask = _existing("mask of", image_text, self._derived_masks(image), self.root)
+            mask = self._existing("mask of", image_text, self._derived_masks(image))
+            self._refuse_second_mask(image, mask)
         elif mask_text.lower() in NO_MASK:
             raise DataError(f"{image_text} has no mask ({mask_text}), but a labelled list needs one")
         else:
-            mask = _existing("mask", mask_text, self._mask_candidates(mask_text), self.root)
+            mask = self._existing("mask", mask_text, _spelled(self._mask_candidates, mask_text))
+        if mask == image:
+            raise DataError(f"{image_text} is named as image and as its own mask")
         return Entry(image, mask)
 
     def _below_root(self, text: str) -> Iterator[Path]:
         relative = text.lstrip("/")
         yield self.root / relative
-        if text.startswith("/"):
+        if Path(text).is_absolute():
             yield Path(text)
         parts = Path(relative).parts
         if self.root.name in parts[:-1]:
@@ -133,20 +191,87 @@ class Resolver:
             base = self.root
         except ValueError:
             parts, base = image.parts[1:], Path(image.anchor)
-        names = [f"{image.stem}{suffix}" for suffix in MASK_SUFFIXES]
+        stem = ends_with(image.name, self.image_suffix) or image.stem
+        names = mask_names(stem, self.mask_suffix or "")
         if image.stem.endswith(CITYSCAPES_IMAGE):
-            stem = image.stem.removesuffix(CITYSCAPES_IMAGE)
-            names = [f"{stem}{CITYSCAPES_MASK}.png", *names]
+            city = image.stem.removesuffix(CITYSCAPES_IMAGE)
+            names = [f"{city}{CITYSCAPES_MASK}.png", *names]
             yield from _swap(base, parts, "leftImg8bit", ["gtFine"], names[:1])
-        if self.mask_dir:
-            inside = image.parent
-            if self.image_dir and inside.is_relative_to(self.root / self.image_dir):
-                below = inside.relative_to(self.root / self.image_dir)
-                yield from (self.root / self.mask_dir / below / name for name in names)
-            yield from (self.root / self.mask_dir / name for name in names)
+        guesses = [] if self.mask_suffix else [n for end in MASK_ENDINGS for n in mask_names(stem, end)]
+        for some in (names, guesses):
+            if self.mask_dir:
+                inside = image.parent
+                if self.image_dir and inside.is_relative_to(self.root / self.image_dir):
+                    below = inside.relative_to(self.root / self.image_dir)
+                    yield from (self.root / self.mask_dir / below / name for name in some)
+                yield from (self.root / self.mask_dir / name for name in some)
+            else:
+                for folder in IMAGE_FOLDERS:
+                    yield from _swap(base, parts, folder, MASK_FOLDERS, some)
+                # beside the image: another stem, or the same one where only one of them can be a mask
+                lossy = image.suffix.lower() not in MASK_SUFFIXES
+                yield from (image.with_name(name) for name in some if lossy or Path(name).stem != image.stem)
+
+    def _refuse_second_mask(self, image: Path, mask: Path) -> None:
+        """Where the mask's ending was guessed, no other ending may fit too.
+
+        Raises:
+            DataError: Naming both masks.
+        """
+        stem = ends_with(image.name, self.image_suffix) or image.stem
+        others = [mask.with_name(n) for end in MASK_ENDINGS for n in mask_names(stem, end)]
+        if self.mask_suffix or mask not in others:
             return
-        for folder in IMAGE_FOLDERS:
-            yield from _swap(base, parts, folder, MASK_FOLDERS, names)
+        second = next((p for p in others if p != mask and p.is_file()), None)
+        if second is not None:
+            raise DataError(
+                f"{image.name} has two masks, {mask.name} and {second.name}; set data.mask_suffix to "
+                f"{mask.name.removeprefix(stem)} or {second.name.removeprefix(stem)}"
+            )
+
+    def _existing(self, what: str, text: str, candidates: Iterator[Path]) -> Path:
+        tried: dict[Path, None] = {}
+        for path in candidates:
+            if path.is_file():
+                return path
+            tried[path] = None
+        for path in tried:
+            found = self._listings.find(self.root, path)
+            if found is not None and found.is_file():
+                if what != "mask of" and plain(found.stem) != plain(path.stem):
+                    self.respelled.setdefault(text, found)
+                return found
+        root = self.root
+        shown = [str(p.relative_to(root)) if p.is_relative_to(root) else str(p) for p in tried]
+        more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
+        places = ", ".join(shown[:4]) + more if shown else "no rule applies"
+        cure = (
+            "; set data.mask_dir or data.mask_suffix, or list `image mask` pairs" if what == "mask of" else ""
+        )
+        for path in tried:
+            ids = path.with_name(path.name.replace("labelTrainIds", "labelIds"))
+            if ids != path and ids.is_file():
+                cure = f"; {ids.name} is there: make the train ids with cityscapesscripts"
+        raise DataError(
+            f"{what} {text} not found below {root} (tried {places}){cure}{self._drive_cure(text)}"
+        )
+
+    def _drive_cure(self, text: str) -> str:
+        if not _DRIVE.match(text) or Path(text).is_absolute():
+            return ""
+        parts = text.replace("\\", "/").split("/")
+        for start in range(1, len(parts)):
+            if self.root.joinpath(*parts[start:]).is_file():
+                found, dropped = "/".join(parts[start:]), text[: -len("/".join(parts[start:]))]
+                return f"; that is a path of a Windows drive: take {dropped} off, to leave {found}"
+        return "; that is a path of a Windows drive: write lines relative to data.root"
+
+
+def _spelled(candidates: Callable[[str], Iterator[Path]], text: str) -> Iterator[Path]:
+    """Places for a name as it is written, and for one with backslashes as Windows writes them."""
+    yield from candidates(text)
+    if "\\" in text:
+        yield from candidates(text.replace("\\", "/"))
 
 
 def _swap(
@@ -158,23 +283,6 @@ def _swap(
         for folder in new:
             place = base.joinpath(*parts[: at[-1]], folder, *parts[at[-1] + 1 : -1])
             yield from (place / name for name in names)
-
-
-def _existing(what: str, text: str, candidates: Iterator[Path], root: Path) -> Path:
-    tried: dict[Path, None] = {}
-    for path in candidates:
-        if path.is_file():
-            return path
-        tried[path] = None
-    shown = [str(p.relative_to(root)) if p.is_relative_to(root) else str(p) for p in tried]
-    more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
-    places = ", ".join(shown[:4]) + more if shown else "no rule applies"
-    cure = "; set data.mask_dir, or list `image mask` pairs" if what == "mask of" else ""
-    for path in tried:
-        ids = path.with_name(path.name.replace("labelTrainIds", "labelIds"))
-        if ids != path and ids.is_file():
-            cure = f"; {ids.name} is there: make the train ids with cityscapesscripts"
-    raise DataError(f"{what} {text} not found below {root} (tried {places}){cure}")
 
 
 def _family(columns: list[str], separator: str, need_mask: bool) -> str:

@@ -10,11 +10,14 @@ Accepted lines of a list file (one family or several in one file):
 * any other image alone: the mask has the same stem in a parallel folder (``images`` -> ``masks``,
   ``annotations``, ``labels``, ...).
 
-Blank lines, a byte order mark, CRLF and a missing last newline are harmless.
+Tables divided by commas, semicolons or tabs are read too, with a header (``image,mask``) or without, and so
+are quotes, backslashes, comments (``# ...``), blank lines, UTF-16, a byte order mark, CRLF and a missing last
+newline. Names are found in another Unicode form or letter case, where only one file can be meant.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -24,14 +27,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from protoseg.config.sections import DataConfig, FolderPair
-from protoseg.data.lines import (
-    CITYSCAPES_IMAGE,
-    CITYSCAPES_MASK,
-    IMAGE_SUFFIXES,
-    MASK_SUFFIXES,
-    Entry,
-    Resolver,
-)
+from protoseg.data.lines import Entry, Resolver
+from protoseg.data.listed import read_listed
+from protoseg.data.names import Listings, plain
+from protoseg.data.pairs import pair_folders, unlabeled_folder
+from protoseg.data.text import read_lines, refuse_annotations
 from protoseg.errors import DataError
 from protoseg.files import PROJECT_ROOT
 
@@ -100,13 +100,16 @@ def find_file(root: Path, text: str, setting: str) -> Path:
     for candidate in tried:
         if candidate.exists():
             return candidate
+        spelled = Listings().find(Path(candidate.anchor), candidate)
+        if spelled is not None and plain(spelled.name) == plain(candidate.name):
+            return spelled
     places = " or ".join(str(p) for p in dict.fromkeys(tried))
     raise DataError(f"{setting}={text} not found; looked for {places}")
 
 
 def hash_stems(images: list[Path]) -> str:
-    """SHA-256 of the sorted stems, joined by newlines."""
-    stems = sorted(path.stem for path in images)
+    """SHA-256 of the sorted stems (composed Unicode form), joined by newlines."""
+    stems = sorted(plain(path.stem) for path in images)
     return hashlib.sha256("\n".join(stems).encode()).hexdigest()
 
 
@@ -140,20 +143,21 @@ def scan_entries(config: DataConfig, split: Split) -> tuple[EntryList, list[str]
         return _finish([], "none", []), []
     if isinstance(source, FolderPair):
         images = find_file(root, source.images, f"{setting}.images")
-        masks = None
-        if split != "unlabeled":
-            if source.masks is None:
-                raise DataError(f"{setting}.masks is not set; it names the folder of masks")
-            masks = find_file(root, source.masks, f"{setting}.masks")
-        return _scan_folders(images, masks, setting)
+        if split == "unlabeled":
+            return _scan_unlabeled(config, images, setting), []
+        if source.masks is None:
+            raise DataError(f"{setting}.masks is not set; it names the folder of masks")
+        masks = find_file(root, source.masks, f"{setting}.masks")
+        pairs = pair_folders(images, masks, setting, config.image_suffix, config.mask_suffix)
+        return _finish(pairs.entries, pairs.family, pairs.warnings), pairs.problems
     path = find_file(root, source, setting)
     if path.is_dir():
         if split != "unlabeled":
             raise DataError(
                 f"{setting}={source} is a folder; give a list file, or {setting}.images and {setting}.masks"
             )
-        return _scan_folders(path, None, setting)
-    return _scan_list(path, Resolver(root, config.image_dir, config.mask_dir, split != "unlabeled"))
+        return _scan_unlabeled(config, path, setting), []
+    return _scan_list(config, path, root, split)
 
 
 def _finish(entries: list[Entry], family: str, warnings: list[str]) -> EntryList:
@@ -164,70 +168,45 @@ def _finish(entries: list[Entry], family: str, warnings: list[str]) -> EntryList
     return EntryList(tuple(entries), family, digest, KNOWN_LISTS.get(digest), tuple(warnings))
 
 
-def _scan_list(path: Path, resolver: Resolver) -> tuple[EntryList, list[str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"list {path} cannot be read: {error}") from error
-    entries: list[Entry] = []
-    families: dict[str, None] = {}
-    problems: list[str] = []
-    for number, raw in enumerate(text.split("\n"), start=1):
-        line = raw.strip()
-        if not line:
-            continue
-        try:
-            entry, family = resolver.resolve(line)
-        except DataError as error:
-            problems.append(f"{path}, line {number}: {error}")
-            continue
-        entries.append(entry)
-        families[family] = None
-    if not entries and not problems:
+def _scan_list(config: DataConfig, path: Path, root: Path, split: Split) -> tuple[EntryList, list[str]]:
+    lines = read_lines(path, "list")
+    refuse_annotations(path, lines, f"data.{split}")
+    if not any(lines):
         raise DataError(f"list {path} is empty; it needs one image a line")
-    return _finish(entries, " + ".join(families), []), problems
-
-
-def _index(folder: Path, suffixes: tuple[str, ...], setting: str) -> dict[str, Path]:
-    """Files below a folder by their relative path without suffix, sorted."""
-    if not folder.is_dir():
-        raise DataError(f"{setting}: {folder} is not a folder")
-    index: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.suffix.lower() not in suffixes or any(p.startswith(".") for p in relative.parts):
-            continue
-        key = relative.with_suffix("").as_posix()
-        if key in index:
-            raise DataError(
-                f"{setting}: {index[key].name} and {path.name} have the same stem; keep one of them"
+    resolver = Resolver(
+        root, config.image_dir, config.mask_dir, split != "unlabeled", config.image_suffix, config.mask_suffix
+    )
+    try:
+        listed = read_listed(lines, resolver)
+    except DataError as error:
+        raise DataError(f"{path}, {error}") from error
+    problems = [f"{path}, line {number}: {text}" for number, text in listed.problems]
+    if not listed.entries and not problems:
+        raise DataError(f"list {path} names no image; it needs one image a line")
+    entries, remarks = listed.entries, [f"{path}: {text}" for text in listed.remarks]
+    if split == "unlabeled":
+        masks = {entry.mask.resolve() for entry in _labeled_entries(config) if entry.mask is not None}
+        mask_names = {path.name for path in masks}
+        used = [e for e in entries if e.image.name in mask_names and e.image.resolve() in masks]
+        if used:
+            entries = [entry for entry in entries if entry not in used]
+            remarks.append(
+                f"{path}: {len(used)} line(s) name masks of labelled images, as {used[0].image}: left out"
             )
-        index[key] = path
-    if not index:
-        raise DataError(f"{setting}: {folder} has no file ending in {', '.join(suffixes)}")
-    return index
+            if not entries:
+                raise DataError(f"list {path} names only masks of labelled images")
+    return _finish(entries, " + ".join(listed.families), remarks), problems
 
 
-def _scan_folders(images: Path, masks: Path | None, setting: str) -> tuple[EntryList, list[str]]:
-    image_index = _index(images, IMAGE_SUFFIXES, setting)
-    if masks is None:
-        return _finish([Entry(path, None) for path in image_index.values()], "folder", []), []
-    mask_index = _index(masks, MASK_SUFFIXES, setting)
-    entries, problems = [], []
-    used = set()
-    for key, image in image_index.items():
-        city = key.removesuffix(CITYSCAPES_IMAGE) + CITYSCAPES_MASK
-        name = key if key in mask_index else city
-        if name not in mask_index:
-            problems.append(f"{setting}: {image} has no mask {key}.png below {masks}")
-            continue
-        used.add(name)
-        entries.append(Entry(image, mask_index[name]))
-    if not entries:
-        raise DataError(
-            f"{setting}: no image below {images} has a mask of the same stem below {masks} (as "
-            f"{next(iter(image_index))} and {next(iter(mask_index))}); rename one side, or write a list"
-        )
-    orphans = [] if masks.name == "gtFine" or "gtFine" in masks.parts else sorted(set(mask_index) - used)
-    warnings = [f"{len(orphans)} mask(s) have no image, as {mask_index[orphans[0]]}"] if orphans else []
-    return _finish(entries, "folder pair", warnings), problems
+def _scan_unlabeled(config: DataConfig, folder: Path, setting: str) -> EntryList:
+    files, warnings = unlabeled_folder(folder, setting, _labeled_entries(config), config.mask_suffix)
+    return _finish([Entry(path, None) for path in files], "folder", warnings)
+
+
+def _labeled_entries(config: DataConfig) -> list[Entry]:
+    """Entries with masks, as far as they can be read: what is wrong with them is told where they are used."""
+    entries: list[Entry] = []
+    for split in ("labeled", "val"):
+        with contextlib.suppress(DataError):
+            entries += scan_entries(config, split)[0].entries
+    return entries

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from protoseg.data.names import know_heif
 from protoseg.data.tiff import is_tiff, read_layout
 from protoseg.errors import DataError
 from protoseg.manifest import InputRule, ValueRange
@@ -93,17 +93,11 @@ def open_picture(path: Path, how: Reading, what: str) -> Iterator[Image.Image]:
 
 
 def _know_heic(path: Path, what: str) -> None:
-    for name in ("pi_heif", "pillow_heif"):
-        try:
-            import_module(name).register_heif_opener()
-        except ImportError:
-            continue
-        return
-    raise DataError(
-        f"{what} {path} is HEIC, which needs another package: pip install 'protoseg[heic]', or convert it "
-        "to PNG "
-        "or JPEG"
-    )
+    if not know_heif():
+        raise DataError(
+            f"{what} {path} is HEIC, which needs another package: pip install pi-heif, or convert it to PNG or "
+            "JPEG"
+        )
 
 
 def check_pixels(path: Path, size: tuple[int, int], how: Reading, what: str = "image") -> None:

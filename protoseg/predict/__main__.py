@@ -2,11 +2,14 @@
 
 For each image, upright as its EXIF says and at its own size:
 
-* ``OUT/masks/STEM.png``: class ids, with the classes' colours as palette;
-* ``OUT/overlays/STEM.jpg``: the mask over the image;
-* ``OUT/confidence/STEM.png``: probability of the predicted class, 0 to 255;
-* ``OUT/disagreement/STEM.png``: how little the linear head believes the mask, whichever head made it, 0 to
+* ``OUT/masks/NAME.png``: class ids, with the classes' colours as palette;
+* ``OUT/overlays/NAME.jpg``: the mask over the image;
+* ``OUT/confidence/NAME.png``: probability of the predicted class, 0 to 255;
+* ``OUT/disagreement/NAME.png``: how little the linear head believes the mask, whichever head made it, 0 to
   255: bright where the mask may be wrong.
+
+``NAME`` is the image's path below the folder that was given, without its suffix. ``OUT/predictions.csv`` says
+which result is whose; a later call replaces results of the same image only.
 
 Shape legend: ``C`` classes, ``H W`` image.
 """
@@ -26,6 +29,7 @@ from protoseg.data.find import find_images
 from protoseg.errors import UserError, guarded
 from protoseg.inference import HEADS, HeadName, usable_device
 from protoseg.predict.images import PARTS, predict_files
+from protoseg.predict.table import TABLE_NAME
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -68,25 +72,25 @@ def run(arguments: argparse.Namespace) -> int:
     if head != "linear" and not bool(segmenter.bank.active.any()):
         raise UserError(f"--head {head} needs prototypes, this checkpoint has none; use --head linear")
     out: Path = arguments.output
-    paths = find_images(arguments.inputs, out)
+    found = find_images(arguments.inputs, out)
+    for text in found.remarks:
+        sys.stderr.write(f"note: {text}\n")
     parts = [part for part in PARTS if not getattr(arguments, f"no_{part.removesuffix('s')}", False)]
     device = usable_device(arguments.device) if arguments.device else PartialState().device
     segmenter.to(device)
-    for part in parts:
-        (out / part).mkdir(parents=True, exist_ok=True)
     config = info.eval.model_copy(update={"mode": "sliding" if arguments.sliding else "whole"})
     failed = 0
     pause = 0.1 if sys.stderr.isatty() else 10.0
-    with tqdm(total=len(paths), desc="predict", unit="image", mininterval=pause) as bar:
+    with tqdm(total=len(found.images), desc="predict", unit="image", mininterval=pause) as bar:
         for _path, reason in predict_files(
-            segmenter, info, paths, out, head=head, config=config, parts=parts
+            segmenter, info, found.images, out, head=head, config=config, parts=parts
         ):
             bar.update()
             if reason is not None:
                 failed += 1
                 bar.write(f"skipped: {reason}", file=sys.stderr)
-    done = f"{len(paths) - failed} of {len(paths)} images"
-    sys.stdout.write(f"{done} in {out} ({', '.join(parts)}), {head} head\n")
+    done = f"{len(found.images) - failed} of {len(found.images)} images"
+    sys.stdout.write(f"{done} in {out} ({', '.join(parts)}, {TABLE_NAME}), {head} head\n")
     if failed:
         sys.stderr.write(f"error: {failed} file(s) could not be read, see above; the others are done\n")
     return 1 if failed else 0

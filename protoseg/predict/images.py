@@ -12,7 +12,7 @@ from PIL import Image
 
 from protoseg.checkpoint import CheckpointInfo
 from protoseg.config.sections import EvalConfig
-from protoseg.data.find import RESULT_FOLDERS
+from protoseg.data.find import RESULT_FOLDERS, FoundImage
 from protoseg.data.images import read_image, resize_image, save_image, save_mask, save_whole
 from protoseg.data.pictures import reading
 from protoseg.draw.colours import overlay_picture
@@ -21,6 +21,7 @@ from protoseg.inference import HeadName, image_batch, image_logits, inference, s
 from protoseg.manifest import InputRule
 from protoseg.method.pseudo_labels import label_probability
 from protoseg.models.segmenter import Segmenter
+from protoseg.predict.table import ResultTable, part_file
 
 DEFAULT_HEAD: HeadName = "linear"
 PARTS = RESULT_FOLDERS
@@ -79,24 +80,6 @@ def predict_image(
     )
 
 
-def output_names(paths: Sequence[Path]) -> list[str]:
-    """A distinct output stem for each path: its own stem, or ``STEM_2`` and so on for later ones.
-
-    Case is ignored, because some file systems do. A later file never takes the stem of another input.
-    """
-    taken = {path.stem.casefold() for path in paths}
-    given: set[str] = set()
-    names = []
-    for path in paths:
-        name, number = path.stem, 1
-        if name.casefold() in given:
-            while (name := f"{path.stem}_{(number := number + 1)}").casefold() in taken | given:
-                pass
-        given.add(name.casefold())
-        names.append(name)
-    return names
-
-
 def write_prediction(
     out: Path,
     name: str,
@@ -105,20 +88,32 @@ def write_prediction(
     colors: Sequence[tuple[int, int, int]],
     parts: Sequence[str],
 ) -> None:
-    """Write the pictures of one image into the folders of ``parts``, which must exist.
+    """Write the pictures of one image into the folders of ``parts``.
+
+    Args:
+        out: Folder of results.
+        name: Path below each part's folder, without a suffix.
+        image: (H, W, C) uint8.
+        prediction: What the network says about it.
+        colors: Colour of each class.
+        parts: Folders to write into; they are made.
 
     Raises:
         DataError: If a file cannot be written.
     """
-    if "masks" in parts:
-        save_mask(out / "masks" / f"{name}.png", prediction.labels, colors)
-    if "overlays" in parts:
-        picture = Image.fromarray(overlay_picture(image, prediction.labels, colors))
-        save_whole(out / "overlays" / f"{name}.jpg", picture)
-    if "confidence" in parts:
-        save_image(out / "confidence" / f"{name}.png", to_grey(prediction.confidence))
-    if "disagreement" in parts:
-        save_image(out / "disagreement" / f"{name}.png", to_grey(1 - prediction.label_probability))
+    grey = {"confidence": prediction.confidence, "disagreement": 1 - prediction.label_probability}
+    for part in parts:
+        path = out / part_file(part, name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{path.parent} cannot be made: {error}") from error
+        if part == "masks":
+            save_mask(path, prediction.labels, colors)
+        elif part == "overlays":
+            save_whole(path, Image.fromarray(overlay_picture(image, prediction.labels, colors)))
+        else:
+            save_image(path, to_grey(grey[part]))
 
 
 def to_grey(values: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -129,28 +124,34 @@ def to_grey(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 def predict_files(
     segmenter: Segmenter,
     info: CheckpointInfo,
-    paths: Sequence[Path],
+    images: Sequence[FoundImage],
     out: Path,
     *,
     head: HeadName = DEFAULT_HEAD,
     config: EvalConfig | None = None,
     parts: Sequence[str] = PARTS,
 ) -> Iterator[tuple[Path, str | None]]:
-    """Segment files one by one and write the results.
+    """Segment files one by one, write the results, and note in ``out/predictions.csv`` what is whose.
 
     Yields:
         Each path, with None, or why it was skipped.
 
     Raises:
-        DataError: If a result cannot be written.
+        DataError: If a result cannot be written, or the table of an earlier call cannot be read.
     """
     colors = [item.color for item in info.classes]
-    for path, name in zip(paths, output_names(paths), strict=True):
-        try:
-            image = read_image(path, info.input.channels, reading(info.data, info.input))
-        except DataError as error:
-            yield path, str(error)
-            continue
-        prediction = predict_image(segmenter, image, info.input, head=head, config=config)
-        write_prediction(out, name, image, prediction, colors, parts)
-        yield path, None
+    table = ResultTable(out)
+    names, rules = table.reserve(images), reading(info.data, info.input)
+    try:
+        for item, name in zip(images, names, strict=True):
+            try:
+                image = read_image(item.path, info.input.channels, rules)
+            except DataError as error:
+                yield item.path, str(error)
+                continue
+            prediction = predict_image(segmenter, image, info.input, head=head, config=config)
+            write_prediction(out, name, image, prediction, colors, parts)
+            table.done(item.path, parts, head, info)
+            yield item.path, None
+    finally:
+        table.write()

@@ -167,7 +167,7 @@ def next_step(out: Path, checkpoint: Checkpoint) -> str:
     shown = config if config.is_file() else "YOUR.yaml"
     return (
         f"next: label the images of {out / LIST_NAME} from the top, add their `image mask` lines to a copy "
-        f"of your labelled list, then\n  accelerate launch -m protoseg.train --config {shown} "
+        f"of your labelled list, then\n  accelerate launch --quiet -m protoseg.train --config {shown} "
         f"run.name={checkpoint.info.name}_2 data.labeled=YOUR_LIST"
     )
 

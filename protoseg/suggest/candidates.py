@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from protoseg.config.sections import DataConfig
 from protoseg.data.find import FoundImage, find_images, list_roots, read_list
-from protoseg.data.lines import IMAGE_SUFFIXES
 from protoseg.data.lists import scan_entries
+from protoseg.data.names import IMAGE_SUFFIXES
 from protoseg.errors import DataError
 
 
@@ -39,7 +39,10 @@ def collect(
             found += listed
             problems += broken
         else:
-            found += [FoundImage(image.as_posix(), image) for image in find_images([path], out)]
+            given = find_images([path], out)
+            found += given.images
+            for text in given.remarks:
+                sys.stderr.write(f"note: {text}\n")
     own = {path.resolve() for path in skip}
     once: dict[Path, FoundImage] = {}
     for item in found:
@@ -69,7 +72,9 @@ def trained_images(data: DataConfig) -> list[FoundImage]:
         return []
     try:
         listed, problems = scan_entries(data, "labeled")
-        found = [FoundImage(str(entry.image), entry.image) for entry in listed.entries]
+        found = [
+            FoundImage(str(entry.image), entry.image, PurePath(entry.image.name)) for entry in listed.entries
+        ]
     except DataError as error:
         found, problems = [], [str(error)]
     if problems:

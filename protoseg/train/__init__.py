@@ -1,1 +1,1 @@
-"""The training run (``accelerate launch -m protoseg.train``)."""
+"""The training run (``accelerate launch --quiet -m protoseg.train``)."""

@@ -1,16 +1,20 @@
 """Train: images and a few masks in, a checkpoint out.
 
-    accelerate launch -m protoseg.train                          # embedded data, configs/quickstart.yaml
-    accelerate launch -m protoseg.train --config FILE train.max_steps=2000
-    accelerate launch -m protoseg.train --config FILE --resume   # go on after a kill
+    accelerate launch --quiet -m protoseg.train                # configs/quickstart.yaml
+    accelerate launch --quiet -m protoseg.train --config FILE train.max_steps=2000
+    accelerate launch --quiet -m protoseg.train --config FILE --resume   # go on after a kill
 
-``python -m protoseg.train`` does the same in one process.
+``python -m protoseg.train`` does the same in one process. Without ``--quiet`` accelerate prints a
+traceback of its own after an error.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
+from pathlib import Path
 
 from protoseg.config.load import load_config
 from protoseg.config.reference import describe_settings
@@ -22,7 +26,7 @@ DEFAULT_CONFIG = "configs/quickstart.yaml"
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="accelerate launch -m protoseg.train",
+        prog="accelerate launch --quiet -m protoseg.train",
         description="Train a segmentation network from a few labelled and many unlabelled images.",
         epilog="Without arguments: configs/quickstart.yaml on embedded data. Launcher flags "
         "(--num_processes, --mixed_precision) go before -m.",
@@ -65,7 +69,22 @@ def main(argv: list[str] | None = None) -> int:
 
         return train(config, resume=arguments.resume, stopped_code=arguments.stopped_code)
 
-    return guarded(run)
+    code = guarded(run)
+    if code not in (0, arguments.stopped_code):
+        _explain_launcher()
+    return code
+
+
+def _explain_launcher() -> None:
+    """Say that what follows is not ours: ``accelerate launch`` prints a traceback when its child fails."""
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ or "LOCAL_RANK" in os.environ:
+        return
+    with contextlib.suppress(OSError):
+        if {b"--quiet", b"-q"} & set(Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")):
+            return
+    sys.stderr.write(
+        "what follows is the launcher's; to end with the error: accelerate launch --quiet -m ...\n"
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from protoseg.config.plan import Schedule
-from protoseg.config.sections import Config
+from protoseg.config.sections import Config, DataConfig, TrainConfig, ViewConfig
 from protoseg.data.classes import read_classes
 from protoseg.data.ranges import run_value_range
 from protoseg.data.sources import CachedSource, Source, open_source
@@ -164,20 +164,27 @@ class Batches:
 
 
 def open_batches(
-    config: Config, data: RunData, schedule: Schedule, processes: Processes, step: int
+    settings: DataConfig,
+    views: ViewConfig,
+    train: TrainConfig,
+    data: RunData,
+    schedule: Schedule,
+    processes: Processes,
+    step: int,
+    *,
+    unlabeled: bool,
 ) -> Batches:
-    """Batches of this process from optimiser step ``step`` on."""
-    accumulate = config.train.accumulate
-    stop = schedule.max_steps * accumulate
+    """Batches of this process from step ``step`` on; ``unlabeled``: of unlabelled images, too, if any."""
+    stop = schedule.max_steps * train.accumulate
 
     def stream(source: CachedSource, name: Literal["labeled", "unlabeled"], first: int) -> Iterator[Sample]:
         return make_stream(
-            source, name, data=config.data, views=config.views, batch_size=config.train.batch_size,
-            seed=config.train.seed, mean=data.mean, start=first * accumulate, stop=stop,
-            rank=processes.rank, world=processes.world,
+            source, name, data=settings, views=views, batch_size=train.batch_size, seed=train.seed,
+            mean=data.mean, start=first * train.accumulate, stop=stop, rank=processes.rank,
+            world=processes.world,
         )  # fmt: skip
 
-    unlabeled = None
-    if config.method.unlabeled and data.unlabeled is not None:
-        unlabeled = stream(data.unlabeled, "unlabeled", max(step, schedule.warmup_steps))
-    return Batches(stream(data.labeled, "labeled", step), unlabeled, processes.device)
+    second = None
+    if unlabeled and data.unlabeled is not None:
+        second = stream(data.unlabeled, "unlabeled", max(step, schedule.warmup_steps))
+    return Batches(stream(data.labeled, "labeled", step), second, processes.device)

@@ -61,7 +61,8 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
     results = Results(
         folder, networks, info, EvalSamples(data.val), processes, accelerator.autocast, log, states
     )
-    batches = open_batches(config, data, schedule, processes, progress.step)
+    batches = open_batches(config.data, config.views, settings, data, schedule, processes, progress.step,
+                           unlabeled=config.method.unlabeled)  # fmt: skip
     interrupt, faults = Interrupt(), FaultWatch(processes.device, states)
 
     for step in range(progress.step, schedule.max_steps):

@@ -118,7 +118,9 @@ class States:
     def resume_command(self) -> str:
         """The command line of this run with ``--resume``."""
         own = [item for item in sys.argv[1:] if item != "--resume"]
-        launcher = "accelerate launch -m" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python -m"
+        launcher = (
+            "accelerate launch --quiet -m" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python -m"
+        )
         return f"{launcher} protoseg.train --resume {shlex.join(own)}".rstrip()
 
     @property

@@ -24,7 +24,7 @@ SCENES = {"num_labeled": 4, "num_unlabeled": 5, "num_val": 2, "height": 32, "wid
 def raw_config(root: Path, **data: object) -> dict[str, object]:
     return {
         "run": {"dir": str(root / "runs"), "name": "t"},
-        "model": {**TINY, "pretrained": "package"},  # never loaded: the doctor builds no network with weights
+        "model": {**TINY, "pretrained": "timm"},  # never fetched by the doctor
         "views": {"crop": [16, 16]},
         "data": {
             "kind": "files", "root": str(root), "labeled": "labeled.txt",

@@ -17,14 +17,14 @@ def test_find_images(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found = find_images([tmp_path, tmp_path / "b.png"], tmp_path / "out")
-    assert [p.relative_to(tmp_path).as_posix() for p in found] == [
+    assert [p.path.relative_to(tmp_path).as_posix() for p in found.images] == [
         "a.JPG",
         "b.png",
         "deep/c.tif",
         "masks/b.png",
     ]
     here = find_images([tmp_path / "masks"], tmp_path)
-    assert [p.name for p in here] == ["b.png"], "a folder named on the command line is searched"
+    assert [p.path.name for p in here.images] == ["b.png"], "a folder named on the command line is searched"
     with pytest.raises(DataError, match="neither a file nor a folder"):
         find_images([tmp_path / "gone"], tmp_path / "out")
     (tmp_path / "empty").mkdir()
@@ -55,7 +55,7 @@ def test_lists_are_read_below_the_first_root_that_fits(listed, tmp_path):
 
 
 def test_what_is_no_list_is_explained(tmp_path):
-    (tmp_path / "x.bin").write_bytes(b"\xff\xfe\x00\x80")
+    (tmp_path / "x.bin").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
     (tmp_path / "empty.txt").write_text("\n")
     for name, message in (("x.bin", "neither an image nor a list"), ("empty.txt", "is empty")):
         with pytest.raises(DataError, match=message):

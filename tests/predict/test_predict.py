@@ -1,4 +1,5 @@
-from pathlib import Path
+import csv
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ from tiny import tiny_info, tiny_segmenter
 
 from protoseg.checkpoint import save_checkpoint
 from protoseg.config.sections import EvalConfig
+from protoseg.data.find import FoundImage
 from protoseg.data.images import resize_image
 from protoseg.manifest import InputRule, ResizeConfig
 from protoseg.method.pseudo_labels import fuse
 from protoseg.predict.__main__ import main
-from protoseg.predict.images import DEFAULT_HEAD, output_names, predict_image, to_grey
+from protoseg.predict.images import DEFAULT_HEAD, predict_image, to_grey
+from protoseg.predict.table import ResultTable
 
 COLORS = [item.color for item in tiny_info(3).classes]
 EXIF_ORIENTATION = 0x0112
@@ -109,11 +112,91 @@ def test_grey_is_rounded_and_clipped():
     assert to_grey(values).tolist() == [[0, 128, 255, 255, 0, 0]]
 
 
-def test_two_inputs_of_one_stem_get_distinct_names():
+def test_two_inputs_of_one_stem_get_distinct_names(tmp_path):
     paths = [Path(name) for name in ("x/a.jpg", "y/a.png", "a_2.jpg", "A.png", "b.jpg", "z/b.jpg")]
-    names = output_names(paths)
+    images = [FoundImage(str(path), path, PurePath(path.name)) for path in paths]
+    names = ResultTable(tmp_path).reserve(images)
     assert names == ["a", "a_3", "a_2", "A_4", "b", "b_2"]
     assert len({name.casefold() for name in names}) == len(paths)
+    assert ResultTable(tmp_path).reserve(images[::-1]) == names[::-1], "an image keeps its name"
+    deep = [FoundImage(p, Path(p), PurePath(p)) for p in ("v/e\u0301.jpg", "v/\u00e9.jpg", "w/a.jpg")]
+    assert ResultTable(tmp_path).reserve(deep) == ["v/e\u0301", "v/\u00e9_2", "w/a"]
+
+
+def table_of(out):
+    with (out / "predictions.csv").open(newline="") as file:
+        return {Path(row["input"]): row for row in csv.DictReader(file)}
+
+
+def test_a_second_call_never_writes_over_another_inputs_result(trained, tmp_path, capsys):
+    """Sequences number their frames alike."""
+    for number, video in enumerate(("video1", "video2")):
+        (tmp_path / "in" / video).mkdir(parents=True)
+        for frame in ("00000", "00001"):
+            Image.fromarray(photo(16, 16, seed=number)).save(tmp_path / "in" / video / f"{frame}.png")
+    out = tmp_path / "out"
+
+    def call(*inputs):
+        before = {p: p.read_bytes() for p in (out / "masks").rglob("*.png")}
+        assert main([str(trained), *map(str, inputs), "-o", str(out), "--device", "cpu", "--no-overlay"]) == 0
+        assert all(p.read_bytes() == data for p, data in before.items())
+        return sorted(p.relative_to(out / "masks").as_posix() for p in (out / "masks").rglob("*.png"))
+
+    first = call(tmp_path / "in" / "video1")
+    assert first == ["00000.png", "00001.png"]
+    second = call(tmp_path / "in" / "video2")
+    assert second == ["00000.png", "00000_2.png", "00001.png", "00001_2.png"]
+    assert call(tmp_path / "in") == second, "an image keeps its name"
+    for path, row in table_of(out).items():
+        assert row["masks"] == f"masks/{row['name']}.png"
+        assert (row["overlays"], row["head"], row["run"]) == ("", "linear", "tiny")
+        assert ("_2" in row["name"]) == (path.parent.name == "video2")
+    (tmp_path / "new").mkdir()
+    out = tmp_path / "new"
+    assert call(tmp_path / "in") == [f"video{v}/0000{n}.png" for v in (1, 2) for n in (0, 1)]
+    capsys.readouterr()
+
+
+def test_files_that_no_table_knows_are_left_alone(trained, tmp_path, capsys):
+    Image.fromarray(photo(16, 16)).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    (out / "masks").mkdir(parents=True)
+    (out / "masks" / "a.png").write_bytes(b"another's")
+    assert main([str(trained), str(tmp_path / "a.png"), "-o", str(out), "--device", "cpu"]) == 0
+    assert (out / "masks" / "a.png").read_bytes() == b"another's"
+    assert (out / "masks" / "a_2.png").exists()
+    (out / "predictions.csv").write_text("image,score\na,1\n")
+    assert main([str(trained), str(tmp_path / "a.png"), "-o", str(out), "--device", "cpu"]) == 1
+    assert "is not the table that predict writes" in capsys.readouterr().err
+
+
+def test_an_interrupted_call_leaves_names_and_finished_rows(trained, tmp_path, monkeypatch, capsys):
+    for name in "ab":
+        Image.fromarray(photo(16, 16)).save(tmp_path / f"{name}.png")
+    calls = []
+
+    def stop_at_the_second(*arguments, **keywords):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return predict_image(*arguments, **keywords)
+
+    monkeypatch.setattr("protoseg.predict.images.predict_image", stop_at_the_second)
+    assert main([str(trained), str(tmp_path), "-o", str(tmp_path / "out"), "--device", "cpu"]) == 130
+    rows = {path.name: row for path, row in table_of(tmp_path / "out").items()}
+    assert rows["a.png"]["masks"] == "masks/a.png"
+    assert (rows["b.png"]["name"], rows["b.png"]["masks"]) == ("b", "")
+
+
+def test_masks_beside_images_and_unknown_kinds_are_named(trained, tmp_path, capsys):
+    for name in ("a.png", "a_mask.png", "b.jfif"):
+        Image.fromarray(photo(16, 16)).save(tmp_path / name, format="PNG")
+    (tmp_path / "c.dcm").touch()
+    assert main([str(trained), str(tmp_path), "-o", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    found = capsys.readouterr()
+    assert "2 of 2 images" in found.out
+    assert "1 .dcm, as c.dcm" in found.err
+    assert "1 mask(s) beside their images (ending _mask), as a_mask.png" in found.err
 
 
 @pytest.fixture
@@ -140,9 +223,10 @@ def test_command(trained, inputs, tmp_path, capsys):
     assert "1 file(s) could not be read" in found.err
     assert "3 of 4 images" in found.out
     written = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
-    stems = ("a", "a_2", "turned")
+    stems = ("a", "more/a", "turned")
     suffixes = {"masks": "png", "overlays": "jpg", "confidence": "png", "disagreement": "png"}
-    assert written == sorted(f"{folder}/{stem}.{end}" for folder, end in suffixes.items() for stem in stems)
+    pictures = [f"{folder}/{stem}.{end}" for folder, end in suffixes.items() for stem in stems]
+    assert written == sorted([*pictures, "predictions.csv"])
     for folder in suffixes:
         for stem, size in zip(stems, ((44, 30), (21, 20), (24, 40)), strict=True):
             (file,) = (out / folder).glob(f"{stem}.*")

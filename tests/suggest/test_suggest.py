@@ -54,7 +54,7 @@ def test_command(trained, pool, tmp_path, capsys):
     assert "cut.png cannot be decoded" in found.err
     assert "1 could not be read" in found.out
     assert "6 of 7 images in" in found.out
-    assert "accelerate launch -m protoseg.train" in found.out
+    assert "accelerate launch --quiet -m protoseg.train" in found.out
     assert sorted(p.name for p in out.iterdir()) == ["sheet.png", "suggested.json", "suggested.txt"]
     names = (out / "suggested.txt").read_text().splitlines()
     assert len(names) == 6

@@ -15,7 +15,7 @@ from protoseg.convert.formats.maps import load_values, map_loader
 from protoseg.convert.images import Images
 from protoseg.convert.source import Choices, Export, Notes, Sample, Tree, part_of
 from protoseg.convert.texts import expected, read_json, read_rows, read_text
-from protoseg.data.images import DECODE_ERRORS
+from protoseg.data.pictures import DECODE_ERRORS
 from protoseg.errors import DataError
 
 TITLE = "Hugging Face dataset (parquet, or image folder with metadata)"

@@ -16,7 +16,7 @@ from protoseg.convert.images import Images
 from protoseg.convert.rle import decode_label_studio
 from protoseg.convert.source import IMAGE_SUFFIXES, Choices, Export, Notes, Sample, Tree, part_of
 from protoseg.convert.texts import expected
-from protoseg.data.images import load_array
+from protoseg.data.pictures import load_array
 from protoseg.errors import DataError
 
 TITLE = "Label Studio JSON, JSON-MIN, PNG or NumPy"

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from protoseg.convert.rle import Mask
-from protoseg.data.images import DECODE_ERRORS
 from protoseg.data.palette import Color
+from protoseg.data.pictures import DECODE_ERRORS
 from protoseg.errors import DataError
 
 # official id: (name, colour) of the 19 classes that are evaluated; every other id is ignored

@@ -1,0 +1,125 @@
+"""Which result belongs to which image: names of results, and ``predictions.csv``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from protoseg.checkpoint import CheckpointInfo
+from protoseg.data.find import RESULT_FOLDERS, FoundImage
+from protoseg.data.images import write_text
+from protoseg.data.names import plain
+from protoseg.errors import DataError
+
+TABLE_NAME = "predictions.csv"
+COLUMNS = ("input", "name", *RESULT_FOLDERS, "head", "run", "step")
+Row = dict[str, str]
+
+
+def part_file(part: str, name: str) -> str:
+    """A result's path below the folder of results."""
+    return f"{part}/{name}.{'jpg' if part == 'overlays' else 'png'}"
+
+
+class ResultTable:
+    """Rows of ``predictions.csv`` by the absolute path of the image.
+
+    An image keeps its name over calls; a name that another image has, or a file that no row knows, is never
+    taken. A row whose ``masks`` and other folders are empty is reserved: its call has not come to it.
+
+    Args:
+        out: Folder of results.
+
+    Raises:
+        DataError: If the table of an earlier call cannot be read.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.path = out, out / TABLE_NAME
+        self.changed: dict[str, Row] = {}
+        self.rows = self._read()
+
+    def _read(self) -> dict[str, Row]:
+        if not self.path.exists():
+            return {}
+        try:
+            with self.path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{self.path} cannot be read: {error}; choose another -o") from error
+        if any(not row.get("input") or not row.get("name") for row in rows):
+            raise DataError(
+                f"{self.path} is not the table that predict writes ({', '.join(COLUMNS)}); choose another -o"
+            )
+        return {row["input"]: {key: row.get(key) or "" for key in COLUMNS} for row in rows}
+
+    def reserve(self, images: Sequence[FoundImage]) -> list[str]:
+        """A name for each image, and the table with them on the disk.
+
+        The name is the path below the folder that was searched, without its suffix; where that is taken,
+        ``NAME_2`` and so on. Case and Unicode form are ignored, because some file systems do.
+
+        Raises:
+            DataError: If the table cannot be written.
+        """
+        taken = {_fold(row["name"]) for row in self.rows.values()}
+        wanted = {_key(item.path): item.place.with_suffix("").as_posix() for item in images}
+        first = {_fold(name) for name in wanted.values()}
+        names = []
+        for key, plain_name in wanted.items():
+            row = self.rows.get(key)
+            if row is None:
+                name, number = plain_name, 1
+                while _fold(name) in taken or (number > 1 and _fold(name) in first) or self._exists(name):
+                    name = f"{plain_name}_{(number := number + 1)}"
+                taken.add(_fold(name))
+                row = dict.fromkeys(COLUMNS, "") | {"input": key, "name": name}
+                self.changed[key] = row
+            names.append(row["name"])
+        self.write()
+        return names
+
+    def _exists(self, name: str) -> bool:
+        return any((self.out / part_file(part, name)).exists() for part in RESULT_FOLDERS)
+
+    def done(self, image: Path, parts: Sequence[str], head: str, info: CheckpointInfo) -> None:
+        """Note the results of an image that were written."""
+        key = _key(image)
+        name = {**self.rows, **self.changed}[key]["name"]
+        files = {part: part_file(part, name) if part in parts else "" for part in RESULT_FOLDERS}
+        self.changed[key] = {
+            "input": key,
+            "name": name,
+            **files,
+            "head": head,
+            "run": info.name,
+            "step": str(info.step),
+        }
+
+    def write(self) -> None:
+        """Write the table, whole or not at all, over what other calls have written since.
+
+        Raises:
+            DataError: If it cannot be written.
+        """
+        self.rows = {**self._read(), **self.changed}
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows.values())
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{self.out} cannot be made: {error}") from error
+        write_text(self.path, text.getvalue())
+
+
+def _key(path: Path) -> str:
+    return os.path.normpath(path.absolute())
+
+
+def _fold(name: str) -> str:
+    return plain(name).casefold()
