@@ -95,8 +95,8 @@ def open_picture(path: Path, how: Reading, what: str) -> Iterator[Image.Image]:
 def _know_heic(path: Path, what: str) -> None:
     if not know_heif():
         raise DataError(
-            f"{what} {path} is HEIC, which needs another package: pip install pi-heif, or convert it to PNG or "
-            "JPEG"
+            f"{what} {path} is HEIC, which needs another package: pip install pi-heif, or convert it to PNG "
+            "or JPEG"
         )
 
 
