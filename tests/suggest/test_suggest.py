@@ -111,7 +111,9 @@ def test_labelled_and_excluded_images_are_not_suggested(trained, pool, tmp_path,
 
 
 def test_labels_of_the_training_are_known_without_being_named(segmenter, pool, tmp_path, capsys):
-    (tmp_path / "labeled.txt").write_text("pool/3.png\tpool/3.png\n")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "3.png").touch()
+    (tmp_path / "labeled.txt").write_text("pool/3.png\tmasks/3.png\n")
     data = DataConfig(
         kind="files", root=str(tmp_path), labeled="labeled.txt", val="x", classes=["a", "b", "c"]
     )
