@@ -207,7 +207,8 @@ class MaskReader:
 
     def _by_value(self, raw: NDArray[Any]) -> NDArray[np.int16]:
         if raw.dtype in (np.uint8, np.uint16):
-            return self._lut[raw]
+            found: NDArray[np.int16] = self._lut[raw]
+            return found
         inside = (raw >= 0) & (raw < len(self._lut))
         labels: NDArray[np.int16] = np.where(inside, self._lut[np.where(inside, raw, 0)], np.int16(_UNKNOWN))
         for value, label in self.values.items():
