@@ -184,7 +184,14 @@ def check_values(
     for tally in tallies.values():
         if tally.values is not None:
             found = tally.values if found is None else found.joined(tally.values)
-    if found is None or used.value_range is None:
+    if found is None:
+        return
+    if used.value_range is None:
+        text = (
+            f"images of more than 8 bits hold {found.low:g} to {found.high:g}; none was among those sampled"
+        )
+        report.add("value-range", text, "warning")
+        report.cure("value-range", _setting(found))
         return
     low, high = used.value_range
     deep = sum(tally.deep for tally in tallies.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +37,6 @@ from protoseg.errors import DataError
 from protoseg.files import write_whole
 from protoseg.manifest import FULL_16_BIT, ResizeConfig, to_bytes
 
-if TYPE_CHECKING:
-    pass
-
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 IGNORE_COLOR: Color = (224, 224, 192)
 
@@ -49,8 +46,7 @@ def read_image(path: Path, channels: int = 3, how: Reading = PLAIN) -> NDArray[n
 
     Grey, palette, CMYK and RGBA (alpha dropped) images are converted. Values of more than 8 bits become bytes
     by ``how.value_range``; without one 16-bit grey values are divided by 257 and rounded, so that 65535
-    becomes
-    255 (colours of 16 bit keep their high byte, which is at most one less). ``.npy`` files hold (H, W, C).
+    becomes 255 (colours of 16 bit keep their high byte, at most one less). ``.npy`` files hold (H, W, C).
 
     Args:
         path: Image file.
@@ -66,10 +62,11 @@ def read_image(path: Path, channels: int = 3, how: Reading = PLAIN) -> NDArray[n
     stored = read_stored(Path(path), channels, how)
     if stored.dtype == np.uint8:
         return stored
-    low, high = (stored.min(), stored.max())
     if how.value_range is not None:
         return to_bytes(stored, how.value_range)
     floats = not np.issubdtype(stored.dtype, np.integer)
+    finite = stored[np.isfinite(stored)] if floats else stored
+    low, high = (finite.min(), finite.max()) if finite.size else (0, 1)
     if floats or low < 0 or high > 65535:
         held = (
             f"floats ({low:g} to {high:g})" if floats else f"values {low} to {high}, not of unsigned 16 bit"
@@ -139,6 +136,9 @@ def _values(image: Image.Image, head: bytes, channels: int, how: Reading, path: 
         deep = decode_deep(path.read_bytes())
         if deep is not None:
             return as_channels(deep, channels)
+    if image.format == "PPM" and image.mode.startswith("I"):
+        # Pillow has scaled it by the largest value that the file names
+        return to_bytes(as_channels(np.asarray(image)[..., None], channels), FULL_16_BIT)
     if image.mode.startswith("I") or image.mode == "F":
         return as_channels(unsigned(image)[..., None], channels)
     array = np.array(image.convert(_MODES[channels]))

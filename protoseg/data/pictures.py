@@ -84,9 +84,11 @@ def open_picture(path: Path, how: Reading, what: str) -> Iterator[Image.Image]:
         file.seek(0)
         with Image.open(file if tiff else path) as image:
             check_pixels(path, image.size[::-1], how, what)
-            frames = read_layout(path).pages if tiff else getattr(image, "n_frames", 1)
+            layout = read_layout(path) if tiff else None
+            frames = layout.pages if layout is not None else getattr(image, "n_frames", 1)
             # the further pictures of these are previews of the first and the like
             page = 0 if image.format in ("MPO", "HEIF") else check_pages(path, frames, how, what)
+            page = layout.frames[page] if layout is not None else page
             if page:
                 image.seek(page)
             yield image
@@ -127,8 +129,7 @@ def check_pages(path: Path, pages: int, how: Reading, what: str = "image") -> in
         first = ", or set data.page=0 to use the first page of every file" if how.settings else ""
         raise DataError(
             f"{what} {path} has {pages} pages, and only one is read from a file; split it into one file a "
-            "page"
-            f"{first}"
+            f"page{first}"
         )
     if pages > 1 and how.page is not None and how.page >= pages:
         raise DataError(

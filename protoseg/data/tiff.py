@@ -1,8 +1,7 @@
 """Values of more than 8 bits, and what a TIFF says of its bands. Serving reads by these rules, too.
 
 Pillow guesses a colour mode from a table of kinds and turns what is not in it down, or drops bands; a file
-whose
-bands are data (infrared, elevation, more than 8 bits) is read with OpenCV or tifffile instead.
+whose bands are data (infrared, elevation, more than 8 bits) is read with OpenCV or tifffile instead.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from protoseg.errors import DataError
 
 _COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3}
-"""Bands of a photometric interpretation: white is zero, black is zero, RGB, palette, mask, CMYK, YCbCr,
-Lab."""
+"""Bands by photometric interpretation: white is zero, black is zero, RGB, palette, mask, CMYK, YCbCr, Lab."""
 _NAMES = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab"}
 _KINDS = {1: "unsigned", 2: "signed", 3: "float", 4: "unsigned"}
 BACK = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
@@ -32,7 +30,7 @@ _MAX_PAGES = 100_000
 
 @dataclass(frozen=True)
 class TiffLayout:
-    """The first page's description."""
+    """Description of the first page that is no reduced copy."""
 
     bands: int
     """Bands that are stored, alpha included."""
@@ -48,10 +46,15 @@ class TiffLayout:
     """The bands of a pixel lie together."""
     orientation: int
     """TIFF tag 274, 1 to 8."""
-    pages: int
-    """Pages, without reduced copies and masks of others."""
+    frames: tuple[int, ...]
+    """Numbers of the pages in the file, without reduced copies and masks of others."""
     size: tuple[int, int]
     """(height, width) as stored."""
+
+    @property
+    def pages(self) -> int:
+        """Pages, without reduced copies and masks of others."""
+        return len(self.frames)
 
     @property
     def colors(self) -> int:
@@ -100,7 +103,7 @@ def read_layout(data: Path | bytes) -> TiffLayout:
         if head[2:3] == b"+" or head[3:4] == b"+":
             head += file.read(8)
         first: dict[int, Any] | None = None
-        pages = 0
+        frames: list[int] = []
         seen: set[int] = set()
         directory = ImageFileDirectory_v2(head)
         at = directory.next
@@ -110,9 +113,9 @@ def read_layout(data: Path | bytes) -> TiffLayout:
             directory.load(file)
             # some writers use the older tag 255, where 2 is a reduced copy
             derived = _number(directory, 254, 0) & (_REDUCED | _MASK) or _number(directory, 255, 1) == 2
-            pages += not derived
-            if first is None:
+            if first is None or not (derived or frames):
                 first = {tag: directory.get(tag) for tag in (256, 257, 258, 262, 277, 284, 338, 339, 274)}
+            frames += [] if derived else [len(seen) - 1]
             at = directory.next or 0
     if first is None or not first[256] or not first[257]:
         raise ValueError("no image in this TIFF")
@@ -128,7 +131,7 @@ def read_layout(data: Path | bytes) -> TiffLayout:
         bands=samples, bits=max(bits), kind=_KINDS.get(formats[0], "unsigned"),
         photometric=int(first[262] if first[262] is not None else 1),
         alpha=len(extra) == 1 and extra[0] in (1, 2), chunky=(first[284] or 1) == 1,
-        orientation=orientation if orientation in range(1, 9) else 1, pages=max(1, pages),
+        orientation=orientation if orientation in range(1, 9) else 1, frames=tuple(frames) or (0,),
         size=(int(first[257]), int(first[256])),
     )  # fmt: skip
 
@@ -159,9 +162,8 @@ def read_bands(path: Path, layout: TiffLayout, page: int, what: str) -> NDArray[
             "pip install 'protoseg[tiff]' (or store it as .npy of height, width, bands)"
         ) from None
     with tifffile.TiffFile(path) as file:
-        full = [p for p in file.pages if not int(getattr(p, "subfiletype", 0) or 0) & (_REDUCED | _MASK)]
         try:
-            array: NDArray[Any] = full[page].asarray()
+            array: NDArray[Any] = file.pages[layout.frames[page]].asarray()
         except ValueError as error:
             if "imagecodecs" not in str(error):
                 raise

@@ -266,6 +266,18 @@ def test_the_range_of_deep_images_is_found_and_shown(good: Path, top: int, high:
     assert counts(settled) == {}
 
 
+def test_a_deep_image_among_many_is_not_passed_over(good: Path) -> None:
+    paths = [good / f"images/x{i}.png" for i in range(80)]
+    for number, path in enumerate(paths):
+        save_image(path, np.full((20, 24, 3), number, np.uint8))
+    deep_path = good / "images/x1.png"  # not among the 32 that are looked at for a range
+    Image.fromarray(np.full((20, 24), 3000, np.uint16)).save(deep_path)
+    (good / "unlabeled.txt").write_text("".join(f"images/{path.name}\n" for path in paths))
+    report = inspect(config(good), quick=False)
+    assert "hold 3000 to 3000; none was among those sampled" in only(report, "value-range")
+    assert "data.value_range=[0,4095]" in report.problems["value-range"].cure
+
+
 def test_deep_and_plain_images_together_are_said(good: Path) -> None:
     Image.fromarray(np.full((20, 24), 60000, np.uint16)).save(good / "images/u1.png")
     assert "1 of 20 images have more than 8 bits" in inspect(config(good), quick=False).facts["values"]

@@ -93,9 +93,17 @@ def test_pages_need_a_choice_and_overviews_are_no_pages(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has 3 pages, counted from 0; data\.page=3"):
         read_image(path, 1, Reading(page=3))
     with tifffile.TiffWriter(tmp_path / "cog.tif") as file:
-        file.write(pages[0], photometric="minisblack", subifds=0)
+        file.write(pages[0], photometric="minisblack")
         file.write(pages[0][::2, ::2], photometric="minisblack", subfiletype=1)
     np.testing.assert_array_equal(read_image(tmp_path / "cog.tif", 1)[..., 0], pages[0])
+    for dtype in (np.uint8, np.float64):
+        with tifffile.TiffWriter(tmp_path / "thumb.tif") as file:
+            for page in (pages[0], pages[1]):
+                file.write(page[::2, ::2].astype(dtype), photometric="minisblack", subfiletype=1)
+                file.write(page.astype(dtype), photometric="minisblack")
+        for page in (0, 1):
+            found = read_image(tmp_path / "thumb.tif", 1, Reading(page=page, value_range=(0, 255)))
+            np.testing.assert_array_equal(found[..., 0], pages[page])
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
@@ -155,6 +163,15 @@ def test_big_and_big_endian_tiffs(tmp_path: Path) -> None:
         assert (layout.bands, layout.bits, layout.size) == (5, 16, (6, 7))
         found = read_image(tmp_path / name, 5, Reading(value_range=(0, 65535)))
         np.testing.assert_array_equal(found, np.round(DEEP / 257))
+
+
+def test_pgm_is_scaled_by_the_largest_value_that_it_names(tmp_path: Path) -> None:
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 1 4095\n" + np.array([0, 4095], ">u2").tobytes())
+    for value_range in (None, (0, 4095)):
+        assert read_image(tmp_path / "a.pgm", 1, Reading(value_range=value_range))[0, :, 0].tolist() == [
+            0,
+            255,
+        ]
 
 
 def test_junk_is_no_image() -> None:
