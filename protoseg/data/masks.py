@@ -245,8 +245,7 @@ class MaskReader:
         if self.soft_edges(unknown):
             return (
                 f"{text}; these are soft edges (antialiasing, or a resize with interpolation) between "
-                "values that "
-                "have a class: export the mask without them, and resize masks by nearest neighbour only"
+                "values that have a class: export the mask without them, and resize masks by nearest neighbour only"
             )
         return text
 
