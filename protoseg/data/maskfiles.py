@@ -70,8 +70,7 @@ def load_mask(path: Path, white: int, how: Reading) -> StoredMask:
             if not plain:
                 raise DataError(
                     f"mask {path} has {layout.describe()}; a mask has one band of values of at most 32 "
-                    "bits, or "
-                    "three of colours"
+                    "bits, or three of colours"
                 )
         if is_deep_png(head):
             deep = decode_deep(path.read_bytes())
@@ -162,6 +161,5 @@ def _lossy_text(path: Path, kind: str) -> str:
     called = "" if path.suffix.lower() in (".jpg", ".jpeg") or kind != "JPEG" else ", whatever its name says"
     return (
         f"mask {path} holds {kind} data{called}: {kind} is lossy and changes mask values; export masks as "
-        "PNG from "
-        "the tool that drew them (to convert this file keeps the damage)"
+        "PNG from the tool that drew them (to convert this file keeps the damage)"
     )

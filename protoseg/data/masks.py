@@ -164,9 +164,8 @@ class MaskReader:
         """As ``read``, but values without a meaning become ``ignore_index`` and are counted.
 
         Returns:
-            The labels, and pixels by unknown value (``"7"``, ``"128,0,0"`` or ``"transparent"``), frequent
-            ones
-            first.
+            The labels, and pixels by unknown value (``"7"``, ``"128,0,0"`` or ``"transparent"``),
+            frequent ones first.
 
         Raises:
             DataError: If the file cannot be read as a mask.
@@ -245,8 +244,8 @@ class MaskReader:
         if self.soft_edges(unknown):
             return (
                 f"{text}; these are soft edges (antialiasing, or a resize with interpolation) between "
-                "values that "
-                "have a class: export the mask without them, and resize masks by nearest neighbour only"
+                "values that have a class: export the mask without them, and resize masks by nearest "
+                "neighbour only"
             )
         return text
 
