@@ -198,7 +198,7 @@ def test_labels_of_one_class_are_an_error(good: Path, quick: bool) -> None:
 
 def test_a_batch_of_one_is_found_before_a_training(good: Path) -> None:
     raw = raw_config(good)
-    model = {**TINY, "architecture": "deeplabv3plus", "pretrained": "package"}
+    model = {**TINY, "architecture": "deeplabv3plus", "pretrained": "timm"}
     report = inspect(
         parse_config({**raw, "model": model, "train": {"max_steps": 100, "batch_size": 1}}), quick=False
     )
