@@ -61,16 +61,20 @@ def python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", module, *arguments]
 
 
+def pytest(*arguments: str) -> list[str]:
+    """A command that runs tests marked gpu."""
+    return python("pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", *arguments)
+
+
 def gpu_tests(args: argparse.Namespace) -> Commands:
     """The comparison of a step with the CPU's first: without it no other figure means anything."""
-    pytest = python("pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu")
-    first = "test_a_step_is_that_of_the_cpu"
-    return [[*pytest, "tests/train", "-k", first], [*pytest, "tests", "-k", f"not {first} and not compile"]]
+    trainer, first = "tests/train/test_train_gpu.py", "test_a_step_is_that_of_the_cpu"
+    return [pytest(trainer, "-k", first), pytest(trainer, "-k", f"not {first} and not compile")]
 
 
 def compile_tests(args: argparse.Namespace) -> Commands:
     """torch.compile, apart because it may take minutes."""
-    return [python("pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests", "-k", "compile")]
+    return [pytest("tests/train/test_train_gpu.py", "-k", "compile")]
 
 
 def study(*patterns: str) -> Callable[[argparse.Namespace], Commands]:
@@ -112,7 +116,7 @@ def runtime(args: argparse.Namespace) -> Commands:
     if args.rehearse:
         small = ["--only", "cpu", "--clients", "1", "--requests", "2", "--rounds", "1"]
         return [*made, python("benchmarks.gpu_serving", str(bundle), *small, *results)]
-    return [*made, python("benchmarks.gpu_latency", str(run), str(bundle), *results),
+    return [*made, pytest("tests/export"), python("benchmarks.gpu_latency", str(run), str(bundle), *results),
             python("benchmarks.gpu_serving", str(bundle), *results)]  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -94,6 +93,8 @@ def upsample(low: Array, height: int, width: int, multiple: int) -> Array:
         (B, C, height, width) float32.
     """
     padded = [-(-size // multiple) * multiple for size in (width, height)]
+    import cv2  # where a bundle is made it need not be
+
     full = [[cv2.resize(plane, padded, interpolation=cv2.INTER_LINEAR) for plane in item] for item in low]
     return np.asarray(full)[..., :height, :width]
 
