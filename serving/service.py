@@ -14,7 +14,6 @@ from pydantic import ConfigDict, Field
 from starlette.requests import Request
 
 from protoseg.errors import UserError
-from protoseg.files import PROJECT_ROOT
 from serving.errors import BundleError
 from serving.http import segment as handlers
 from serving.http.gateway import guard
@@ -22,7 +21,7 @@ from serving.http.pages import make_pages
 from serving.http.respond import as_response, incoming_of
 from serving.http.routes import SEGMENT, SEGMENT_ALIAS, SEGMENT_BATCH
 from serving.model.bundle import check_bundle, find_bundle
-from serving.settings import Settings, load_settings
+from serving.settings import PROJECT_ROOT, Settings, load_settings
 from serving.worker.bentoml_patches import (
     IODescriptor,
     Service,

@@ -15,6 +15,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from protoseg.errors import UserError
 from protoseg.manifest import Section, validation_problems
 
+# where this package lies: in a Bento, protoseg may be that of an installed checkout
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
 PREFIX = "PROTOSEG_"
 FORMATS = ("jpeg", "png", "webp", "bmp", "tiff", "gif")
 # of the trainer, the export and the client; Kubernetes adds the last kind for a Service called protoseg

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from protoseg.files import PROJECT_ROOT, sha256_file
+from protoseg.files import sha256_file
 from protoseg.manifest import MANIFEST_NAME, ArtifactFile, Manifest, read_manifest
 from serving.errors import BundleError
-from serving.settings import Settings
+from serving.settings import PROJECT_ROOT, Settings
 
 HOW_TO_MAKE = "make one with: python -m export.onnx CKPT"
 
