@@ -341,9 +341,11 @@ def compute_step(
     local = len(labeled["image"])
     paired = local if labels is not None and views.complementary_dropout else 0
     output = context.student(batch.image, paired=paired)
-    logits = context.network.upsample(output.linear_logits.float(), *size)
+    # apart from here on: the gradient of a slice of full-size scores is a full-size map of zeros
+    low = output.linear_logits.float().split([local, len(batch.image) - local])
+    logits = context.network.upsample(low[0], *size)
 
-    terms = [("loss/sup_linear", 1.0, _supervised(context, logits[:local], batch.target))]
+    terms = [("loss/sup_linear", 1.0, _supervised(context, logits, batch.target))]
     if output.aux_logits is not None:
         aux = context.network.upsample(output.aux_logits[:local].float(), *size)
         terms.append(("loss/sup_aux", config.model.aux_weight, _supervised(context, aux, batch.target)))
@@ -364,10 +366,11 @@ def compute_step(
     if labels is not None and unlabeled is not None:
         label, believed = torch.cat(batch.pseudo_label), torch.cat(batch.believed)
         valid = torch.cat(batch.valid)
-        unsupervised = pseudo_label_cross_entropy(logits[local:], label, believed, context.class_weights)
+        strong = context.network.upsample(low[1], *size)
+        unsupervised = pseudo_label_cross_entropy(strong, label, believed, context.class_weights)
         counts += [believed.sum().float(), valid.sum().float()]
         with torch.no_grad():
-            stats = _label_stats(context, logits[local:], label, believed, valid, labels, unlabeled)
+            stats = _label_stats(context, strong, label, believed, valid, labels, unlabeled)
     shared = context.reduce(torch.stack([c.detach() for c in counts]))
 
     parts: dict[str, Tensor] = {}
@@ -402,7 +405,8 @@ def _label_stats(
         context.thresholds.update(labels.pseudo_label, labels.confidence, unlabeled["valid"], context.reduce)
     per_class = torch.zeros(context.num_classes, device=label.device)
     per_class.index_add_(0, label.flatten(), believed.flatten().float())
-    differs = (logits.argmax(1) != label) & believed
+    # max finds the same class as argmax, which is slow over an inner axis on a CPU
+    differs = (logits.max(1).indices != label) & believed
     return {
         "believed": believed.sum().float(),
         "valid": valid.sum().float(),
