@@ -23,6 +23,7 @@ from protoseg.checkpoint import NEW_PARTS, CheckpointError, resolve_checkpoint, 
 from protoseg.config import Config, ConfigError
 from protoseg.data.datasets import Sample, make_stream, padding_fill
 from protoseg.data.errors import DataError
+from protoseg.models.depthwise import cheap_depthwise
 from protoseg.models.segmenter import Segmenter, build_segmenter
 from protoseg.optim import make_optimizer, make_scheduler
 from protoseg.pseudo_labels import ClassThresholds
@@ -103,6 +104,8 @@ def build_context(config: Config, accelerator: Accelerator, data: RunData) -> tu
         network = convert(network)
     if config.train.channels_last:
         network = network.to(memory_format=torch.channels_last)
+    if accelerator.device.type == "cpu":
+        cheap_depthwise(network)
     network.to(accelerator.device).train()
     teacher = make_teacher(network)
     optimizer = make_optimizer(network, config.optim)
