@@ -17,6 +17,7 @@ from benchmarks.common import machine, versions
 from protoseg.config import ConfigError, load_config
 
 SCHEMA = 1
+FINAL_NAME = "final_val.json"
 
 
 class Best(BaseModel):
@@ -38,6 +39,22 @@ class PseudoLabels(BaseModel):
     """Share of valid unlabelled pixels."""
     class_share: dict[str, float]
     """Share of each class among believed ones."""
+
+
+class Final(BaseModel):
+    """The weights of the last step on the study's ``final_val``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    val: str
+    """The list, below ``data.root``."""
+    data_hash: str
+    """SHA-256 of its sorted stems."""
+    images: int
+    miou: dict[str, float]
+    """By head."""
+    iou: dict[str, dict[str, float | None]]
+    """By head and class; null where the list lacks the class."""
 
 
 class Record(BaseModel):
@@ -79,6 +96,8 @@ class Record(BaseModel):
     """By head and class, last step; null where val lacks the class."""
     miou_by_step: dict[str, dict[int, float]]
     pseudo_labels: PseudoLabels | None
+    final: Final | None = None
+    """Null where the study has no ``final_val``."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +202,19 @@ def collect(study: Study, run: Run, folder: Path, *, command: str, clock: Clock,
         iou=val["per_class"],
         miou_by_step=curve,
         pseudo_labels=_pseudo_labels(believed[-1], names) if believed else None,
+        final=None if study.final_val is None else read_final(study.final_val, folder / FINAL_NAME),
+    )
+
+
+def read_final(val: str, path: Path) -> Final:
+    """The part of a record that ``python -m protoseg.evaluate`` has measured."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return Final(
+        val=val,
+        data_hash=found["list_sha256"],
+        images=found["num_images"],
+        miou=found["miou"],
+        iou=found["per_class"],
     )
 
 

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import IO, Any
 
 from benchmarks.accuracy.records import (
+    FINAL_NAME,
     Clock,
     Places,
     Record,
@@ -191,6 +192,12 @@ class Runner:
 
     def _write_record(self, item: Active) -> None:
         run, folder = item.run, self.places.runs / item.run.name
+        if self.study.final_val is not None and run.method.name != START:
+            if (code := measure_final(folder, self.study.final_val, self.places.log(run.name))) != 0:
+                self.failed.append(run.name)
+                say(f"{run.name}: measuring it on {self.study.final_val} failed with exit code {code}; the same "
+                    f"command tries again")  # fmt: skip
+                return
         record = collect(self.study, run, folder, command=item.command, clock=item.clock, jobs=self.jobs)
         write_whole(self.places.record(run.name), record.model_dump_json(indent=1) + "\n")
         shutil.rmtree(folder / STATE_DIR, ignore_errors=True)
@@ -271,6 +278,20 @@ def trainer_command(study: Study, run: Run, runs: Path, *, resume: bool) -> list
     if run.start is not None:
         own.append(f"train.start_from={short(runs / run.start.name)}")
     return ["python", "-m", "protoseg.train", *flag, "--config", study.config, *own, *run.overrides]
+
+
+def measure_final(folder: Path, val: str, log: Path) -> int:
+    """Measure a finished run on ``val`` (below ``data.root``); returns the exit code."""
+    command = [
+        sys.executable, "-m", "protoseg.evaluate", str(folder), "--teacher-only", "--no-boundary",
+        "--json", str(folder / FINAL_NAME), "--confusion", str(folder / "final_val.png"), "--data", f"val={val}",
+    ]  # fmt: skip
+    with log.open("ab") as stream:
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL,
+            stdout=stream, stderr=stream, start_new_session=True, check=False,
+        )  # fmt: skip
+    return done.returncode
 
 
 def short(path: Path) -> str:
