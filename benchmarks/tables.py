@@ -41,6 +41,7 @@ QUESTIONS = {
     "trust_camvid_weights": "the same for a checkpoint trained with class weights",
     "trust_camvid_stages": "the same for the study's `protoseg`, 1,300 and 200 steps",
     "suggest_study": "suggested against random labels, CamVid, 23 + 23",
+    "train_step": "how long a training step takes on one CPU thread, against earlier code and with bfloat16",
     "prototype_branch_camvid": "what the prototype branch costs, CamVid configuration",
     "prototype_branch_pcr513": "the same for the paper's network at 513x513, B = 2",
     "export_accuracy": "accuracy of the exported files",
@@ -62,6 +63,7 @@ COMMANDS = {
     "accuracy_camvid_ablations": "python -m benchmarks.accuracy benchmarks/studies/camvid_ablations.yaml",
     "suggest_study": "python -m benchmarks.suggest_study --set method.preset=supervised --steps 400",
     "accuracy_camvid_views": "python -m benchmarks.accuracy benchmarks/studies/camvid_views.yaml",
+    "train_step": "python -m benchmarks.train_step",
     "export_matrix": "python -m benchmarks.export_matrix",
     "gpu_serving": "python -m benchmarks.gpu_serving BUNDLE",
 }

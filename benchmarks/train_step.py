@@ -1,13 +1,13 @@
-"""How long does a training step take on one CPU thread, and what do settings or another version of the code change?
+"""How long does a training step take on one CPU thread, and what do settings or other code change?
 
-    python -m benchmarks.train_step                                              # as the studies train
-    python -m benchmarks.train_step --variant bf16:train.mixed_precision=bf16    # against a setting
-    python -m benchmarks.train_step --before TREE                                # against other checkouts
+    python -m benchmarks.train_step                              # as the studies train
+    python -m benchmarks.train_step --before TREE                # against other checkouts
+    python -m benchmarks.train_step --variant bf16:train.mixed_precision=bf16,train.channels_last=true
 
 A step is what the trainer does: views, teacher, student forward and backward, optimiser, prototypes, moving
-average; images are decoded beforehand, as with ``data.cache`` after the first pass. Every case runs in a process
-of its own that waits for its turn, so that rounds are interleaved; ratios are taken within a round. The machine may
-be shared, so processor time is given beside wall time.
+average; images are decoded beforehand, as with ``data.cache`` after the first pass. Every case runs in a
+process of its own that waits for its turn, so that rounds are interleaved; ratios are taken within a round.
+The machine may be shared, so milliseconds are of processor time; wall time is given beside it.
 """
 
 from __future__ import annotations
@@ -60,8 +60,10 @@ class Child:
 
 
 def prepare(config: str, overrides: list[str]) -> Callable[[], tuple[float, float]]:
-    """A function that runs the next training step and returns its seconds: processor time of the step without its
-    data, wall time spent on its data."""
+    """A function that runs the next training step.
+
+    It returns seconds of processor time: those of the step without its data, and those of its data.
+    """
     from protoseg.config import load_config
     from protoseg.data.datasets import make_stream
     from protoseg.loop import (
@@ -147,7 +149,7 @@ def serve(config: str, overrides: list[str]) -> int:
 
 
 def summary(rounds: list[dict[str, list[float]]], base: list[dict[str, list[float]]]) -> dict[str, Any]:
-    """Milliseconds of a step over rounds (each the median of its steps), and ratios to the baseline's rounds."""
+    """Milliseconds of a step over rounds (each the median of its steps), and ratios to the baseline's."""
     from benchmarks.common import spread
 
     def medians(part: list[dict[str, list[float]]], *keys: str) -> list[float]:

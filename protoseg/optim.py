@@ -43,7 +43,7 @@ def make_optimizer(network: SegmentationNetwork, config: OptimConfig) -> Optimiz
     groups = parameter_groups(network, config)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    # one kernel instead of a dozen for each of the many small parameters; on CUDA torch's own choice is as good
+    # one kernel instead of a dozen for each of many small parameters; on CUDA torch's own choice is as good
     fused = True if next(network.parameters()).device.type == "cpu" else None
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=fused)
 

@@ -99,6 +99,11 @@ class Record(BaseModel):
     final: Final | None = None
     """Null where the study has no ``final_val``."""
 
+    @property
+    def measured(self) -> Final | Record:
+        """Where the method's figures are: the longer list's, where there is one."""
+        return self.final or self
+
 
 @dataclass(frozen=True)
 class Places:

@@ -192,12 +192,11 @@ class Runner:
 
     def _write_record(self, item: Active) -> None:
         run, folder = item.run, self.places.runs / item.run.name
-        if self.study.final_val is not None and run.method.name != START:
-            if (code := measure_final(folder, self.study.final_val, self.places.log(run.name))) != 0:
-                self.failed.append(run.name)
-                say(f"{run.name}: measuring it on {self.study.final_val} failed with exit code {code}; the same "
-                    f"command tries again")  # fmt: skip
-                return
+        val = self.study.final_val if run.method.name != START else None
+        if val is not None and (code := measure_final(folder, val, self.places.log(run.name))) != 0:
+            self.failed.append(run.name)
+            say(f"{run.name}: measuring it on {val} failed with exit code {code}; the same command goes on")
+            return
         record = collect(self.study, run, folder, command=item.command, clock=item.clock, jobs=self.jobs)
         write_whole(self.places.record(run.name), record.model_dump_json(indent=1) + "\n")
         shutil.rmtree(folder / STATE_DIR, ignore_errors=True)
@@ -284,7 +283,8 @@ def measure_final(folder: Path, val: str, log: Path) -> int:
     """Measure a finished run on ``val`` (below ``data.root``); returns the exit code."""
     command = [
         sys.executable, "-m", "protoseg.evaluate", str(folder), "--teacher-only", "--no-boundary",
-        "--json", str(folder / FINAL_NAME), "--confusion", str(folder / "final_val.png"), "--data", f"val={val}",
+        "--json", str(folder / FINAL_NAME), "--confusion", str(folder / "final_val.png"),
+        "--data", f"val={val}",
     ]  # fmt: skip
     with log.open("ab") as stream:
         done = subprocess.run(

@@ -130,8 +130,9 @@ class Study(Part):
     evaluations: int = Field(3, ge=1)
     """Evaluations of a run, evenly spread; the last is at the last step."""
     final_val: str | None = None
-    """List below ``data.root`` on which the weights of the last step are measured once more, where ``data.val``
-    is a part of it that makes evaluations on the way cheap; the figures of methods are then those. Null: none."""
+    """List below ``data.root`` on which the weights of the last step are measured once more, where
+    ``data.val`` is a part of it that makes evaluations on the way cheap; the figures of methods are then
+    those. Null: none."""
     baseline: str | None = None
     """Method that the others are compared with in plots and tables; null: no such method."""
     budgets: list[Budget] = Field(min_length=1)

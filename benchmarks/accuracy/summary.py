@@ -138,9 +138,9 @@ def summarize_cell(group: Sequence[Cell], records: Mapping[str, Record]) -> dict
         "student_encoder_images": run.cost.student,
         "teacher_encoder_images": run.cost.teacher,
         "wall_seconds": spread({s: r.wall_seconds for s, r in by_seed.items()}),
-        "miou": {head: spread({s: r.miou[head] for s, r in by_seed.items()}) for head in first.miou},
+        "miou": {head: spread({s: r.measured.miou[head] for s, r in by_seed.items()}) for head in first.miou},
         "best": {head: spread({s: r.best[head].miou for s, r in by_seed.items()}) for head in first.best},
-        "iou": {head: class_spread([r.iou[head] for r in by_seed.values()]) for head in first.iou},
+        "iou": {head: class_spread([r.measured.iou[head] for r in by_seed.values()]) for head in first.iou},
         "curve": {
             head: curve(cell, list(by_seed.values()), head, start_values(group, records))
             for head in first.miou_by_step
@@ -193,10 +193,10 @@ def differences(
     order = [method.name for method in study.methods]
     found = []
     for (budget, labels, minus), earlier in groups.items():
-        figures = {c.run.seed: records[c.run.name].miou[c.run.method.head] for c in earlier}
+        figures = {c.run.seed: records[c.run.name].measured.miou[c.run.method.head] for c in earlier}
         for name in order[order.index(minus) + 1 :]:
             later = {
-                c.run.seed: records[c.run.name].miou[c.run.method.head]
+                c.run.seed: records[c.run.name].measured.miou[c.run.method.head]
                 for c in groups.get((budget, labels, name), ())
             }
             common = {seed: later[seed] - figures[seed] for seed in later if seed in figures}

@@ -1,9 +1,10 @@
 """Depthwise convolutions whose gradients are cheap on a CPU.
 
-oneDNN's backward pass of a depthwise convolution is up to twenty times slower than its forward pass when the
-kernel is dilated, and its gradient of the weights is slow on small maps; in half precision strided ones are slow
-too. With an EfficientNet they take a fifth of a training step. The same sums are faster as a forward convolution of
-the gradient with the flipped kernel, and as one product of shifted maps for each tap of the kernel.
+oneDNN's backward pass of a depthwise convolution is up to twenty times slower than its forward pass when
+the kernel is dilated, and its gradient of the weights is slow on small maps; in half precision strided ones
+are slow too. With an EfficientNet they take a fifth of a training step. The same sums are faster as a
+forward convolution of the gradient with the flipped kernel, and as one product of shifted maps for each tap
+of the kernel.
 
 Shape legend: ``B`` batch, ``C`` channels, ``Y X`` map, ``k`` kernel size.
 """
@@ -19,8 +20,8 @@ from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
 Pair = tuple[int, int]
-# Up to this many output pixels of a map, products of shifted maps beat oneDNN's gradient of the weights (the maps
-# of a few images then stay in the cache).
+# Up to this many output pixels of a map, products of shifted maps beat oneDNN's gradient of the weights (the
+# maps of a few images then stay in the cache).
 SMALL_MAP = 1024
 
 
@@ -65,8 +66,10 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _weights_by_tap(x: Tensor, grad: Tensor, shape: torch.Size, padding: Pair, dilation: Pair) -> Tensor:
-    """Gradient (C, 1, k, k) of the weights at stride 1, summed in float32: for each tap the gradient of the
-    result times the part of the map that this tap saw."""
+    """Gradient (C, 1, k, k) of the weights at stride 1, summed in float32.
+
+    For each tap: the gradient of the result times the part of the map that this tap saw.
+    """
     # channels last: the part is then rows of whole channel vectors
     seen = x.float().permute(0, 2, 3, 1).contiguous()
     own = grad.float().permute(0, 2, 3, 1).contiguous()
@@ -111,20 +114,26 @@ def _without_padding_taps(weight: Tensor, padding: Pair, dilation: Pair, size: P
     return weight[:, :, rows, columns], (padding[0] - cut[0] * dilation[0], padding[1] - cut[1] * dilation[1])
 
 
+def _pair(values: tuple[int, ...]) -> Pair:
+    return values[0], values[1]
+
+
 class _Conv2d(nn.Conv2d):
     """``nn.Conv2d`` through ``_Depthwise`` where a gradient is wanted on a CPU."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the base class's name)
         """As the base class."""
         if input.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(input)
-        weight, padding = self.weight, self.padding
-        if self.stride == (1, 1):
+        weight: Tensor = self.weight
+        assert not isinstance(self.padding, str)
+        stride, padding, dilation = _pair(self.stride), _pair(self.padding), _pair(self.dilation)
+        if stride == (1, 1):
             size = (input.shape[2], input.shape[3])
-            weight, padding = _without_padding_taps(weight, padding, self.dilation, size)
+            weight, padding = _without_padding_taps(weight, padding, dilation, size)
         if not torch.is_grad_enabled():
-            return F.conv2d(input, weight, None, self.stride, padding, self.dilation, self.groups)
-        result: Tensor = _Depthwise.apply(input, weight, self.stride, padding, self.dilation)
+            return F.conv2d(input, weight, None, stride, padding, dilation, self.groups)
+        result: Tensor = _Depthwise.apply(input, weight, stride, padding, dilation)
         return result
 
 
@@ -133,11 +142,13 @@ class _Conv2dSame(Conv2dSame):
 
     def forward(self, x: Tensor) -> Tensor:
         """As the base class."""
+        result: Tensor
         if x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            result: Tensor = super().forward(x)
-            return result
-        x = pad_same(x, self.weight.shape[-2:], self.stride, self.dilation)
-        result = _Depthwise.apply(x, self.weight, self.stride, (0, 0), self.dilation)
+            result = super().forward(x)  # type: ignore[no-untyped-call]
+        else:
+            stride, dilation = _pair(self.stride), _pair(self.dilation)
+            x = pad_same(x, list(self.weight.shape[-2:]), list(stride), list(dilation))
+            result = _Depthwise.apply(x, self.weight, stride, (0, 0), dilation)
         return result
 
 

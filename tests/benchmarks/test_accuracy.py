@@ -17,7 +17,7 @@ from small_study import write_record, write_study
 from tiny import PROJECT_ROOT, quiet_environment, tiny_config
 
 from benchmarks.accuracy.__main__ import main
-from benchmarks.accuracy.records import Clock, Places, read_record
+from benchmarks.accuracy.records import Clock, Final, Places, read_final, read_record
 from benchmarks.accuracy.runner import claim, trainer_command
 from benchmarks.accuracy.study import (
     STUDIES,
@@ -193,6 +193,34 @@ def test_summary_by_hand(tmp_path):
 
 
 STAGES = {"start": {"steps": 6, "overrides": {"method.preset": "supervised", "optim.lr": 0.001}}}
+
+
+def test_figures_of_a_study_with_a_longer_validation_list_are_those_on_it(tmp_path):
+    study = load_study(write_study(tmp_path, final_val="splits/val.txt"))
+    cells, places = plan(study), Places(tmp_path / "runs", tmp_path / "records")
+    for run in unique_runs(cells):
+        heads = ["linear", "prototype", "fused"] if run.config.method.prototypes else ["linear"]
+        final = Final(val="splits/val.txt", data_hash="f", images=1449, miou=dict.fromkeys(heads, 0.4),
+                      iou={head: {"sky": 0.4, "car": None} for head in heads})  # fmt: skip
+        write_record(study, run, places, 0.5, final=final)
+    cell = summarize(study, cells, find_records(cells, places))["cells"][0]
+    assert cell["miou"]["linear"]["mean"] == pytest.approx(0.4)
+    assert cell["iou"]["linear"]["sky"]["mean"] == pytest.approx(0.4)
+    assert cell["curve"]["linear"][-1]["mean"] == pytest.approx(0.5), "on the way it is the shorter list"
+
+
+def test_a_final_evaluation_is_read_as_the_evaluator_writes_it(tmp_path):
+    path = tmp_path / "final_val.json"
+    found = {
+        "list_sha256": "f",
+        "num_images": 3,
+        "miou": {"linear": 0.4},
+        "per_class": {"linear": {"sky": 0.4}},
+    }
+    path.write_text(json.dumps(found))
+    assert read_final("val.txt", path) == Final(
+        val="val.txt", data_hash="f", images=3, miou={"linear": 0.4}, iou={"linear": {"sky": 0.4}}
+    )
 
 
 def test_a_first_stage_is_trained_once_for_each_seed_and_known_by_its_settings(tmp_path):
