@@ -16,6 +16,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -170,6 +171,17 @@ def summary(rounds: list[dict[str, list[float]]], base: list[dict[str, list[floa
     return found
 
 
+def revision(tree: Path) -> str | None:
+    """Commit of a checkout, or None where there is no git."""
+    done = subprocess.run(
+        ["git", "-C", str(tree), "rev-parse", "--short=12", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or None
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -234,7 +246,12 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.name:
         from benchmarks.common import write_result
 
+        own = list(sys.argv[1:] if argv is None else argv)
+        # where another checkout lies says nothing; which commit it is does
+        told = [Path(text).name if Path(text) in arguments.before else text for text in own]
         settings = {
+            "command": f"python -m benchmarks.train_step {shlex.join(told)}".strip(),
+            "revisions": {name: revision(tree) for name, (tree, more) in cases.items() if not more},
             "config": arguments.config,
             "overrides": arguments.overrides,
             "steps_a_round": arguments.steps,
