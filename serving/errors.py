@@ -46,9 +46,10 @@ class BundleError(UserError):
     """A bundle that cannot be served; the text is one line and says what to do."""
 
 
-def error_body(code: str, message: str, request_id: str) -> bytes:
-    """The JSON body of every error."""
-    body = {"error": {"code": code, "message": message, "request_id": request_id}}
+def error_body(code: str, message: str, request_id: str, *, plain: bool = False) -> bytes:
+    """The JSON body of an error; ``plain`` is the text alone, as the Open Inference Protocol wants it."""
+    error = message if plain else {"code": code, "message": message, "request_id": request_id}
+    body = {"error": error}
     return json.dumps(body, separators=(",", ":")).encode()
 
 

@@ -29,10 +29,21 @@ class ClientGoneError(Exception):
 
 
 class Exchange:
-    """One request on its way through the gateway."""
+    """One request on its way through the gateway.
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, timeout: float) -> None:
+    Args:
+        scope: ASGI scope.
+        receive: Gives its messages.
+        send: Takes those of the answer.
+        timeout: Seconds until the answer must be out.
+        plain_errors: Whether an error is told as text alone.
+    """
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, timeout: float, *, plain_errors: bool = False
+    ) -> None:
         self.scope = scope
+        self._plain_errors = plain_errors
         self.receive = receive
         self.started = time.perf_counter()
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -87,10 +98,11 @@ class Exchange:
         self.status = error.status
         self.state.error = error
         self.on_answer()
-        body = error_body(error.code, error.message, self.state.request_id)
+        body = error_body(error.code, error.message, self.state.request_id, plain=self._plain_errors)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
+            (b"x-error-code", error.code.encode()),
             (b"cache-control", b"no-store"),
         ]
         if error.retry_after is not None:

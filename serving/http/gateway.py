@@ -16,11 +16,19 @@ from starlette.middleware.cors import CORSMiddleware
 from serving.errors import DEFAULT_CODES, ServingError
 from serving.http.exchange import CURRENT, App, ClientGoneError, Exchange, Message, Receive, Scope, Send
 from serving.http.rate import RateLimiter
-from serving.http.routes import READY, Route, find_route
+from serving.http.routes import READY, Route, find_route, speaks_protocol
 from serving.worker.metrics import metrics
 from serving.worker.state import ServingState
 
-_EXPOSED = ("x-request-id", "x-model-name", "x-model-version", "server-timing", "x-tiles", "retry-after")
+_EXPOSED = (
+    "x-request-id",
+    "x-model-name",
+    "x-model-version",
+    "server-timing",
+    "x-tiles",
+    "x-error-code",
+    "retry-after",
+)
 _ALLOWED = ("authorization", "content-type", "x-api-key", "x-request-id")
 logger = logging.getLogger(__name__)
 
@@ -71,7 +79,8 @@ class Gateway:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send, self.state.settings.timeout)
+        plain = speaks_protocol(scope["path"])
+        exchange = Exchange(scope, receive, send, self.state.settings.timeout, plain_errors=plain)
         route = find_route(scope["path"])
         token = CURRENT.set(exchange.state)
         try:
@@ -88,7 +97,7 @@ class Gateway:
     async def _handle(self, exchange: Exchange, route: Route | None) -> None:
         method = exchange.scope["method"]
         if route is None:
-            raise ServingError(404, "not_found", "no such path; GET /docs.json lists them")
+            raise ServingError(404, "not_found", "no such path; GET /docs lists them")
         if method not in route.methods:
             exchange.extra_headers.append((b"allow", ", ".join(route.methods).encode()))
             raise ServingError(405, "method_not_allowed", f"use {' or '.join(route.methods)} for this path")

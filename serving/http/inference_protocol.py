@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protoseg.manifest import validation_problems
 from serving.errors import ServingError
-from serving.http.respond import Answer, Incoming, model_record, to_json
+from serving.http.respond import Answer, Incoming, model_record, stage, to_json
 from serving.model.model import Model
 from serving.pixels.maps import class_pixels
 from serving.worker.metrics import metrics
@@ -24,7 +25,8 @@ _TYPES = {"uint8": "UINT8", "float32": "FP32", "float16": "FP16", "int64": "INT6
 
 def server_metadata() -> dict[str, Any]:
     """Reply of ``GET /v2``."""
-    return {"name": "protoseg", "version": "1", "extensions": ["binary_tensor_data"]}
+    extensions = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
+    return {"name": "protoseg", "version": "1", "extensions": extensions}
 
 
 def model_metadata(model: Model) -> dict[str, Any]:
@@ -173,41 +175,56 @@ def infer(state: ServingState, incoming: Incoming, name: str, version: str | Non
     """
     with state.model as model:
         check_model(model, name, version)
-        question, binary = _read(incoming.body, length)
-        _check_shape(question.inputs[0].shape, model, state.settings.max_network_pixels)
-        batch = _batch(question.inputs[0], binary)
-        wanted = question.wanted(model.outputs)
+        with stage(incoming.state, "decode"):
+            question, binary = _read(incoming.body, length)
+            _check_shape(question.inputs[0].shape, model, state.settings.max_network_pixels)
+            batch = _batch(question.inputs[0], binary)
+            wanted = question.wanted(model.outputs)
         check_alive(incoming.state)
-        out = model.infer(batch, frozenset(wanted) | {"labels"})
+        with stage(incoming.state, "infer"):
+            out = model.infer(batch, frozenset(wanted) | {"labels"})
         used = len(batch)
         pixels = class_pixels(out["labels"][:used], len(model.manifest.classes))
-        metrics().observe_prediction(model.manifest, pixels, None, None)
-        outputs, blobs = [], []
-        for output, in_binary in wanted.items():
-            array = np.ascontiguousarray(out[output][:used])
-            record: dict[str, Any] = {
-                "name": output, "shape": list(array.shape),
-                "datatype": _TYPES.get(array.dtype.name, array.dtype.name.upper()),
-            }  # fmt: skip
-            if in_binary:
-                record["parameters"] = {"binary_data_size": array.nbytes}
-                blobs.append(array.tobytes())
-            elif array.size > MAX_JSON_ELEMENTS:
-                raise ServingError(
-                    413, "result_too_large", f"{output} has {array.size} numbers; ask for binary data"
-                )
-            else:
-                record["data"] = array.ravel().tolist()
-            outputs.append(record)
-        reply: dict[str, Any] = {
-            "model_name": model.manifest.name, "model_version": model.manifest.version,
-            "outputs": outputs,
+        metrics().observe_prediction(model.manifest, pixels, None, None, used)
+        with stage(incoming.state, "encode"):
+            return _answer(model, question, out, wanted, used, incoming)
+
+
+def _answer(
+    model: Model,
+    question: Question,
+    out: Mapping[str, NDArray[Any]],
+    wanted: Mapping[str, bool],
+    used: int,
+    incoming: Incoming,
+) -> Answer:
+    """The reply to a question, with the first ``used`` images of the outputs."""
+    outputs, blobs = [], []
+    for output, in_binary in wanted.items():
+        array = np.ascontiguousarray(out[output][:used])
+        record: dict[str, Any] = {
+            "name": output, "shape": list(array.shape),
+            "datatype": _TYPES.get(array.dtype.name, array.dtype.name.upper()),
         }  # fmt: skip
-        if question.id is not None:
-            reply["id"] = question.id
-        head = to_json(reply)
-        incoming.state.facts["model"] = model_record(model)["version"]
-        if not blobs:
-            return Answer(head, "application/json")
-        headers = {HEADER_LENGTH: str(len(head))}
-        return Answer(b"".join([head, *blobs]), "application/octet-stream", headers)
+        if in_binary:
+            record["parameters"] = {"binary_data_size": array.nbytes}
+            blobs.append(array.tobytes())
+        elif array.size > MAX_JSON_ELEMENTS:
+            raise ServingError(
+                413, "result_too_large", f"{output} has {array.size} numbers; ask for binary data"
+            )
+        else:
+            record["data"] = array.ravel().tolist()
+        outputs.append(record)
+    reply: dict[str, Any] = {
+        "model_name": model.manifest.name, "model_version": model.manifest.version,
+        "outputs": outputs,
+    }  # fmt: skip
+    if question.id is not None:
+        reply["id"] = question.id
+    head = to_json(reply)
+    incoming.state.facts["model"] = model_record(model)["version"]
+    if not blobs:
+        return Answer(head, "application/json")
+    headers = {HEADER_LENGTH: str(len(head))}
+    return Answer(b"".join([head, *blobs]), "application/octet-stream", headers)

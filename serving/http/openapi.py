@@ -1,4 +1,4 @@
-"""The OpenAPI description at ``/docs.json``, made from the table of routes and the models of what is sent."""
+"""The OpenAPI description at ``/openapi.json``: from the table of routes and the models of what is sent."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 from serving.http.body import MAX_BATCH_FILES
 from serving.http.inference_protocol import Question
+from serving.http.instances import Instances
 from serving.http.options import Options
-from serving.http.routes import BINARY, JSON, ROUTES, Route
+from serving.http.routes import BINARY, JSON, ROUTES, Route, speaks_protocol
 
 _ERRORS = {
     400: "The body is empty, malformed or has no image.",
@@ -41,7 +42,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
         }
         for name in re.findall(r"\{(\w+)\}", route.path)
     ]  # fmt: skip
-    if route.body in ("image", "images"):
+    if route.takes_images or route.body == "instances":
         for name, schema in Options.model_json_schema()["properties"].items():
             kept = {key: value for key, value in schema.items() if key not in ("title", "description")}
             if kept.get("default", "") is None:
@@ -60,21 +61,27 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
 def _body(route: Route) -> dict[str, Any]:
     if route.body == "tensor":
         return {JSON: {"schema": {"$ref": f"{_REF}Question"}}, BINARY: {"schema": _FILE}}
+    instances = {JSON: {"schema": {"$ref": f"{_REF}Instances"}}}
+    if route.body == "instances":
+        return instances
     image: dict[str, Any] = _FILE
     if route.body == "images":
         image = {"type": "array", "items": _FILE, "minItems": 1, "maxItems": MAX_BATCH_FILES}
     form = {"schema": {"type": "object", "required": ["image"], "properties": {"image": image}}}
-    raw = _IMAGES if route.body == "image" else ()
-    return {"multipart/form-data": form, **{kind: {"schema": _FILE} for kind in raw}}
+    found: dict[str, Any] = {"multipart/form-data": form}
+    if route.body in ("image", "any"):
+        found |= {kind: {"schema": _FILE} for kind in _IMAGES}
+    return found | instances if route.body == "any" else found
 
 
 def _operation(route: Route) -> dict[str, Any]:
     binary = (BINARY, "image/png", "image/jpeg") if route.body else ()
     content = {kind: {"schema": _FILE if kind in binary else {}} for kind in route.answers}
     codes = _ALWAYS | (_OF_BODIES if route.body else set())
-    if route.admin or route.body in ("image", "images"):
+    if route.admin or route.body not in (None, "tensor"):
         codes |= {422}
-    error = {JSON: {"schema": {"$ref": f"{_REF}Error"}}}
+    kind = "PlainError" if speaks_protocol(route.path) else "Error"
+    error = {JSON: {"schema": {"$ref": f"{_REF}{kind}"}}}
     operation: dict[str, Any] = {
         "summary": route.summary,
         "parameters": _parameters(route),
@@ -85,7 +92,7 @@ def _operation(route: Route) -> dict[str, Any]:
     }
     if route.body:
         operation["requestBody"] = {"required": True, "content": _body(route)}
-    if route.body in ("image", "images"):
+    if route.takes_images:
         operation["description"] = "By default a palette PNG of class ids at the upright image's own size."
     return operation
 
@@ -93,7 +100,9 @@ def _operation(route: Route) -> dict[str, Any]:
 @cache
 def openapi() -> dict[str, Any]:
     """The description (OpenAPI 3.1)."""
-    question = Question.model_json_schema(ref_template=f"{_REF}{{model}}")
+    question, instances = (
+        model.model_json_schema(ref_template=f"{_REF}{{model}}") for model in (Question, Instances)
+    )
     text = {"type": "string"}
     error = {
         "type": "object",
@@ -113,8 +122,11 @@ def openapi() -> dict[str, Any]:
             },
             "schemas": {
                 "Error": {"type": "object", "required": ["error"], "properties": {"error": error}},
+                "PlainError": {"type": "object", "required": ["error"], "properties": {"error": text}},
                 **question.pop("$defs"),
+                **instances.pop("$defs"),
                 "Question": question,
+                "Instances": instances,
             },
         },
         "security": [{}, {"bearer": []}, {"header": []}],

@@ -15,12 +15,14 @@ from starlette.routing import Route
 from protoseg.errors import UserError
 from serving.errors import ServingError
 from serving.http import inference_protocol as v2
+from serving.http import instances, triton
+from serving.http.docs_page import docs_html
 from serving.http.openapi import openapi
 from serving.http.respond import as_response, current_request, failed, incoming_of, model_record, to_json
 from serving.http.routes import ROUTES
 from serving.model.model import Model
 from serving.settings import Settings
-from serving.worker.metrics import render_metrics
+from serving.worker.metrics import render_metrics, totals
 from serving.worker.signals import signal_siblings
 from serving.worker.state import ServingState
 
@@ -30,6 +32,10 @@ _POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; "
     "connect-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+
+_PAGE_HEADERS = {
+    "content-security-policy": _POLICY, "cache-control": "no-cache", "referrer-policy": "no-referrer",
+}  # fmt: skip
 
 
 @cache
@@ -116,15 +122,22 @@ class Pages:
         if not self._state.settings.ui:
             raise ServingError(404, "not_found", "the page is off (PROTOSEG_UI); see GET /docs.json")
         name = request.path_params.get("file", "index.html")
-        headers = {"content-security-policy": _POLICY, "cache-control": "no-cache",
-                   "referrer-policy": "no-referrer"}  # fmt: skip
-        return Response(_demo_file(name), media_type=_TYPES[Path(name).suffix], headers=headers)
+        return Response(_demo_file(name), media_type=_TYPES[Path(name).suffix], headers=_PAGE_HEADERS)
 
     @_page
     async def metrics(self, request: Request) -> Any:
         """Prometheus text."""
         text = await asyncio.to_thread(render_metrics)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @_page
+    async def docs_page(self, request: Request) -> Any:
+        """The description for people."""
+        if not self._state.settings.ui:
+            raise ServingError(404, "not_found", "pages are off (PROTOSEG_UI); see GET /openapi.json")
+        return Response(
+            docs_html(str(request.base_url).rstrip("/")), media_type=_TYPES[".html"], headers=_PAGE_HEADERS
+        )
 
     @_page
     async def docs(self, request: Request) -> Any:
@@ -139,6 +152,35 @@ class Pages:
         except UserError as error:
             raise ServingError(422, "bundle_refused", str(error)) from error
         return {"model": model_record(model), "other_workers": await asyncio.to_thread(signal_siblings)}
+
+    @_page
+    async def ping(self, request: Request) -> Any:
+        """Ready: the gateway has answered for what is not."""
+        return Response(b"", media_type="text/plain")
+
+    @_page
+    async def v1_model(self, request: Request) -> Any:
+        """Model readiness."""
+        with self._state.model as model:
+            v2.check_model(model, request.path_params["name"], None)
+            return {"name": model.manifest.name, "ready": True}
+
+    @_page
+    async def predict(self, request: Request) -> Any:
+        """Segment images in JSON, in the worker's threads."""
+        incoming, name = await incoming_of(request), request.path_params.get("name")
+        return await as_response(
+            self._state, incoming, lambda: instances.predict(self._state, incoming, name)
+        )
+
+    @_page
+    async def invocations(self, request: Request) -> Any:
+        """Segment an image, or images in JSON, in the worker's threads."""
+        incoming = await incoming_of(request)
+        attributes = request.headers.get(instances.CUSTOM_ATTRIBUTES, "")
+        return await as_response(
+            self._state, incoming, lambda: instances.invocations(self._state, incoming, attributes)
+        )
 
     @_page
     async def v2_server(self, request: Request) -> Any:
@@ -163,6 +205,28 @@ class Pages:
         with self._state.model as model:
             v2.check_model(model, request.path_params["name"], request.path_params.get("version"))
             return {"name": model.manifest.name, "ready": True}
+
+    @_page
+    async def v2_index(self, request: Request) -> Any:
+        """The models of this server."""
+        with self._state.model as model:
+            return triton.repository_index(model)
+
+    @_page
+    async def v2_config(self, request: Request) -> Any:
+        """Model configuration."""
+        with self._state.model as model:
+            v2.check_model(model, request.path_params["name"], request.path_params.get("version"))
+            return triton.model_config(model)
+
+    @_page
+    async def v2_stats(self, request: Request) -> Any:
+        """Statistics of the model."""
+        counts = await asyncio.to_thread(totals)
+        with self._state.model as model:
+            name = request.path_params.get("name", model.manifest.name)
+            v2.check_model(model, name, request.path_params.get("version"))
+            return triton.model_statistics(model, counts)
 
     @_page
     async def v2_infer(self, request: Request) -> Any:

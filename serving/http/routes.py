@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 SEGMENT, SEGMENT_ALIAS, SEGMENT_BATCH = "/v1/segment", "/segment", "/v1/segment/batch"
-READY = frozenset({"/readyz", "/v2/health/ready"})
+READY = frozenset({"/readyz", "/v2/health/ready", "/ping"})
+PROTOCOL = "/v2"
 JSON, PNG, TEXT, BINARY = "application/json", "image/png", "text/plain", "application/octet-stream"
 
 _MAPS = (JSON, PNG, "image/jpeg", "application/geo+json")
 _NAME = r"[A-Za-z0-9._-]{1,128}"
+_MODELS = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
 _PARAMETERS = {"file": r"app\.(?:js|css)", "index": r"\d{1,4}", "name": _NAME, "version": _NAME}
 
 
@@ -27,8 +29,10 @@ class Route:
     """What it is for, in ``/docs.json``; empty: it is not described."""
     answers: tuple[str, ...] = (JSON,)
     """Content types of the answer."""
-    body: Literal["image", "images", "tensor"] | None = None
-    """What is sent; such a request takes a place in the queue."""
+    body: Literal["image", "images", "tensor", "instances", "any"] | None = None
+    """What is sent (``any``: an image or instances); such a request takes a place in the queue."""
+    post: bool = False
+    """Takes POST although nothing that is sent matters."""
     admin: bool = False
     """Needs an admin key, and POST."""
     probe: bool = False
@@ -37,9 +41,14 @@ class Route:
     """Answered without a key."""
 
     @property
+    def takes_images(self) -> bool:
+        """Whether an image is sent, with the options of ``options.Options``."""
+        return self.body in ("image", "images", "any")
+
+    @property
     def methods(self) -> tuple[str, ...]:
         """Accepted methods."""
-        return ("POST",) if self.body or self.admin else ("GET", "HEAD")
+        return ("POST",) if self.body or self.admin or self.post else ("GET", "HEAD")
 
     @property
     def label(self) -> str:
@@ -51,6 +60,18 @@ ROUTES = (
     Route(SEGMENT, summary="Segment an image", answers=_MAPS, body="image"),
     Route(SEGMENT_ALIAS, summary="Segment an image", answers=_MAPS, body="image"),
     Route(SEGMENT_BATCH, summary="Segment up to 16 images", body="images"),
+    Route("/v1/models/{name}", "v1_model", "Model readiness (KServe v1)"),
+    Route(
+        "/v1/models/{name}:predict",
+        "predict",
+        "Segment images in JSON (TensorFlow Serving, KServe v1)",
+        body="instances",
+    ),
+    Route("/predict", "predict", "Segment images in JSON (Vertex AI)", body="instances"),
+    Route(
+        "/invocations", "invocations", "Segment an image, or images in JSON (SageMaker)", _MAPS, body="any"
+    ),
+    Route("/ping", "ping", "Requests are answered (SageMaker)", answers=(TEXT,), probe=True),
     Route("/v1/model", "model", "The served model, its classes and settings"),
     Route("/v1/samples/{index}", "sample", "A sample image", (PNG,)),
     Route("/v1/reload", "reload", "Check the bundle again and swap it in (admin key)", admin=True),
@@ -60,17 +81,23 @@ ROUTES = (
     Route("/readyz", summary="Requests are answered", answers=(TEXT,), probe=True),
     Route("/healthz", summary="The process answers", answers=(TEXT,), probe=True),
     Route("/metrics", "metrics", "Prometheus metrics", (TEXT,)),
+    Route("/docs", "docs_page", public=True),
     Route("/docs.json", "docs"),
+    Route("/openapi.json", "docs"),
     Route("/schema.json"),
-    Route("/v2", "v2_server", "Server metadata (Open Inference Protocol)"),
+    Route(PROTOCOL, "v2_server", "Server metadata (Open Inference Protocol)"),
     Route("/v2/health/live", "v2_health", "Live", probe=True),
     Route("/v2/health/ready", "v2_health", "Ready", probe=True),
+    Route("/v2/repository/index", "v2_index", "The models of this server", post=True),
+    Route("/v2/models/stats", "v2_stats", "Statistics of the model"),
     *(
         route
-        for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+        for base in _MODELS
         for route in (
             Route(base, "v2_model", "Model metadata"),
             Route(f"{base}/ready", "v2_ready", "Model readiness"),
+            Route(f"{base}/config", "v2_config", "Model configuration, as Triton gives it"),
+            Route(f"{base}/stats", "v2_stats", "Statistics of the model, as Triton gives them"),
             Route(f"{base}/infer", "v2_infer", "Infer on a tensor", (JSON, BINARY), body="tensor"),
         )
     ),
@@ -84,6 +111,11 @@ def _pattern(path: str) -> re.Pattern[str]:
 
 _FIXED = {route.path: route for route in ROUTES if "{" not in route.path}
 _PATTERNS = [(_pattern(route.path), route) for route in ROUTES if "{" in route.path]
+
+
+def speaks_protocol(path: str) -> bool:
+    """Whether the Open Inference Protocol says how the answers of a path look."""
+    return path == PROTOCOL or path.startswith(f"{PROTOCOL}/")
 
 
 def find_route(path: str) -> Route | None:

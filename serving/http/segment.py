@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from serving.errors import RequestState, ServingError
 from serving.http.body import MAX_BATCH_FILES, Part, is_form, read_body
 from serving.http.options import Options, parse_options
-from serving.http.respond import Answer, Incoming, model_record, to_json
+from serving.http.respond import Answer, Incoming, model_record, stage, to_json
 from serving.model.model import Model
 from serving.model.prediction import Prediction
 from serving.pixels.decode import Pixels, decode, sniff
@@ -25,15 +23,6 @@ from serving.pixels.records import class_records, hf_segments
 from serving.pixels.regions import geojson, polygons_by_class, rle_by_class
 from serving.worker.metrics import metrics
 from serving.worker.state import ServingState, check_alive
-
-
-@contextmanager
-def _stage(request: RequestState, name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        request.stages[name] = request.stages.get(name, 0.0) + time.perf_counter() - start
 
 
 def _timing(request: RequestState) -> dict[str, float]:
@@ -58,7 +47,7 @@ def _predict(
     sampled = False
     if not options.needs_confidence and state.settings.confidence_every:
         sampled = next(state.mask_requests) % state.settings.confidence_every == 0
-    with _stage(request, "infer"):
+    with stage(request, "infer"):
         result = model.predict(
             image,
             confidence=options.needs_confidence or sampled,
@@ -159,20 +148,29 @@ def _read(incoming: Incoming, model: Model, accept: str, max_files: int) -> tupl
     return files, options
 
 
-def _decode(state: ServingState, model: Model, data: bytes, request: RequestState) -> Pixels:
-    with _stage(request, "decode"):
+def decode_image(state: ServingState, model: Model, data: bytes, request: RequestState) -> Pixels:
+    """An image's file as the pixels that the bundle wants, (H, W, C_in) uint8.
+
+    Raises:
+        ServingError: 413, 415 or 422.
+    """
+    with stage(request, "decode"):
         rule = model.manifest.input
         return decode(data, state.limits, rule.channels, rule.value_range, rule.exif)
 
 
-def _compute(
+def compute(
     state: ServingState, model: Model, data: bytes, image: Pixels, options: Options, request: RequestState
 ) -> tuple[Any, str, Prediction]:
-    """The result for one image: JSON value or encoded image, its content type, and the maps behind it."""
+    """The result for one image: JSON value or encoded image, its content type, and the maps behind it.
+
+    Raises:
+        ServingError: 504 after the deadline, 422 for an output that the bundle lacks.
+    """
     check_alive(request)
     result = _predict(state, model, image, options, request)
     check_alive(request)
-    with _stage(request, "encode"):
+    with stage(request, "encode"):
         if options.is_json:
             value, media_type = _records(model, result, options, request)
         else:
@@ -190,9 +188,9 @@ def segment(state: ServingState, incoming: Incoming) -> Answer:
     request = incoming.state
     with state.model as model:
         files, options = _read(incoming, model, incoming.accept, 1)
-        image = _decode(state, model, files[0].data, request)
+        image = decode_image(state, model, files[0].data, request)
         request.facts |= {"width": image.shape[1], "height": image.shape[0], "output": options.output}
-        value, media_type, result = _compute(state, model, files[0].data, image, options, request)
+        value, media_type, result = compute(state, model, files[0].data, image, options, request)
         request.facts["model"] = model.manifest.version
         body = to_json(value) if options.is_json else value
         return Answer(body, media_type, _headers(model, request, result))
@@ -203,8 +201,8 @@ def _batch_item(
 ) -> dict[str, Any]:
     item: dict[str, Any] = {"name": part.filename or part.name}
     try:
-        image = _decode(state, model, part.data, request)
-        value, media_type, result = _compute(state, model, part.data, image, options, request)
+        image = decode_image(state, model, part.data, request)
+        value, media_type, result = compute(state, model, part.data, image, options, request)
     except ServingError as error:
         if error.status == 504:
             raise

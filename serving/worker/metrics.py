@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,11 @@ class Metrics:
         )  # fmt: skip
         self.reloads = Counter("protoseg_reloads", "Reloads by result", ["result"])
         self.hard_kept = Counter("protoseg_hard_kept", "Images kept for labelling", ["result"])
+        self.images = Counter("protoseg_images", "Images segmented")
+        self.last_image = Gauge(
+            "protoseg_last_image_timestamp_seconds", "When the last image was segmented (Unix time)",
+            multiprocess_mode="livemax",
+        )  # fmt: skip
         self._served: tuple[str, str, str] | None = None
 
     def serve(self, manifest: Manifest, sha256: str) -> None:
@@ -82,8 +88,11 @@ class Metrics:
         pixels: NDArray[np.int64],
         confidence: NDArray[np.float32] | None,
         label_probability: float | None,
+        images: int = 1,
     ) -> None:
-        """Count classes, confidence and the mean probability of the labels of one image."""
+        """Count classes, confidence and the mean probability of the labels of an image, or of several."""
+        self.images.inc(images)
+        self.last_image.set_to_current_time()
         for index in np.flatnonzero(pixels).tolist():
             self.class_pixels.labels(manifest.classes[index].name).inc(int(pixels[index]))
         if confidence is not None:
@@ -121,15 +130,57 @@ def _forget_dead_workers(folder: Path) -> None:
             continue
 
 
-def render_metrics() -> bytes:
-    """Prometheus text of all workers."""
-    from prometheus_client import REGISTRY, CollectorRegistry, generate_latest, multiprocess
+def _registry() -> Any:
+    """The registry that speaks for all workers."""
+    from prometheus_client import REGISTRY, CollectorRegistry, multiprocess
 
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     if folder is None:
-        return generate_latest(REGISTRY)
+        return REGISTRY
     _forget_dead_workers(Path(folder))
     registry = CollectorRegistry()
     collector: Any = multiprocess.MultiProcessCollector
     collector(registry)
-    return generate_latest(registry)
+    return registry
+
+
+def render_metrics() -> bytes:
+    """Prometheus text of all workers."""
+    from prometheus_client import generate_latest
+
+    return generate_latest(_registry())
+
+
+class Totals(NamedTuple):
+    """What all workers have done since the start."""
+
+    images: int
+    """Images segmented."""
+    last_image: float
+    """Unix time of the last one in seconds, 0 before the first."""
+    requests: Mapping[tuple[str, str], int]
+    """Requests by route and status."""
+    stages: Mapping[str, tuple[int, float]]
+    """Number and seconds of each stage of requests."""
+
+
+def totals() -> Totals:
+    """Counts of all workers, from the same numbers as ``render_metrics``."""
+    values: dict[str, float] = {}
+    requests: dict[tuple[str, str], int] = {}
+    stages: dict[str, list[float]] = {}
+    for family in _registry().collect():
+        for sample in family.samples:
+            if sample.name == "protoseg_requests_total":
+                requests[sample.labels["route"], sample.labels["status"]] = int(sample.value)
+            elif sample.name in ("protoseg_stage_seconds_count", "protoseg_stage_seconds_sum"):
+                both = stages.setdefault(sample.labels["stage"], [0, 0])
+                both[sample.name.endswith("sum")] = sample.value
+            else:
+                values[sample.name] = sample.value
+    return Totals(
+        images=int(values.get("protoseg_images_total", 0)),
+        last_image=values.get("protoseg_last_image_timestamp_seconds", 0.0),
+        requests=requests,
+        stages={name: (int(count), seconds) for name, (count, seconds) in stages.items()},
+    )

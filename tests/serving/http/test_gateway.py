@@ -45,7 +45,7 @@ class Peer:
 
     @property
     def code(self) -> str:
-        return str(json.loads(self.body)["error"]["code"])
+        return self.headers["x-error-code"]
 
 
 Work = Callable[[], Answer]

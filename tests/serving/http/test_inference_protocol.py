@@ -20,7 +20,7 @@ def question(**changes: Any) -> dict[str, Any]:
 def test_health_and_metadata(client: Any) -> None:
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.get("/v2/health/ready").json() == {"ready": True}
-    assert client.get("/v2").json()["extensions"] == ["binary_tensor_data"]
+    assert "binary_tensor_data" in client.get("/v2").json()["extensions"]
     value = client.get("/v2/models/nearest-color").json()
     assert value["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
     assert value["outputs"][0] == {"name": "labels", "datatype": "UINT8", "shape": [-1, -1, -1]}
@@ -65,7 +65,7 @@ def test_versions_are_paths_too(client: Any) -> None:
     assert client.post(f"{base}/{version}/infer", json=question()).status_code == 200
     for response in (client.get(f"{base}/other/ready"), client.post(f"{base}/other/infer", json=question())):
         assert response.status_code == 404
-        assert response.json()["error"]["code"] == "not_found"
+        assert response.headers["x-error-code"] == "not_found"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import pytest
@@ -41,7 +43,7 @@ def test_every_page_has_its_method() -> None:
 def test_the_description_has_every_option_and_path() -> None:
     value: Any = openapi()
     assert set(value["paths"]) == {route.path for route in ROUTES if route.summary}
-    assert len(value["paths"]) == 19
+    assert len(value["paths"]) == 30
     post = value["paths"]["/v1/segment"]["post"]
     parameters = {item["name"]: item for item in post["parameters"]}
     assert set(parameters) == set(Options.model_fields)
@@ -64,3 +66,28 @@ def test_the_description_has_every_option_and_path() -> None:
     assert infer["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2] in schemas
     assert schemas["Tensor"]["properties"]["name"]["const"] == "image"
     assert value["paths"]["/v1/reload"]["post"]["responses"]["422"]
+    error = infer["responses"]["400"]["content"]["application/json"]["schema"]["$ref"]
+    assert schemas[error.rpartition("/")[2]]["properties"]["error"] == {"type": "string"}
+    either = value["paths"]["/invocations"]["post"]["requestBody"]["content"]
+    assert set(either) >= {"image/png", "multipart/form-data", "application/json"}
+    only = value["paths"]["/predict"]["post"]["requestBody"]["content"]
+    assert list(only) == ["application/json"]
+    references = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(value)))
+    assert references <= set(schemas)
+
+
+def test_the_page_for_people_shows_every_path_and_runs_no_script(client: Any) -> None:
+    response = client.get("/docs", headers={"host": 'seg.example:8443"<b>'})
+    assert response.status_code in (200, 400)
+    response = client.get("/docs")
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    text = response.text
+    for path in openapi()["paths"]:
+        assert path in text
+    assert "http://testserver/v1/segment -o mask.png" in text
+    assert "<script" not in text
+    assert client.get("/openapi.json").json() == client.get("/docs.json").json() == openapi()
+
+
+def test_the_page_can_be_turned_off(serve: Any) -> None:
+    assert serve(ui=False).get("/docs").status_code == 404
