@@ -7,6 +7,8 @@ import copy
 import torch
 import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.helpers import to_2tuple
+from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -47,10 +49,41 @@ class StaticSameConv(nn.Module):
         return F.conv2d(padded, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups)
 
 
+class StaticSamePool(nn.Module):
+    """A pooling layer whose "same" padding is a constant, for the same reason.
+
+    Besides, the dynamic rule computes with sizes in floating point, which TensorRT wants in one precision and
+    lowering would make half.
+
+    Args:
+        pool: timm's layer.
+    """
+
+    def __init__(self, pool: AvgPool2dSame | MaxPool2dSame) -> None:
+        super().__init__()
+        self.kernel, self.stride = to_2tuple(pool.kernel_size), to_2tuple(pool.stride)
+        self.is_max = isinstance(pool, MaxPool2dSame)
+        self.dilation = to_2tuple(pool.dilation) if isinstance(pool, MaxPool2dSame) else (1, 1)
+        (top, bottom), (left, right) = (
+            same_padding(self.kernel[i], self.stride[i], self.dilation[i]) for i in (0, 1)
+        )
+        self.pad = (left, right, top, bottom)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, Y, X) -> (B, C, Y / stride, X / stride)."""
+        if self.is_max:
+            padded = F.pad(x, self.pad, value=-torch.inf)
+            return F.max_pool2d(padded, self.kernel, self.stride, 0, self.dilation)
+        # timm's layer too counts the padding as zeros, whatever its count_include_pad says
+        return F.avg_pool2d(F.pad(x, self.pad), self.kernel, self.stride)
+
+
 def _replace(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, Conv2dSame):
             setattr(module, name, StaticSameConv(child))
+        elif isinstance(child, (AvgPool2dSame, MaxPool2dSame)):
+            setattr(module, name, StaticSamePool(child))
         else:
             _replace(child)
 

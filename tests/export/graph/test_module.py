@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from tiny import tiny_segmenter
 from torch import nn
 
@@ -20,7 +21,7 @@ from export.graph.module import (
     probability_of,
     top_probability,
 )
-from export.graph.prepare import StaticSameConv, prepare_network
+from export.graph.prepare import StaticSameConv, StaticSamePool, prepare_network
 from export.proof.reference import TorchRunner
 from protoseg.checkpoint import Checkpoint
 from protoseg.manifest import Head
@@ -105,6 +106,18 @@ def test_static_same_padding_equals_the_dynamic_rule(kernel: int, stride: int, d
     for size in ((8, 8), (4, 14), (32, 6)):
         x = torch.randn(1, 2, *size)
         torch.testing.assert_close(StaticSameConv(conv)(x), conv(x))
+
+
+@pytest.mark.parametrize("kernel", [2, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_static_pooling_equals_the_dynamic_rule(kernel: int, stride: int) -> None:
+    torch.manual_seed(0)
+    for pool in (
+        AvgPool2dSame(kernel, stride, ceil_mode=True, count_include_pad=False), MaxPool2dSame(kernel, stride),
+    ):  # fmt: skip
+        for size in ((8, 8), (4, 14), (32, 6)):
+            x = torch.randn(1, 2, *size)
+            torch.testing.assert_close(StaticSamePool(pool)(x), pool(x))
 
 
 def test_preparing_leaves_the_original_alone(checkpoint: Checkpoint) -> None:
