@@ -1,3 +1,4 @@
+# ruff: noqa: D102
 """Puts ``configs/`` into wheels, as ``protoseg/configs``; everything else is in pyproject.toml.
 
 A mapping of folders there would do it too, but makes pip import an editable checkout through a hook

@@ -54,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m serving.serve",
-        description="Answer HTTP requests from a bundle: bentoml serve serving:svc, with these settings in its "
-        "environment. Works from any folder.",
+        description="Answer HTTP requests from a bundle: bentoml serve serving:svc, with these settings in "
+        "its environment. Works from any folder.",
         epilog="Settings are those of docs/serving.md, as  queue=64 max_pixels=50M ui=false; PROTOSEG_* "
         "variables count where the command line says nothing.",
     )

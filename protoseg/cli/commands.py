@@ -26,7 +26,7 @@ _GROUPS = {
         ("convert", "protoseg.convert.__main__", "an annotation tool's export -> masks and lists"),
         ("init", "protoseg.init.__main__", "a folder of images and masks -> a commented my.yaml"),
         ("check", "protoseg.check.__main__", "look for faults in images, masks, lists and settings"),
-        ("split", "protoseg.split.__main__", "a fully labelled set -> labelled, unlabelled, validation lists"),
+        ("split", "protoseg.split.__main__", "a fully labelled set -> labelled, unlabelled and val lists"),
         ("scenes", "protoseg.data.synthetic", "write the embedded images to a folder, to try things on"),
     ],
     "training": [

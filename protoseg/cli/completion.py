@@ -1,4 +1,4 @@
-"""``protoseg completion SHELL``: what a shell needs to complete the commands, their options and file names."""
+"""``protoseg completion SHELL``: what a shell needs to complete commands, options and file names."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from protoseg.cli.commands import COMMANDS
 from protoseg.cli.parsers import called, main_of, parser_of
 
 _EPILOG = """\
-The script is written once, not at each start of a shell:
-  bash  protoseg completion bash > ~/.local/share/bash-completion/completions/protoseg   (make the folder first)
+The script is written once, not at each start of a shell (make the folder first):
+  bash  protoseg completion bash > ~/.local/share/bash-completion/completions/protoseg
   zsh   protoseg completion zsh > ~/.zfunc/_protoseg       (with  fpath+=~/.zfunc  before compinit in .zshrc)
   tcsh  protoseg completion tcsh > ~/.protoseg.csh         (and  source ~/.protoseg.csh  in .tcshrc)
   fish  protoseg completion fish > ~/.config/fish/completions/protoseg.fish

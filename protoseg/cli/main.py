@@ -12,8 +12,10 @@ from importlib import metadata
 from protoseg import __version__
 from protoseg.cli.commands import COMMANDS
 
-VERSIONS = ("torch", "torchvision", "accelerate", "timm", "segmentation-models-pytorch", "onnx", "onnxruntime",
-            "onnxruntime-gpu", "bentoml", "tensorrt-cu13", "tensorrt-rtx-cu13")  # fmt: skip
+VERSIONS = (
+    "torch", "torchvision", "accelerate", "timm", "segmentation-models-pytorch", "onnx", "onnxruntime",
+    "onnxruntime-gpu", "bentoml", "tensorrt-cu13", "tensorrt-rtx-cu13",
+)  # fmt: skip
 """Distributions that ``--version`` names, where they are installed."""
 
 _WAY = """\
@@ -57,7 +59,9 @@ def version_text() -> str:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return "\n".join([f"protoseg {__version__}", *(f"  {name} {text}" for name, text in found.items())]) + "\n"
+    return (
+        "\n".join([f"protoseg {__version__}", *(f"  {name} {text}" for name, text in found.items())]) + "\n"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -88,7 +88,7 @@ def _without_processes(words: list[str]) -> list[str]:
 
 
 def num_gpus() -> int:
-    """CUDA devices that torch would see; asks torch, which takes seconds to import, only where there may be some."""
+    """CUDA devices that torch sees; imports it, which takes seconds, only where there may be several."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden in ("", "-1") or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true"):
         return 0
@@ -112,7 +112,7 @@ def _default_file() -> Path | None:
 
 
 def _launcher_flags(processes: int, gpus: int) -> list[str]:
-    """What makes accelerate start that many processes on this machine, all of it said so that it advises nothing.
+    """What makes accelerate start that many processes here, all of it said so that it advises nothing.
 
     Raises:
         UserError: If there are GPUs, but fewer than processes.

@@ -62,7 +62,7 @@ class EntryList:
 
 
 def expand_path(text: str) -> Path:
-    """Expand ``~`` and environment variables; PROTOSEG_DATA has a default beside a checkout, where that exists.
+    """Expand ``~`` and environment variables; PROTOSEG_DATA has a default beside a checkout.
 
     Raises:
         DataError: If a variable is not set.
