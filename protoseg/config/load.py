@@ -144,9 +144,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raw = parse_yaml(find_config(path).read_text(encoding="utf-8-sig"), str(path))
     except FileNotFoundError:
         folder = shipped_configs()
-        known = sorted(file.stem for file in folder.glob("*.yaml"))
+        known = sorted(file.name for file in folder.glob("*.yaml"))
         raise ConfigError(
-            f"config file {path} not found; these come along, by name: {', '.join(known)} (in {folder})"
+            f"config file {path} not found; these come along: {', '.join(known)} (in {folder})"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error

@@ -111,7 +111,7 @@ def test_arguments_reach_the_command_unchanged(monkeypatch):
 
 def test_a_command_that_fails_gives_its_exit_code(tmp_path):
     done = command("check", "--config", "none.yaml", code=1, cwd=tmp_path)
-    assert done.stderr.startswith("error: config file none.yaml not found; these come along, by name: camvid")
+    assert done.stderr.startswith("error: config file none.yaml not found; these come along: camvid")
     assert command("split", code=2).stderr.startswith("usage: protoseg split ")
 
 
