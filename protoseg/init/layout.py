@@ -66,6 +66,9 @@ def find_layout(root: Path, masks: Path | None = None, skip: Iterable[Path] = ()
     suffixes = {*IMAGE_SUFFIXES, *MASK_SUFFIXES}
     scanned = scan_folder(root, suffixes, {path.resolve(): "" for path in skip})
     layout = Layout()
+    # lists and class files are read elsewhere
+    for suffix in (".txt", ".csv", ".yaml"):
+        scanned.left.reasons.pop(suffix, None)
     if scanned.left.count:
         layout.remarks.append(scanned.left.describe(root))
     names = {path: PurePosixPath(plain(path.relative_to(root).as_posix())) for path in scanned.files}

@@ -104,7 +104,8 @@ def find_lists(root: Path) -> Parts | None:
     parts = Parts(labeled=list(found.entries), settings={"labeled": os.path.relpath(lists["labeled"], root)})
     others = [os.path.relpath(item[1]["labeled"], root) for item in usable if item[0] != folder]
     if others:
-        parts.doubt("labeled", f"there are other lists: {', '.join(others[:12])}")
+        more = f" and {len(others) - 4} more" if others[4:] else ""
+        parts.doubt("labeled", f"there are other lists: {', '.join(others[:4])}{more}")
     if problems:
         parts.doubt("labeled", f"{len(problems)} line(s) cannot be read: {problems[0]}")
     # validation is often shared by lists of several sizes, further up
@@ -222,10 +223,10 @@ def write_missing_lists(parts: Parts, folder: Path, root: Path) -> list[Path]:
     Raises:
         DataError: If one exists.
     """
-    rows = {
+    rows: dict[str, list[tuple[Path | None, ...]]] = {
         "labeled": [(entry.image, entry.mask) for entry in parts.labeled],
         "val": [(entry.image, entry.mask) for entry in parts.val],
-        "unlabeled": [(image, None) for image in parts.unlabeled],
+        "unlabeled": [(image,) for image in parts.unlabeled],
     }
     todo = {part: rows[part] for part in rows if rows[part] and part not in parts.settings}
     taken = [str(folder / f"{part}.txt") for part in todo if (folder / f"{part}.txt").exists()]
