@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import signal
@@ -17,16 +18,20 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import PROJECT_ROOT
+from tiny import PROJECT_ROOT, short_quickstart
 
 from benchmarks.serving_server import free_port
 
 pytestmark = pytest.mark.slow
 PACKAGES = ("protoseg", "export", "serving")
-FEW_STEPS = (
-    "train.max_steps=6", "train.warmup_steps=2", "train.eval_every=6", "data.synthetic.num_unlabeled=12",
-    "data.synthetic.num_val=8",
-)  # fmt: skip
+
+
+def few_steps() -> list[str]:
+    """Settings that make a short training of the quickstart, as overrides."""
+    raw = short_quickstart()
+    raw["data"] = {f"synthetic.{key}": value for key, value in raw["data"]["synthetic"].items()}
+    return [f"{section}.{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for section, values in raw.items() for key, value in values.items()]  # fmt: skip
 
 
 def check_call(command, cwd, **environ):
@@ -112,7 +117,7 @@ def test_from_nothing_to_an_answer(installed, tmp_path):
     where = check_call([installed / "python", "-c", "import protoseg, sys; print(protoseg.__file__)"], work)
     assert where.startswith(str(installed.parent))
     assert run("--version").startswith("protoseg ")
-    run("train", *FEW_STEPS)
+    run("train", "--config", "quickstart", *few_steps())
     assert sorted(path.name for path in work.iterdir()) == ["runs"], "nothing else is left in the folder"
     run("scenes", "scenes", "--num-unlabeled", "4", "--num-val", "4")
     run("predict", "runs/quickstart", "scenes/images", "-o", "predictions")
