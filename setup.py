@@ -1,8 +1,8 @@
 # ruff: noqa: D102
 """Puts ``configs/`` into wheels, as ``protoseg/configs``; everything else is in pyproject.toml.
 
-A mapping of folders there would do it too, but makes pip import an editable checkout through a hook
-instead of its path, and then ``python -m benchmarks...`` and the service's processes no longer find it.
+A mapping of folders there would do it only if every package were listed by hand: the search for packages does
+not find a folder that lies elsewhere. An editable installation reads ``configs/`` where it is.
 """
 
 from pathlib import Path

@@ -21,6 +21,7 @@ from protoseg.data.classes import IGNORE_NAMES, read_labelmap
 from protoseg.data.known import known_map
 from protoseg.data.lines import Entry
 from protoseg.data.masks import TRANSPARENT, MaskReader
+from protoseg.data.names import IMAGE_SUFFIXES
 from protoseg.errors import DataError
 
 CLASS_FILES = (
@@ -57,7 +58,10 @@ def find_class_file(root: Path) -> Path | None:
             path = place / name
             if path.is_file():
                 try:
-                    read_class_file(path)
+                    if any(
+                        Path(name).suffix.lower() in IMAGE_SUFFIXES for name in read_class_file(path).names
+                    ):
+                        continue  # a list of label images
                 except DataError:
                     try:
                         read_labelmap(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -83,11 +83,18 @@ def _lists_of(folder: Path) -> dict[str, Path]:
     }
 
 
+def _folders(root: Path) -> Iterator[Path]:
+    """Folders that may hold lists: neither hidden ones nor results nor those far down."""
+    for place, below, _ in os.walk(root):
+        folder = Path(place)
+        deep = len(folder.relative_to(root).parts) + 1 >= _DEPTH
+        below[:] = [] if deep else [name for name in below if not name.startswith(".") and name != "runs"]
+        yield folder
+
+
 def find_lists(root: Path) -> Parts | None:
     """Parts by the user's lists, or None without a list of labelled images that can be read."""
-    folders = [
-        Path(place) for place, _, _ in os.walk(root) if len(Path(place).relative_to(root).parts) < _DEPTH
-    ]
+    folders = list(_folders(root))
     usable: list[tuple[Path, dict[str, Path], EntryList, list[str]]] = []
     for folder in sorted(folders, key=lambda path: (len(path.parts), str(path))):
         lists = _lists_of(folder)
