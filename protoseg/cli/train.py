@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         if wanted is not None and wanted < 1:
             raise UserError(f"--processes must be at least 1, got {wanted}")
         os.environ[STARTED_AS] = "protoseg train" + (f" --processes {wanted}" if wanted else "")
-        if arguments.settings or any(name in os.environ for name in _LAUNCHERS):
+        if getattr(arguments, "settings", False) or any(name in os.environ for name in _LAUNCHERS):
             return main_of(TRAINER)(own)
         default = None if wanted else _default_file()
         gpus = 0 if default else num_gpus()

@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from protoseg.check.findings import Report
@@ -18,7 +18,7 @@ from protoseg.convert.source import Tree
 from protoseg.data.text import masks_needed
 from protoseg.errors import DataError, guarded
 from protoseg.files import write_text_whole
-from protoseg.init.layout import Layout, find_layout
+from protoseg.init.layout import Layout, find_layout, in_mask_folder
 from protoseg.init.meaning import explain, look_at_masks, working_size
 from protoseg.init.parts import (
     Parts,
@@ -196,6 +196,14 @@ def _no_masks(root: Path, layout: Layout) -> str:
         return f"{root} holds {what} and no mask; {masks_needed(root)}, and then: protoseg init DIR"
     if not layout.images:
         return f"no image was found below {root}"
+    lossy = [
+        path for path in layout.images if in_mask_folder(PurePosixPath(path.relative_to(root).as_posix()))
+    ]
+    if lossy:
+        return (
+            f"{lossy[0].parent} is called like a folder of masks, and its files, as {lossy[0].name}, are of a "
+            "kind that cannot hold any: JPEG and the like change values. Export the masks as PNG"
+        )
     few = min(len(layout.images), 20)
     return (
         f"{root} holds {len(layout.images)} images and no mask. A training learns what the classes look like "

@@ -52,6 +52,11 @@ def part_of(path: PurePosixPath) -> str | None:
     return next((part for part, names in PARTS.items() if any(name in words for name in names)), None)
 
 
+def in_mask_folder(path: PurePosixPath) -> bool:
+    """Whether a relative path lies in a folder that is called as folders of masks are."""
+    return any(word.lower() in _MASK_WORDS for word in path.parts[:-1])
+
+
 def find_layout(root: Path, masks: Path | None = None, skip: Iterable[Path] = ()) -> Layout:
     """Pair images and masks below a folder.
 
@@ -102,7 +107,7 @@ def _by_name(
         if folder is not None:
             if path.resolve().is_relative_to(folder):
                 inside.add(path)
-        elif any(word.lower() in _MASK_WORDS or word in MASK_FOLDERS for word in names[path].parts[:-1]):
+        elif in_mask_folder(names[path]):
             inside.add(path)
         elif ending is not None:
             beside[path] = ends_with(text, ending) or stem

@@ -149,7 +149,7 @@ def _with_file(root: Path, file: Path, values: Counter[str]) -> Meaning:
         map_file = text
         names = [name for name in names if name.lower() not in IGNORE_NAMES]
     meaning = _with_names(names, text, values, map_file)
-    meaning.remarks.insert(0, f"classes: {len(names)} names from {file}")
+    meaning.remarks.insert(0, f"classes: {len(names)} name(s) from {file}")
     return meaning
 
 
@@ -181,9 +181,8 @@ def _with_names(names: list[str], source: Any, values: Counter[str], map_file: s
     raw: dict[str, Any] = {"data": meaning.settings}
     for word in words:
         apply_override(raw, word)
-    meaning.doubt(
-        "label_map", f"the masks hold {shown}; {cure.partition('data.')[0].strip(' :') or 'so read'}"
-    )
+    key = "classes" if "data.classes" in keys else "label_map"
+    meaning.doubt(key, f"the masks hold {shown}; {cure.partition('data.')[0].strip(' :') or 'so read'}")
     return meaning
 
 

@@ -252,3 +252,33 @@ def test_what_check_would_refuse_is_told_at_once(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "masks with values that no class has" in out
     assert "it needs attention" in out
+
+
+def test_a_single_class_gets_its_background(tmp_path, monkeypatch, capsys):
+    folder_pairs(tmp_path / "cracks", NAMES[:4], values=(0, 1))
+    (tmp_path / "cracks" / "classes.txt").write_text("crack\n")
+    raw = written(tmp_path / "cracks", monkeypatch)
+    assert raw["data"]["classes"] == ["background", "crack"]
+    assert "CHECK classes: the masks hold 0, 1; add the background" in capsys.readouterr().out
+
+
+def test_colours_by_a_class_file(tmp_path, monkeypatch):
+    root = tmp_path / "colours"
+    for i, name in enumerate(NAMES):
+        picture(root / "images" / f"{name}.jpg", i)
+        mask(root / "labels" / f"{name}.png", i, (0, 1), palette=True)
+        with Image.open(root / "labels" / f"{name}.png") as indexed:
+            colours = indexed.convert("RGB")
+        colours.save(root / "labels" / f"{name}.png")
+    (root / "class_dict.csv").write_text("name,r,g,b\nsoil,0,0,0\nplant,128,0,0\n")
+    raw = written(root, monkeypatch)
+    assert raw["data"]["classes"] == raw["data"]["label_map"] == "class_dict.csv"
+
+
+def test_jpeg_masks_are_refused_by_their_name(tmp_path, monkeypatch, capsys):
+    for i, name in enumerate(NAMES):
+        picture(tmp_path / "jpeg" / "images" / f"{name}.jpg", i)
+        picture(tmp_path / "jpeg" / "masks" / f"{name}.jpg", i)
+    monkeypatch.chdir(tmp_path)
+    assert main(["jpeg"]) == 1
+    assert "Export the masks as PNG" in capsys.readouterr().err
