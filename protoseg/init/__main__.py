@@ -201,8 +201,8 @@ def _no_masks(root: Path, layout: Layout) -> str:
     ]
     if lossy:
         return (
-            f"{lossy[0].parent} is called like a folder of masks, and its files, as {lossy[0].name}, are of a "
-            "kind that cannot hold any: JPEG and the like change values. Export the masks as PNG"
+            f"{lossy[0].parent} is called like a folder of masks, and its files, as {lossy[0].name}, are of "
+            "a kind that cannot hold any: JPEG and the like change values. Export the masks as PNG"
         )
     few = min(len(layout.images), 20)
     return (
