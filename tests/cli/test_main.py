@@ -129,8 +129,10 @@ def test_a_parser_is_taken_without_running_the_command(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh", "fish"])
-def test_completion(shell):
-    text = command("completion", shell).stdout
+def test_completion(shell, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["protoseg"])
+    assert main(["completion", shell]) == 0
+    text = capsys.readouterr().out
     assert all(name in text for name in COMMANDS)
     assert "calibrate" in text
     assert "processes" in text, "the trainer's, which is added to its own options"

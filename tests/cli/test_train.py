@@ -90,6 +90,19 @@ def test_a_wrong_count_is_refused(trainer, count, capsys):
     assert not trainer
 
 
+def test_the_trainer_says_nothing_of_a_launcher_that_is_ours(monkeypatch, capsys):
+    from protoseg.train.__main__ import _explain_launcher
+
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv(train.STARTED_AS, raising=False)
+    _explain_launcher()
+    assert "what follows is the launcher's" in capsys.readouterr().err
+    monkeypatch.setenv(train.STARTED_AS, "protoseg train")
+    _explain_launcher()
+    assert not capsys.readouterr().err
+
+
 def test_devices_are_counted_without_torch(monkeypatch):
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     for hidden in ("", "-1"):
