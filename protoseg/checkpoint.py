@@ -111,6 +111,8 @@ def package_versions() -> dict[str, str]:
 
 def git_revision() -> str | None:
     """Commit of the project's working copy, ``-dirty`` when changed, None outside git."""
+    if not (PROJECT_ROOT / ".git").exists():
+        return None  # installed: a repository further up is somebody else's
     try:
         text = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import PROJECT_ROOT, TINY, quiet_environment
+from tiny import PROJECT_ROOT, quiet_environment, short_quickstart
 
 README = (PROJECT_ROOT / "README.md").read_text()
 ROOT_PAGES = [PROJECT_ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
@@ -76,16 +76,6 @@ def wait_until_ready(process, seconds=240):
                 return
         time.sleep(0.5)
     raise AssertionError("the service did not get ready")
-
-
-def short_quickstart():
-    """Settings of a shorter training than the real one, under its name."""
-    raw = {key: dict(value) for key, value in TINY.items()} | {"run": {"name": "quickstart"}}
-    raw["data"] = {"synthetic": {"num_labeled": 12, "num_unlabeled": 12, "num_val": 8}}
-    raw["optim"] = {"lr": 3e-3, "decoder_lr_factor": 1}
-    raw["train"] |= {"max_steps": 60, "warmup_steps": 30, "batch_size": 4, "log_every": 20}
-    raw["views"] = {"crop": [64, 64]}
-    return raw
 
 
 @pytest.mark.slow

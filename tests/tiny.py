@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,3 +91,13 @@ def quiet_environment() -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "PROTOSEG_"))}
     paths = [str(PROJECT_ROOT), *filter(None, [kept.get("PYTHONPATH")])]
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def short_quickstart() -> dict[str, dict[str, Any]]:
+    """Settings of a shorter training than the real one, under its name."""
+    raw = {key: dict(value) for key, value in TINY.items()} | {"run": {"name": "quickstart"}}
+    raw["data"] = {"synthetic": {"num_labeled": 12, "num_unlabeled": 12, "num_val": 8}}
+    raw["optim"] = {"lr": 3e-3, "decoder_lr_factor": 1}
+    raw["train"] |= {"max_steps": 60, "warmup_steps": 30, "batch_size": 4, "log_every": 20}
+    raw["views"] = {"crop": [64, 64]}
+    return raw

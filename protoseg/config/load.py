@@ -117,11 +117,21 @@ def parse_config(raw: dict[str, Any], source: str = "config", spots: Spots | Non
         raise ConfigError(explain_problems(error, source, raw=merged, spots=spots)) from error
 
 
+def shipped_configs() -> Path:
+    """Folder of the configurations that come along: beside the code, or in an installed package inside it."""
+    installed = PROJECT_ROOT / "protoseg" / "configs"
+    return installed if installed.is_dir() else PROJECT_ROOT / "configs"
+
+
 def find_config(path: str | Path) -> Path:
-    """The file itself, or the one of this name in the project."""
+    """The file itself, the one of this path in the project, or a shipped one (``quickstart``)."""
     file = Path(path)
-    inside = not file.is_file() and not file.is_absolute() and (PROJECT_ROOT / file).is_file()
-    return PROJECT_ROOT / file if inside else file
+    if file.is_file() or file.is_absolute():
+        return file
+    name = Path(*file.parts[1:]) if file.parts[:1] == ("configs",) else file
+    shipped = shipped_configs() / name
+    tried = [PROJECT_ROOT / file, shipped, shipped.with_name(f"{shipped.name}.yaml")]
+    return next((place for place in tried if place.is_file()), file)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -133,8 +143,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         raw = parse_yaml(find_config(path).read_text(encoding="utf-8-sig"), str(path))
     except FileNotFoundError:
-        known = sorted(p.name for p in (PROJECT_ROOT / "configs").glob("*.yaml"))
-        raise ConfigError(f"config file {path} not found; configs/ has {', '.join(known)}") from None
+        folder = shipped_configs()
+        known = sorted(file.name for file in folder.glob("*.yaml"))
+        raise ConfigError(
+            f"config file {path} not found; these come along: {', '.join(known)} (in {folder})"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
     if raw is None:

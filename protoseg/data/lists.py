@@ -62,14 +62,14 @@ class EntryList:
 
 
 def expand_path(text: str) -> Path:
-    """Expand ``~`` and environment variables; PROTOSEG_DATA has a default beside the project.
+    """Expand ``~`` and environment variables; PROTOSEG_DATA has a default beside a checkout.
 
     Raises:
         DataError: If a variable is not set.
     """
-    if "PROTOSEG_DATA" not in os.environ:
-        default = str(PROJECT_ROOT.parent / "shared" / "data")
-        text = re.sub(r"\$(PROTOSEG_DATA\b|\{PROTOSEG_DATA\})", lambda _: default, text)
+    default = PROJECT_ROOT.parent / "shared" / "data"
+    if "PROTOSEG_DATA" not in os.environ and default.is_dir():
+        text = re.sub(r"\$(PROTOSEG_DATA\b|\{PROTOSEG_DATA\})", lambda _: str(default), text)
     expanded = os.path.expandvars(text)
     left = re.search(r"\$\{?([A-Za-z_]\w*)\}?", expanded)
     if left is not None and left.group(1) not in os.environ:

@@ -77,7 +77,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _explain_launcher() -> None:
     """Say that what follows is not ours: ``accelerate launch`` prints a traceback when its child fails."""
-    if "ACCELERATE_MIXED_PRECISION" not in os.environ or "LOCAL_RANK" in os.environ:
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ or {"LOCAL_RANK", "_PROTOSEG_STARTED_AS"} & {
+        *os.environ
+    }:
         return
     with contextlib.suppress(OSError):
         if {b"--quiet", b"-q"} & set(Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")):

@@ -118,10 +118,10 @@ class States:
     def resume_command(self) -> str:
         """The command line of this run with ``--resume``."""
         own = [item for item in sys.argv[1:] if item != "--resume"]
-        launcher = (
-            "accelerate launch --quiet -m" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python -m"
-        )
-        return f"{launcher} protoseg.train --resume {shlex.join(own)}".rstrip()
+        launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+        launcher = "accelerate launch --quiet -m" if launched else "python -m"
+        command = os.environ.get("_PROTOSEG_STARTED_AS", f"{launcher} protoseg.train")
+        return f"{command} --resume {shlex.join(own)}".rstrip()
 
     @property
     def last(self) -> Path | None:

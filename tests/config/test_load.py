@@ -162,3 +162,24 @@ def test_missing_file_lists_the_shipped_ones():
 )
 def test_target_sizes(rule, expected):
     assert rule.target_size(300, 400) == expected
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart.yaml", "configs/quickstart.yaml"])
+def test_a_shipped_configuration_is_found_by_name_from_anywhere(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(name).run.name == "quickstart"
+    assert load_config("camvid_23_efficientnet_lite0").run.name == "camvid_23", "its base lies beside it"
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("run: {name: mine}\n")
+    assert load_config(name).run.name == "mine", "a file of one's own comes first"
+
+
+def test_an_installed_package_has_its_configurations_inside(tmp_path, monkeypatch):
+    (tmp_path / "protoseg" / "configs").mkdir(parents=True)
+    (tmp_path / "protoseg" / "configs" / "small.yaml").write_text("run: {name: small}\n")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "small.yaml").write_text("run: {name: of_another_package}\n")
+    monkeypatch.setattr("protoseg.config.load.PROJECT_ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path / "protoseg")
+    assert load_config("small").run.name == "small"

@@ -1,0 +1,1 @@
+"""Writes a commented configuration from what a folder holds."""
