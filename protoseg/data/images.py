@@ -59,7 +59,15 @@ def read_image(path: Path, channels: int = 3, how: Reading = PLAIN) -> NDArray[n
     Raises:
         DataError: If the file is missing, damaged, of several pages or has another number of channels.
     """
-    stored = read_stored(Path(path), channels, how)
+    return stored_to_bytes(read_stored(Path(path), channels, how), how, f"image {path}")
+
+
+def stored_to_bytes(stored: NDArray[Any], how: Reading, what: str) -> NDArray[np.uint8]:
+    """Values of any type as bytes, by the rule of ``read_image``; uint8 stays as it is.
+
+    Raises:
+        DataError: If they are no unsigned values of at most 16 bits and ``how`` has no range for them.
+    """
     if stored.dtype == np.uint8:
         return stored
     if how.value_range is not None:
@@ -73,7 +81,7 @@ def read_image(path: Path, channels: int = 3, how: Reading = PLAIN) -> NDArray[n
         )
         cure = f"set data.value_range=[{low:g},{high:g}], or another range that fits all images"
         none = "the network was trained on images of 8 or 16 bit"
-        raise DataError(f"image {path} holds {held}; {cure if how.settings else none}")
+        raise DataError(f"{what} holds {held}; {cure if how.settings else none}")
     return to_bytes(stored, FULL_16_BIT)
 
 

@@ -151,7 +151,7 @@ def predict_files(
                 continue
             prediction = predict_image(segmenter, image, info.input, head=head, config=config)
             write_prediction(out, name, image, prediction, colors, parts)
-            table.done(item.path, parts, head, info)
+            table.done(name, parts, head, info.name, info.step)
             yield item.path, None
     finally:
         table.write()
