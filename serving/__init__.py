@@ -1,4 +1,4 @@
-"""HTTP service for bundles: ``bentoml serve serving:svc``. Needs neither torch nor a model to import."""
+"""HTTP service for bundles: ``bentoml serve serving:svc``, and its ``Client``. Needs neither torch nor a model to import."""
 
 from __future__ import annotations
 
@@ -15,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from serving import service
 
         return service.svc
+    if name == "Client":
+        from serving.client import Client
+
+        return Client
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -37,7 +37,7 @@ from protoseg.errors import DataError
 from protoseg.files import write_whole
 from protoseg.manifest import FULL_16_BIT, ResizeConfig, to_bytes
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 IGNORE_COLOR: Color = (224, 224, 192)
 
 
@@ -138,7 +138,7 @@ def _reason(error: BaseException) -> str:
 
 def _values(image: Image.Image, head: bytes, channels: int, how: Reading, path: Path) -> NDArray[Any] | None:
     """``(H, W, channels)`` of a loaded picture, as Pillow converts it; None where it cannot."""
-    if channels not in _MODES:
+    if channels not in PILLOW_MODES:
         return None
     if how.value_range is not None and is_deep_png(head):
         deep = decode_deep(path.read_bytes())
@@ -149,7 +149,7 @@ def _values(image: Image.Image, head: bytes, channels: int, how: Reading, path: 
         return to_bytes(as_channels(np.asarray(image)[..., None], channels), FULL_16_BIT)
     if image.mode.startswith("I") or image.mode == "F":
         return as_channels(unsigned(image)[..., None], channels)
-    array = np.array(image.convert(_MODES[channels]))
+    array = np.array(image.convert(PILLOW_MODES[channels]))
     return array.reshape(array.shape[0], array.shape[1], channels)
 
 

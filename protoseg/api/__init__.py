@@ -1,0 +1,1 @@
+"""What ``import protoseg`` gives: models that segment images, their results, and the commands as functions."""
