@@ -113,7 +113,7 @@ class Exported:
         return "\n".join(format_report(item.name, item.parity) for item in self.failed)
 
     def table(self) -> str:
-        """Precision, size, parity and a first impression of the latency of every file, which is measured now."""
+        """Precision, size, parity, and latency as a first impression (measured now) of every file."""
         return format_table(self.folder, self.manifest)
 
 
@@ -265,7 +265,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="images for calibration (default: the run's unlabelled images)",
     )  # fmt: skip
     parser.add_argument(
-        "--calibration-images", type=int, default=NUM_CALIBRATION, metavar="N", help="at most this many (default: 64)"
+        "--calibration-images",
+        type=int,
+        default=NUM_CALIBRATION,
+        metavar="N",
+        help="at most this many (default: 64)",
     )
     return parser
 

@@ -9,8 +9,9 @@
     model = protoseg.load(bundle)                  # a bundle without torch, a checkpoint with it
     result = model("photo.jpg")
 
-``__init__.pyi`` tells the types. Importing this imports nothing else: what is named here is looked for when it is
-asked for, so that a bundle runs without torch and a wrong setting is told before torch has been imported.
+``__init__.pyi`` tells the types. Importing this imports nothing else: what is named here is looked for when
+it is asked for, so that a bundle runs without torch and a wrong setting is told before torch has been
+imported.
 """
 
 from importlib import import_module

@@ -1,5 +1,5 @@
-# Types of the face. A stub, because an import for types alone would count as one: everything imports protoseg, and
-# configuration and service must not reach torch through it (see [tool.importlinter]).
+# Types of the face. A stub, because an import for types alone would count as one: everything imports
+# protoseg, and configuration and service must not reach torch through it (see [tool.importlinter]).
 from protoseg.api.commands import evaluate as evaluate
 from protoseg.api.commands import export as export
 from protoseg.api.commands import train as train

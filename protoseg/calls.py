@@ -1,9 +1,9 @@
 """Subpackages that are called: ``protoseg.train(...)`` and ``protoseg.evaluate(...)``.
 
-Both names are subpackages, and importing one (``import protoseg.train.loop`` anywhere in the process) sets the attribute
-of ``protoseg`` to the module. A function of that name would be there or not depending on what was imported before; one
-that stayed by force would break ``import protoseg.train.loop as loop`` and patching by name. So the module itself can
-be called, and ``protoseg.train`` is one object always.
+Both names are subpackages, and importing one (``import protoseg.train.loop`` anywhere in the process) sets
+the attribute of ``protoseg`` to the module. A function of that name would be there or not depending on what
+was imported before; one that stayed by force would break ``import protoseg.train.loop as loop`` and
+patching by name. So the module itself can be called, and ``protoseg.train`` is one object always.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 
 
 class CallableModule(ModuleType):
-    """A subpackage that, when called, does what the function of its name in ``protoseg.api.commands`` does."""
+    """A subpackage that, when called, is the function of its name in ``protoseg.api.commands``."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
+        """Call that function."""
         return _function(self)(*args, **options)
 
     @property

@@ -51,7 +51,7 @@ class TrainingStoppedError(UserError):
     """The run cannot go on; the text says why and what to change."""
 
 
-def check_choice(name: str, values: object, known: Iterable[str]) -> None:
+def check_choice(name: str, values: object, known: Iterable[object]) -> None:
     """Refuse a value (or one of a list) that is none of the known ones.
 
     Raises:

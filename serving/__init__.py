@@ -1,4 +1,4 @@
-"""HTTP service for bundles: ``bentoml serve serving:svc``, and its ``Client``. Needs neither torch nor a model to import."""
+"""HTTP service for bundles: ``bentoml serve serving:svc``, and ``Client``. No torch, no model to import."""
 
 from __future__ import annotations
 

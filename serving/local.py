@@ -90,7 +90,7 @@ class Bundle(Model):
 
 
 class _Reader:
-    """Decodes as the service does what the service knows, and reads the rest (``.npy``, HEIC) as training does."""
+    """Decodes what the service knows as it does, and reads the rest (``.npy``, HEIC) as training does."""
 
     def __init__(self, plain: FileReader) -> None:
         self._plain = plain
@@ -136,7 +136,9 @@ def _settings_of(folder: Path, file: str, precision: str | None) -> dict[str, An
     """
     artifact = read_manifest(folder).file(file)
     if artifact.cut_of is not None:
-        raise ManifestError(f"{file} is a part of {artifact.cut_of}; load that, or the bundle folder {folder}")
+        raise ManifestError(
+            f"{file} is a part of {artifact.cut_of}; load that, or the bundle folder {folder}"
+        )
     if precision not in (None, artifact.precision):
         raise UserError(f"{file} is {artifact.precision}, not {precision}")
     return {"precision": artifact.precision, "backend": "onnx" if artifact.kind == "onnx" else "tensorrt"}

@@ -1,1 +1,1 @@
-"""What ``import protoseg`` gives: models that segment images, their results, and the commands as functions."""
+"""What ``import protoseg`` gives: models, their results, and the commands as functions."""

@@ -1,11 +1,13 @@
 """The commands as functions: ``protoseg.train``, ``protoseg.evaluate``, ``protoseg.export``.
 
-Each does what its command does with the same code, raises ``UserError`` where the command prints one, and leaves
-signals and logging of the calling program as they were. Torch is imported when one is called.
+Each does what its command does with the same code, raises ``UserError`` where the command prints one, and
+leaves signals and logging of the calling program as they were. Torch is imported when one is called.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import logging
 import os
 import signal
@@ -40,8 +42,8 @@ class Run:
     config: Config
     """All settings, defaults included."""
     metrics: dict[str, Any]
-    """Metrics of its last checkpoint: ``step``, and under ``val`` ``miou`` by head, ``per_class`` and more; shares in
-    [0, 1]. Empty if there was no evaluation yet."""
+    """Metrics of its last checkpoint: ``step``, and under ``val`` ``miou`` by head, ``per_class`` and more;
+    shares in [0, 1]. Empty if there was no evaluation yet."""
     finished: bool
     """False if a signal (Ctrl-C, a notebook's stop button) ended it; ``resume=True`` goes on."""
 
@@ -58,18 +60,18 @@ def train(
     config: PathLike | Config | Settings | None = None,
     *,
     resume: bool = False,
-    quiet: bool = False,
     **settings: Any,
 ) -> Run:
     """Train as ``python -m protoseg.train`` does, in this process.
 
+    Messages are those of the logger ``protoseg``: a program that has set up logging gets them as it wants
+    them, else they go to the standard output as from the command. The command's seed is set for torch.
+
     Args:
-        config: A YAML file (as ``--config``), settings as a mapping, a ``Config``, or None for the command's default,
-            ``configs/quickstart.yaml``. Keys of a mapping are sections with mappings, or dotted:
-            ``{"train": {"max_steps": 100}, "run.name": "mine"}``.
+        config: A YAML file (as ``--config``), settings as a mapping, a ``Config``, or None for the
+            command's default, ``configs/quickstart.yaml``. Keys of a mapping are sections with mappings, or
+            dotted: ``{"train": {"max_steps": 100}, "run.name": "mine"}``.
         resume: Go on from the run's last saved state (or start, if none).
-        quiet: Say nothing. Else the run's messages go to the standard output, unless the program has set up logging
-            itself: they are those of the logger ``protoseg``.
         settings: Sections over ``config``, as ``train={"max_steps": 100}, run={"name": "mine"}``.
 
     Returns:
@@ -86,7 +88,7 @@ def train(
 
     folder, stopped = resolved.run.path, 1
     before = dict(AcceleratorState._shared_state)
-    with _messages("protoseg", quiet=quiet), _signals_restored():
+    with _messages("protoseg"), _signals_restored():
         try:
             code = run_training(resolved, resume=resume, stopped_code=stopped, own_logging=False)
         finally:
@@ -157,7 +159,8 @@ def evaluate(
         confusion_path: Where the confusion matrix goes; None: ``confusion.png`` in the run folder.
 
     Returns:
-        The numbers; ``print`` shows the command's tables. None on processes of ``accelerate launch`` but the first.
+        The numbers; ``print`` shows the command's tables. None on processes of ``accelerate launch`` but
+        the first.
 
     Raises:
         UserError: If the checkpoint or the data cannot be used.
@@ -170,7 +173,7 @@ def evaluate(
     check_choice("mode", mode, ("whole", "sliding", None))
     return evaluate_checkpoint(
         checkpoint, split=split, heads=list(heads or get_args(Head)), mode=mode, student=student,
-        boundary=boundary, device=device, data=[f"{key}={_text(value)}" for key, value in (data or {}).items()],
+        boundary=boundary, device=device, data=[f"{k}={_text(v)}" for k, v in (data or {}).items()],
         json_path=json_path, confusion_path=confusion_path,
     )  # fmt: skip
 
@@ -187,7 +190,6 @@ def export(
     opset: int | None = None,
     calibrate: PathLike | None = None,
     calibration_images: int | None = None,
-    quiet: bool = False,
 ) -> Exported:
     """Turn a checkpoint into a proven bundle, as ``python -m export.onnx`` does.
 
@@ -195,7 +197,8 @@ def export(
         checkpoint: Run folder, checkpoint folder, a file in it, or what ``train`` gave.
         output: Bundle folder; None: ``bundle`` beside the checkpoint.
         precision: Files to make beside fp32: ``fp16``, ``int8`` (TensorRT), ``int8-cpu`` (ONNX Runtime).
-        head: What labels and confidence come from; None: what has the highest validation mIoU in the checkpoint.
+        head: What labels and confidence come from; None: what has the highest validation mIoU in the
+            checkpoint.
         outputs: Graph outputs beside labels and confidence: ``agreement``, ``logits``, ``logits_stride``,
             ``prototype``, ``embedding``.
         image: The graph's input: ``uint8`` NCHW, ``nhwc`` (uint8), or ``float32`` NCHW in [0, 255].
@@ -203,7 +206,6 @@ def export(
         opset: ONNX operator set; None for the command's default.
         calibrate: Folder of images for calibration; None: the run's unlabelled images.
         calibration_images: At most this many; None for the command's default.
-        quiet: As for ``train``.
 
     Returns:
         The bundle: ``protoseg.load`` takes it. Its ``failed`` files (of a lower precision) are not served.
@@ -215,40 +217,41 @@ def export(
     # the one tool above this package that is called from it
     from export import onnx as command
 
-    wanted: list[Any] = [precision] if isinstance(precision, str) else list(precision)
-    names = [outputs] if isinstance(outputs, str) else list(outputs)
-    check_choice("precision", wanted, get_args(Precision))
     check_choice("head", head, (*get_args(Head), None))
-    check_choice("outputs", names, command.OPTIONAL_OUTPUTS)
     check_choice("image", image, command.LAYOUTS)
     if static is not None and (len(static) != 3 or min(static) < 1):
         raise ExportError(f"static must be (batch, height, width), each at least 1, got {static!r}")
-    with _messages("protoseg", "export", quiet=quiet):
+    options: dict[str, Any] = {"opset": opset, "num_calibration": calibration_images}
+    try:
+        precisions = command.parse_precisions(_listed(precision))
+        names = command.parse_outputs(_listed(outputs))
+    except argparse.ArgumentTypeError as error:
+        raise ExportError(str(error)) from None
+    with _messages("protoseg", "export"):
         exported = command.export_checkpoint(
-            checkpoint, output, head=head,
-            precisions=tuple(name for name in get_args(Precision) if name in wanted),
-            outputs=("labels", "confidence", *(name for name in command.OPTIONAL_OUTPUTS if name in names)),
-            layout=command.LAYOUTS[image], static=static,
-            opset=command.DEFAULT_OPSET if opset is None else opset, calibrate=calibrate,
-            num_calibration=command.NUM_CALIBRATION if calibration_images is None else calibration_images,
+            checkpoint, output, head=head, precisions=precisions, outputs=names,
+            layout=command.LAYOUTS[image], static=static, calibrate=calibrate,
+            **{key: value for key, value in options.items() if value is not None},
         )  # fmt: skip
     if not exported.servable:
         raise ExportError(f"{exported.reports()}\nnot servable, kept in {exported.folder}")
     return exported
 
 
+def _listed(names: str | Sequence[str]) -> str:
+    return names if isinstance(names, str) else ",".join(names)
+
+
 def _text(value: object) -> str:
     """A value as ``key=value`` has it."""
-    import json
-
     return json.dumps(value) if isinstance(value, list | tuple | dict) or value is None else str(value)
 
 
 @contextmanager
-def _messages(*names: str, quiet: bool) -> Iterator[None]:
+def _messages(*names: str) -> Iterator[None]:
     """Messages of our loggers on the standard output, where the program has no logging of its own."""
     loggers = [logging.getLogger(name) for name in names]
-    if quiet or any(logger.hasHandlers() for logger in loggers):
+    if any(logger.hasHandlers() for logger in loggers):
         yield
         return
     handler = logging.StreamHandler(sys.stdout)

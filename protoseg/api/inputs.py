@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +24,18 @@ from protoseg.data.tiff import as_channels, turn, unsigned
 from protoseg.errors import DataError
 from protoseg.manifest import InputRule
 
-if TYPE_CHECKING:
-    import torch
-
 Pixels: TypeAlias = NDArray[np.uint8]
-ImageInput: TypeAlias = (
-    "str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | torch.Tensor | FoundImage"
-)
+
+
+class TensorLike(Protocol):
+    """A ``torch.Tensor``, which can be had without torch being imported here."""
+
+    def detach(self) -> Any:
+        """The values without their history."""
+        ...
+
+
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | TensorLike | FoundImage
 """A path, a file's bytes, a Pillow image, an array ``(H, W, C)`` or ``(H, W)``, a tensor ``(C, H, W)`` or
 ``(H, W)``, or an image that ``protoseg.data.find`` found."""
 
@@ -217,7 +222,8 @@ def tensor_array(tensor: Any) -> NDArray[Any]:
     array: NDArray[Any] = tensor.detach().cpu().numpy()
     if array.ndim not in (2, 3):
         raise DataError(
-            f"the tensor has shape {tuple(array.shape)}, expected (C, H, W); give several as a list: list(tensor)"
+            f"the tensor has shape {tuple(array.shape)}, expected (C, H, W); "
+            "give several as a list: list(tensor)"
         )
     if array.ndim == 3 and array.shape[0] > 4 and array.shape[2] in (1, 3, 4):
         raise DataError(

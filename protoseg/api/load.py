@@ -52,14 +52,14 @@ def load(
     A bundle runs on ONNX Runtime or TensorRT, and torch is not imported; a checkpoint runs on torch.
 
     Args:
-        reference: A checkpoint folder, a bundle folder, a ``.onnx`` or an engine in a bundle, or a run folder, which
-            may hold both: then ``prefer`` decides, and what is there where there is but one.
+        reference: A checkpoint folder, a bundle folder, a ``.onnx`` or an engine in a bundle, or a run
+            folder, which may hold both: then ``prefer`` decides, and what is there where there is but one.
         prefer: For a run folder: its ``checkpoint`` (its last weights, with every head) or its ``bundle``.
         head: ``linear``, ``prototype`` or ``fused``. None takes the best on the validation images for a
             checkpoint, and what it was exported with for a bundle, which has no other.
         device: ``cpu``, ``cuda``, and for a checkpoint all that torch knows. None takes the best that works.
-        precision: Of a checkpoint ``fp32`` (default), ``fp16`` or ``bf16`` (autocast); of a bundle which of its files:
-            ``fp32``, ``fp16``, ``int8``, ``int8-cpu``.
+        precision: Of a checkpoint ``fp32`` (default), ``fp16`` or ``bf16`` (autocast); of a bundle which of
+            its files: ``fp32``, ``fp16``, ``int8``, ``int8-cpu``.
         student: Of a checkpoint: the student's weights instead of the teacher's.
         threads: Of a bundle: CPU threads for one image; None takes all cores.
 

@@ -113,9 +113,10 @@ class Model(ABC):
         """Segment an image, or each of a list.
 
         Args:
-            image: A path; the bytes of a file; a PIL image; a numpy array ``(H, W, C)`` or ``(H, W)``, uint8 in
-                [0, 255], RGB; a torch tensor ``(C, H, W)`` or ``(H, W)``, likewise; or a list of these. Files are
-                read as in training: turned upright by EXIF, more than 8 bits by the model's value range.
+            image: A path; the bytes of a file; a PIL image; a numpy array ``(H, W, C)`` or ``(H, W)``,
+                uint8 in [0, 255], RGB; a torch tensor ``(C, H, W)`` or ``(H, W)``, likewise; or a list of
+                these. Files are read as in training: turned upright by EXIF, more than 8 bits by the
+                model's value range.
             scores: Compute confidence and agreement too; labels alone are cheaper.
             windows: Keep a large image at its own size and compute it in overlapping windows (a checkpoint:
                 as ``protoseg.predict --sliding``; a bundle: as the service's ``tile=1``). A bundle does so by
@@ -144,8 +145,8 @@ class Model(ABC):
         asked for.
 
         Args:
-            images: A folder (searched for images as by ``protoseg.predict``; ``Result.save`` then names results by
-                the path below it), a file, or any iterable of what a call takes.
+            images: A folder (searched for images as by ``protoseg.predict``; ``Result.save`` then names
+                results by the path below it), a file, or any iterable of what a call takes.
             scores: As in a call.
             windows: As in a call.
             on_error: What to do about an image that cannot be read: ``raise`` an error that names it, or
@@ -172,7 +173,7 @@ class Model(ABC):
                 logger.info("%s", remark)
             return iter(found.images)
         # an array of one image would be taken row by row
-        one = isinstance(images, bytes) or getattr(images, "ndim", 4) < 4
+        one = getattr(images, "ndim", 4) < 4
         if one or not isinstance(images, Iterable):
             raise UserError(f"stream takes a folder or several images, got one {type(images).__name__}")
         return iter(images)
@@ -208,10 +209,9 @@ class Model(ABC):
 
     def _segment(self, origin: Origin, pixels: Pixels, *, scores: bool, windows: bool) -> Result:
         maps = self._predict(pixels, scores=scores, windows=windows)
-        return Result(
-            maps.labels, maps.confidence, maps.agreement, self.info, origin, partial(_same, pixels)
-        )
+        return Result(maps.labels, maps.confidence, maps.agreement, self.info, origin, partial(_same, pixels))
 
+    @abstractmethod
     def close(self) -> None:
         """Free what the network holds; the model cannot be used any more."""
 

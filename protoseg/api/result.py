@@ -1,4 +1,4 @@
-"""What a model says about one image: maps, areas, pictures, files. Torch-free, and the service's client gives it too.
+"""What a model says about one image: maps, areas, pictures, files. Torch-free: the client gives it too.
 
 Shape legend: ``C`` classes, ``H W`` image.
 """
@@ -137,7 +137,8 @@ class Result:
         index = names.index(name) if name in names else name
         if not isinstance(index, int) or not 0 <= index < len(names):
             raise DataError(f"there is no class {name!r}; the model has {', '.join(names)}")
-        return self.labels == index
+        where: NDArray[np.bool_] = self.labels == index
+        return where
 
     def overlay(self, alpha: float = OVERLAY_OPACITY) -> Image.Image:
         """The classes' colours over the image, with outlines, as ``protoseg.predict`` draws them.
@@ -172,11 +173,12 @@ class Result:
         """Write the mask, and what else is asked for, each file whole or not at all.
 
         Args:
-            target: A folder, made if need be, or a file. In a folder files are called as by ``protoseg.predict``:
-                ``masks/NAME.png``, ``overlays/NAME.jpg``, ``confidence/NAME.png``, ``disagreement/NAME.png``
-                (255 is 1), and ``predictions.csv`` says whose they are. An image keeps its name, and another of
-                the same name becomes ``NAME_2``: nobody else's result is written over. A file named ``.png``
-                gets the mask, ``.jpg`` or ``.webp`` the overlay, and is replaced.
+            target: A folder, made if need be, or a file. In a folder files are called as by
+                ``protoseg.predict``: ``masks/NAME.png``, ``overlays/NAME.jpg``, ``confidence/NAME.png``,
+                ``disagreement/NAME.png`` (255 is 1), and ``predictions.csv`` says whose they are. An image
+                keeps its name, and another of the same name becomes ``NAME_2``: nobody else's result is
+                written over. A file named ``.png`` gets the mask, ``.jpg`` or ``.webp`` the overlay, and is
+                replaced.
             overlay: In a folder: the overlay too.
             confidence: In a folder: the confidence too.
             disagreement: In a folder: 1 - agreement too, bright where the mask may be wrong.
@@ -196,7 +198,9 @@ class Result:
         parts = [part for part, asked in wanted.items() if asked]
         for part, scores in (("confidence", self.confidence), ("disagreement", self.agreement)):
             if part in parts and scores is None:
-                raise DataError(f"this result has no {part}: it was not asked for, or the graph has no such output")
+                raise DataError(
+                    f"this result has no {part}: it was not asked for, or the graph has no such output"
+                )
         table = ResultTable(file)
         name = table.reserve_one(self.origin.source, self.origin.name)
         written = []
@@ -221,15 +225,15 @@ class Result:
         return file
 
     def to_coco(self, image_id: int = 1, first_id: int = 1) -> dict[str, Any]:
-        """The image in COCO's form: an annotation with run lengths for each class present, exact to the pixel.
+        """The image in COCO's form: an annotation with exact run lengths for each class present.
 
         Args:
             image_id: Id of the image.
             first_id: Id of the first annotation, for files of several images.
 
         Returns:
-            ``images``, ``categories`` (their ids are the class ids) and ``annotations`` (``iscrowd`` is 1, as COCO
-            asks for uncompressed run lengths; ``bbox`` is [x, y, width, height] in pixels).
+            ``images``, ``categories`` (their ids are the class ids) and ``annotations`` (``iscrowd`` is 1,
+            as COCO asks for uncompressed run lengths; ``bbox`` is [x, y, width, height] in pixels).
         """
         height, width = self.labels.shape
         runs = rle_by_class(self.labels)
@@ -297,7 +301,8 @@ class Result:
         data = base64.b64encode(buffer.getvalue()).decode("ascii")
         rows = "".join(
             f"<tr><td><span style='display:inline-block;width:1em;height:1em;border:1px solid #888;"
-            f"background:rgb{item.color}'></span></td><td style='text-align:left'>{html.escape(item.name)}</td>"
+            f"background:rgb{item.color}'></span></td>"
+            f"<td style='text-align:left'>{html.escape(item.name)}</td>"
             f"<td>{item.fraction:.1%}</td><td>{_percent(item.confidence)}</td>"
             f"<td>{_percent(item.agreement)}</td></tr>"
             for item in sorted(self.classes, key=lambda item: -item.pixels)

@@ -30,8 +30,8 @@ class Segmenter(Model):
     Args:
         path: Run folder, checkpoint folder or a file in it.
         head: Head that labels; None takes the one with the highest validation mIoU of the checkpoint.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...; None takes the accelerator that torch finds, else the
-            CPU.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...; None takes the accelerator that torch finds,
+            else the CPU.
         precision: Numerics of the forward pass; the weights stay float32.
         student: The student's weights instead of the teacher's.
 
@@ -60,7 +60,9 @@ class Segmenter(Model):
         info, self._network = checkpoint.info, checkpoint.segmenter.to(where).eval()
         self._head: Head = head or info.best_head()
         if self._head not in available_heads(self._network):
-            raise UserError(f"head {self._head!r} needs prototypes, this checkpoint has none; use head='linear'")
+            raise UserError(
+                f"head {self._head!r} needs prototypes, this checkpoint has none; use head='linear'"
+            )
         self._device, self._eval = where, info.eval
         self._autocast: Callable[[], AbstractContextManager[object]] = nullcontext
         if precision != "fp32":
@@ -90,6 +92,10 @@ class Segmenter(Model):
         if not scores:
             return Maps(found.labels, None, None)
         return Maps(found.labels, found.confidence, found.label_probability)
+
+    def close(self) -> None:
+        """Give the device's memory back."""
+        self._network.to("meta")
 
 
 def _found_device() -> str:

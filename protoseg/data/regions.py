@@ -1,4 +1,4 @@
-"""Where the classes of a label map are: COCO run lengths, polygons, GeoJSON. Torch-free: the service answers so."""
+"""Where the classes of a label map are: COCO run lengths, polygons, GeoJSON. Torch-free."""
 
 from __future__ import annotations
 
@@ -90,9 +90,7 @@ def polygons_by_class(
     return result
 
 
-def geojson(
-    polygons: Mapping[int, list[Polygon]], records: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
+def geojson(polygons: Mapping[int, list[Polygon]], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A FeatureCollection with one MultiPolygon for each class (pixel coordinates, y downwards)."""
     features = [
         {

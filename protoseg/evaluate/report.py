@@ -30,7 +30,7 @@ class Evaluation:
     results: dict[str, EvalResult]
     """Of the ``teacher`` and, where it was measured, the ``student``."""
     report: dict[str, Any]
-    """What was written as JSON: metrics of the teacher by name and head, ``student``, ``confusion`` and the rest."""
+    """What was written as JSON: the teacher's metrics by name and head, ``student``, ``confusion``, ..."""
     classes: tuple[str, ...]
     """Names of the classes by id."""
     json_path: Path

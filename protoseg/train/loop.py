@@ -30,9 +30,7 @@ from protoseg.train.state import Progress, States
 logger = logging.getLogger("protoseg")
 
 
-def train(
-    config: Config, *, resume: bool = False, stopped_code: int = 0, own_logging: bool = True
-) -> int:
+def train(config: Config, *, resume: bool = False, stopped_code: int = 0, own_logging: bool = True) -> int:
     """Run the configured training.
 
     Args:
