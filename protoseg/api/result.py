@@ -21,7 +21,7 @@ from PIL import Image
 
 from protoseg.api.inputs import Origin, Pixels
 from protoseg.data.regions import Polygon, geojson, polygons_by_class, rle_by_class
-from protoseg.draw.colours import OVERLAY_OPACITY, overlay_picture, palette_picture
+from protoseg.draw.colours import OVERLAY_OPACITY, as_rgb, overlay_picture, palette_picture
 from protoseg.errors import DataError
 from protoseg.manifest import ClassInfo
 from protoseg.predict.table import ResultTable, part_file
@@ -75,8 +75,8 @@ class Result:
     agreement: NDArray[np.float32] | None
     """``(H, W)`` float32, probability in [0, 1] that the linear head gives to the label, whichever head chose
     it: low where the mask may be wrong. None as for ``confidence``."""
-    model: ModelInfo
-    """Who says so."""
+    info: ModelInfo
+    """The model behind it."""
     origin: Origin
     """Where the image is from."""
     load: Callable[[], Pixels] = field(repr=False)
@@ -100,12 +100,12 @@ class Result:
     @property
     def palette(self) -> list[tuple[int, int, int]]:
         """Colours of the classes by id, RGB in [0, 255]."""
-        return [item.color for item in self.model.classes]
+        return [item.color for item in self.info.classes]
 
     @cached_property
     def classes(self) -> tuple[ClassArea, ...]:
         """Classes that are in the image by id, with their areas and mean scores."""
-        flat, count = self.labels.ravel(), len(self.model.classes)
+        flat, count = self.labels.ravel(), len(self.info.classes)
         pixels = np.bincount(flat, minlength=count)[:count]
 
         def means(scores: NDArray[np.float32] | None) -> list[float | None]:
@@ -120,7 +120,7 @@ class Result:
                 index, item.name, item.color, int(pixels[index]), int(pixels[index]) / flat.size,
                 confidence[index], agreement[index],
             )
-            for index, item in enumerate(self.model.classes)
+            for index, item in enumerate(self.info.classes)
             if pixels[index]
         )  # fmt: skip
 
@@ -133,7 +133,7 @@ class Result:
         Raises:
             DataError: If there is no such class.
         """
-        names = [item.name for item in self.model.classes]
+        names = [item.name for item in self.info.classes]
         index = names.index(name) if name in names else name
         if not isinstance(index, int) or not 0 <= index < len(names):
             raise DataError(f"there is no class {name!r}; the model has {', '.join(names)}")
@@ -208,7 +208,7 @@ class Result:
             path = file / part_file(part, name)
             self._save_part(part, path)
             written.append(path)
-        table.done(name, parts, self.model.head, self.model.name, self.model.version)
+        table.done(name, parts, self.info.head, self.info.name, self.info.version)
         table.write()
         return written
 
@@ -254,7 +254,7 @@ class Result:
             "images": [{"id": image_id, "file_name": name, "width": width, "height": height}],
             "categories": [
                 {"id": index, "name": item.name, "color": list(item.color)}
-                for index, item in enumerate(self.model.classes)
+                for index, item in enumerate(self.info.classes)
             ],
             "annotations": annotations,
         }
@@ -280,13 +280,17 @@ class Result:
         return geojson(polygons_by_class(self.labels, simplify), records)
 
     def _shown(self) -> Image.Image:
+        height, width = self.labels.shape
+        scale = min(1.0, _SHOWN_SIDE / max(height, width))
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        # made smaller first: an overlay costs tens of bytes a pixel
+        labels = np.asarray(Image.fromarray(self.labels).resize(size, Image.Resampling.NEAREST))
         try:
-            picture = self.overlay()
+            image = np.asarray(Image.fromarray(as_rgb(self.image)).resize(size))
         except DataError:
             # the file has gone; the mask is still here
-            picture = Image.fromarray(palette_picture(self.labels, self.palette))
-        picture.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
-        return picture
+            return Image.fromarray(palette_picture(labels, self.palette))
+        return Image.fromarray(overlay_picture(image, labels, self.palette))
 
     def _repr_png_(self) -> bytes:
         """The overlay for a notebook."""
