@@ -22,18 +22,22 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import httpx
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from protoseg.api.inputs import FileReader, ImageInput, Pixels, origin_of, read_pixels
-from protoseg.api.result import ModelInfo, Result
 from protoseg.errors import INTERRUPTED, UserError, guarded
 from protoseg.files import write_bytes_whole
 from protoseg.manifest import ClassInfo, InputRule
+
+# an image of the service holds this client without the library; only results need that
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from protoseg.api.inputs import ImageInput, Pixels
+    from protoseg.api.result import ModelInfo, Result
 
 SUFFIXES = {
     "mask": ".png", "json": ".json", "rle": ".json", "polygons": ".json", "overlay": ".jpg",
@@ -182,6 +186,9 @@ class Client:
         if isinstance(image, list | tuple):
             with ThreadPoolExecutor(_CONCURRENT) as pool:
                 return list(pool.map(lambda item: self(item, scores=scores, windows=windows), image))
+        from protoseg.api.inputs import origin_of
+        from protoseg.api.result import Result
+
         origin = origin_of(image)
         asked = {"tile": "1"} if windows else {}
         for _ in range(3):
@@ -201,6 +208,8 @@ class Client:
         raise ClientError(0, "model_changed", f"{self._http.base_url}: its model changes all the time")
 
     def _ask_model(self) -> _Served:
+        from protoseg.api.result import ModelInfo
+
         told = self.model()
         classes = tuple(ClassInfo(name=c["name"], color=tuple(c["color"])) for c in told["classes"])
         info = ModelInfo(told["name"], told["version"], told.get("head", ""), classes)
@@ -243,6 +252,8 @@ class Client:
 
 def _upload(image: ImageInput, rule: InputRule) -> tuple[bytes, Callable[[], Pixels]]:
     """What is sent for an image, and what gives its pixels when they are asked for."""
+    from protoseg.api.inputs import FileReader, origin_of, read_pixels
+
     reader = FileReader.of(rule)
     if isinstance(image, bytes | bytearray | memoryview):
         data = bytes(image)

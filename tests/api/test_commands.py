@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tiny import TINY, tiny_config, tiny_info, tiny_segmenter
+from tiny import TINY, photo, tiny_config, tiny_info, tiny_segmenter
 
 import protoseg
 from protoseg import UserError
@@ -27,8 +28,7 @@ SHORT = {**TINY, "train": {**TINY["train"], "max_steps": 2, "warmup_steps": 1}}
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    info = tiny_info(5).model_copy(update={"classes": tiny_info(5).classes})
-    save_checkpoint(folder / "checkpoint", tiny_segmenter(5), info, tiny_segmenter(5, seed=3).network)
+    save_checkpoint(folder / "checkpoint", tiny_segmenter(5), tiny_info(5), tiny_segmenter(5, seed=3).network)
     return folder
 
 
@@ -54,6 +54,43 @@ def test_settings_come_from_files_mappings_and_words(tmp_path: Path) -> None:
             resolve_config(config, over)
 
 
+@pytest.mark.parametrize("error", [None, UserError("no such data")])
+def test_what_a_training_sets_up_is_taken_back(
+    tmp_path: Path, monkeypatch: Any, capsys: Any, error: UserError | None
+) -> None:
+    """The loop itself is replaced: it ends without giving the signals back."""
+    options = []
+
+    def loop(config: Any, **given: Any) -> int:
+        options.append(given)
+        signals.Interrupt()
+        logging.getLogger("protoseg").info("step 1")
+        if error is not None:
+            raise error
+        return int(given["stopped_code"])
+
+    monkeypatch.setattr("protoseg.train.loop.train", loop)
+    # pytest's own handlers are a program's
+    monkeypatch.setattr(logging.Logger, "hasHandlers", lambda self: bool(self.handlers))
+    ours = logging.getLogger("protoseg")
+    before = (ours.level, list(ours.handlers))
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(UserError, match="no such data") if error else nullcontext():
+        run = protoseg.train(SHORT, run={"dir": str(tmp_path)}, resume=True)
+        assert (run.finished, run.metrics, run.miou) == (False, {}, {})
+    assert capsys.readouterr().out == "step 1\n"
+    assert [(item["resume"], item["own_logging"]) for item in options] == [(True, False)]
+    assert (ours.level, list(ours.handlers)) == before
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    handler = logging.NullHandler()
+    ours.addHandler(handler)
+    with suppress(UserError):
+        protoseg.train(SHORT, run={"dir": str(tmp_path)})
+    ours.removeHandler(handler)
+    assert capsys.readouterr().out == "", "the program has logging of its own"
+
+
+@pytest.mark.slow
 def test_training_leaves_signals_and_logging_alone(tmp_path: Path, capsys: Any) -> None:
     root, ours = logging.getLogger(), logging.getLogger("protoseg")
     before = (list(root.handlers), root.level, ours.level, list(ours.handlers))
@@ -75,6 +112,7 @@ def test_training_leaves_signals_and_logging_alone(tmp_path: Path, capsys: Any) 
     assert protoseg.load(run, device="cpu").info.name == "run-bf16"
 
 
+@pytest.mark.slow
 def test_training_in_a_thread_touches_no_signal(tmp_path: Path) -> None:
     before, found = signal.getsignal(signal.SIGINT), []
     thread = threading.Thread(
@@ -86,6 +124,7 @@ def test_training_in_a_thread_touches_no_signal(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.slow
 def test_a_stopped_run_says_so_and_goes_on(tmp_path: Path, monkeypatch: Any) -> None:
     where = {"name": "s", "dir": str(tmp_path)}
     config = tiny_config(train={"max_steps": 2, "warmup_steps": 1}, run=where)
@@ -109,7 +148,8 @@ def test_an_evaluation_is_the_commands(run: Path, tmp_path: Path, capsys: Any) -
     assert found.json_path.read_text() == written
     assert capsys.readouterr().out == f"{found}\n"
     elsewhere = protoseg.evaluate(
-        run, heads=["fused"], boundary=False, student=False, split="labeled", data={"synthetic.num_labeled": 1},
+        run, heads=["fused"], boundary=False, student=False, split="labeled",
+        data={"synthetic.num_labeled": 1},
         json_path=tmp_path / "x" / "a.json", confusion_path=tmp_path / "y" / "c.png", device="cpu",
     )  # fmt: skip
     assert elsewhere is not None
@@ -174,8 +214,6 @@ def test_train_export_load_in_one_process(tmp_path: Path) -> None:
     image = protoseg.load(run, device="cpu")
     with protoseg.load(bundle, device="cpu") as served:
         assert served.metrics == image.metrics
-        from tiny import photo
-
         for seed in range(4):
             one, other = served(photo(seed)), image(photo(seed))
             assert (one.labels == other.labels).mean() > 0.999

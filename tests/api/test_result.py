@@ -77,7 +77,7 @@ def test_coco_is_read_by_its_own_tools() -> None:
     assert [item["id"] for item in value["annotations"]] == [20, 21, 22]
     for item in value["annotations"]:
         packed = mask.frPyObjects(item["segmentation"], 3, 4)
-        np.testing.assert_array_equal(mask.decode(packed), LABELS == item["category_id"])
+        np.testing.assert_array_equal(mask.decode(packed), item["category_id"] == LABELS)
         assert item["area"] == mask.area(packed)
         assert item["bbox"] == mask.toBbox(packed).tolist()
         assert (item["image_id"], item["iscrowd"]) == (7, 1)
