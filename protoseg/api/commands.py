@@ -257,9 +257,11 @@ def _messages(*names: str) -> Iterator[None]:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     levels = [logger.level for logger in loggers]
+    # of several processes the first one speaks, but for errors
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     for logger in loggers:
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+        logger.setLevel(level)
     try:
         yield
     finally:

@@ -98,14 +98,17 @@ def test_a_type_checker_knows_the_face(tmp_path) -> None:  # type: ignore[no-unt
         "reveal_type(load(protoseg.export(run))('a.jpg'))\n"
         "reveal_type(load('x')(['a.jpg']))\n"
         "protoseg.evaluate(run, split='test')\n"
+        "import serving\n"
+        "reveal_type(serving.Client('x')(b''))\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--config-file", "", str(tmp_path / "user.py")],
         cwd=PROJECT_ROOT, env=quiet_environment(), capture_output=True, text=True,
     )  # fmt: skip
     said = [line.split("user.py:")[1] for line in done.stdout.splitlines() if "user.py:" in line]
-    assert len(said) == 4, done.stdout
+    assert len(said) == 5, done.stdout
     assert 'Revealed type is "pathlib.Path"' in said[0]
     assert 'Revealed type is "protoseg.api.result.Result"' in said[1]
     assert 'list[protoseg.api.result.Result]"' in said[2]
+    assert 'Revealed type is "protoseg.api.result.Result"' in said[4]
     assert 'Argument "split" to "evaluate" has incompatible type' in said[3]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import photo, tiny_info, tiny_segmenter
 
@@ -174,3 +175,20 @@ def test_a_run_with_both_opens_its_checkpoint(run: Path, monkeypatch: Any) -> No
     protoseg.load(run, prefer="bundle")
     protoseg.load(run / "bundle")
     assert opened == [run / "bundle"] * 2
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_found_and_says_the_same(run: Path) -> None:
+    image = photo(3, 160, 200)
+    expected = protoseg.load(run, device="cpu")(image)
+    with protoseg.load(run) as model:
+        assert model.device.startswith("cuda")
+        found = model(torch.from_numpy(image).permute(2, 0, 1).cuda())
+    assert np.mean(found.labels == expected.labels) > 0.999
+    np.testing.assert_allclose(found.confidence, expected.confidence, atol=5e-3)
+    with protoseg.load(run, precision="fp16") as half:
+        assert np.mean(half(image).labels == expected.labels) > 0.97
+    held = torch.cuda.memory_allocated()
+    with protoseg.load(run) as model:
+        assert torch.cuda.memory_allocated() > held
+    assert torch.cuda.memory_allocated() <= held

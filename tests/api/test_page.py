@@ -22,7 +22,9 @@ PAGE = (PROJECT_ROOT / "docs" / "api.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 
-@pytest.mark.parametrize("kind", [protoseg.Model, protoseg.Bundle, protoseg.Result, Run, Evaluation, Exported])
+@pytest.mark.parametrize(
+    "kind", [protoseg.Model, protoseg.Bundle, protoseg.Result, Run, Evaluation, Exported]
+)
 def test_the_page_names_every_attribute(kind: Any) -> None:
     fields = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
     names = {name for name in {*vars(kind), *fields} if not name.startswith("_")} - {"load"}
@@ -49,5 +51,10 @@ def test_the_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             exec(compile(block.replace("http://127.0.0.1:3000", server.url), "docs/api.md", "exec"), names)
     expected = protoseg.load("runs/cracks/bundle")("photo.jpg").labels
     assert (names["remote"].labels == expected).all()
-    assert sorted(path.name for path in Path("out/masks").iterdir()) == ["0.png", "1.png", "2.png", "photo.png"]
+    assert sorted(path.name for path in Path("out/masks").iterdir()) == [
+        "0.png",
+        "1.png",
+        "2.png",
+        "photo.png",
+    ]
     assert names["run"].metrics["step"] == 8
