@@ -12,11 +12,12 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from protoseg.config.load import find_config, merge, parse_config, read_config
 from protoseg.config.sections import Config
@@ -273,11 +274,13 @@ def _messages(*names: str) -> Iterator[None]:
 @contextmanager
 def _signals_restored() -> Iterator[None]:
     """Give the program its signal handlers back, also after an error."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # nothing can have been changed
+        return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
-            if signal.getsignal(number) is not handler:
-                # only the main thread can have changed one
-                signal.signal(number, cast(Any, handler))
+            if handler is not None:  # else it is no handler of Python's, and cannot be given back
+                signal.signal(number, handler)

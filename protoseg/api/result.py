@@ -79,7 +79,7 @@ class Result:
     """The model behind it."""
     origin: Origin
     """Where the image is from."""
-    load: Callable[[], Pixels] = field(repr=False)
+    load_image: Callable[[], Pixels] = field(repr=False)
     """Gives the image's pixels."""
 
     def __repr__(self) -> str:
@@ -90,7 +90,7 @@ class Result:
     @cached_property
     def image(self) -> Pixels:
         """``(H, W, C)`` uint8, the pixels that were segmented, upright."""
-        return self.load()
+        return self.load_image()
 
     @property
     def path(self) -> Path | None:

@@ -46,7 +46,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("options", [[], ["--head", "fused"], ["--sliding"], ["--student"]], ids=str)
+@pytest.mark.parametrize("options", [[], ["--head", "fused", "--sliding", "--student"]], ids=str)
 def test_answers_are_those_of_predict(run: Path, images: Path, tmp_path: Path, options: list[str]) -> None:
     assert predict([str(run), str(images), "-o", str(tmp_path / "cli"), "--device", "cpu", *options]) == 0
     head = "fused" if "fused" in options else None

@@ -136,7 +136,7 @@ def test_a_named_file_is_the_mask_or_the_overlay(tmp_path: Path) -> None:
 
 def test_notebooks_show_the_overlay_and_a_legend() -> None:
     found = made(np.kron(LABELS, np.ones((400, 400), np.uint8)))
-    object.__setattr__(found, "load", lambda: photo(2, 1200, 1600))
+    object.__setattr__(found, "load_image", lambda: photo(2, 1200, 1600))
     assert Image.open(io.BytesIO(found._repr_png_())).size == (640, 480)
     text = found._repr_html_()
     assert "crack &amp; &lt;b&gt;" in text
@@ -149,7 +149,7 @@ def test_a_result_outlives_its_file() -> None:
         raise DataError("image a.png not found")
 
     found = made()
-    object.__setattr__(found, "load", gone)
+    object.__setattr__(found, "load_image", gone)
     assert found._repr_html_()
     with pytest.raises(DataError, match=r"a\.png not found"):
         found.overlay()
