@@ -11,33 +11,26 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
 import httpx
 import numpy as np
-from PIL import Image
 
 from protoseg.errors import INTERRUPTED, UserError, guarded
 from protoseg.files import write_bytes_whole
-from protoseg.manifest import ClassInfo, InputRule
 
-# an image of the service holds this client without the library; only results need that
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from protoseg.api.inputs import ImageInput, Pixels
-    from protoseg.api.result import ModelInfo, Result
+    from protoseg.api.inputs import ImageInput
+    from protoseg.api.result import Result
+    from serving.remote import Served
 
 SUFFIXES = {
     "mask": ".png", "json": ".json", "rle": ".json", "polygons": ".json", "overlay": ".jpg",
@@ -74,20 +67,6 @@ def _error_of(response: httpx.Response) -> ClientError:
         return ClientError(response.status_code, "error", text or f"status {response.status_code}")
 
 
-@dataclass(frozen=True)
-class _Served:
-    """What the service says of its model."""
-
-    info: ModelInfo
-    rule: InputRule
-    outputs: frozenset[str]
-
-    def has(self, output: str) -> bool:
-        """Whether the service can answer with this map."""
-        wanted = {"mask": set[str](), "confidence": {"confidence", "logits", "logits_stride"}}
-        return output == "mask" or bool(wanted.get(output, {output}) & self.outputs)
-
-
 class Client:
     """Talks to one service; safe to share among threads.
 
@@ -116,7 +95,7 @@ class Client:
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, transport=transport)
         self._retries = retries
         self._sleep = sleep
-        self._served: _Served | None = None
+        self._served: Served | None = None
 
     def __enter__(self) -> Self:
         """Nothing is opened before the first request."""
@@ -186,19 +165,21 @@ class Client:
         if isinstance(image, list | tuple):
             with ThreadPoolExecutor(_CONCURRENT) as pool:
                 return list(pool.map(lambda item: self(item, scores=scores, windows=windows), image))
+        # an image of the service holds this client without the library behind results
         from protoseg.api.inputs import origin_of
         from protoseg.api.result import Result
+        from serving.remote import Served, read_map, upload
 
         origin = origin_of(image)
         asked = {"tile": "1"} if windows else {}
         for _ in range(3):
-            served = self._served = self._served or self._ask_model()
-            data, load = _upload(image, served.rule)
+            served = self._served = self._served or Served.of(self.model())
+            data, load = upload(image, served.rule)
             names = ["mask", *(n for n in ("confidence", "agreement") if scores and served.has(n))]
             answers = {name: self._post(data, {**asked, "output": name}) for name in names}
             versions = {answer.headers.get("x-model-version", "") for answer in answers.values()}
             if versions == {served.info.version}:
-                maps = {name: _read_map(answer.content) for name, answer in answers.items()}
+                maps = {name: read_map(answer.content) for name, answer in answers.items()}
                 grey = {name: np.asarray(maps[name] / 255, np.float32) for name in names[1:]}
                 return Result(
                     maps["mask"], grey.get("confidence"), grey.get("agreement"), served.info, origin, load
@@ -206,14 +187,6 @@ class Client:
             # another model has been swapped in meanwhile
             self._served = None
         raise ClientError(0, "model_changed", f"{self._http.base_url}: its model changes all the time")
-
-    def _ask_model(self) -> _Served:
-        from protoseg.api.result import ModelInfo
-
-        told = self.model()
-        classes = tuple(ClassInfo(name=c["name"], color=tuple(c["color"])) for c in told["classes"])
-        info = ModelInfo(told["name"], told["version"], told.get("head", ""), classes)
-        return _Served(info, InputRule.model_validate(told["input"]), frozenset(told["outputs"]))
 
     def _post(self, data: bytes, parameters: dict[str, str]) -> httpx.Response:
         headers = {"content-type": "application/octet-stream"}
@@ -248,33 +221,6 @@ class Client:
         """Let the service check and swap its bundle; the key must be an admin key."""
         value: dict[str, Any] = self._send("POST", "/v1/reload").json()
         return value
-
-
-def _upload(image: ImageInput, rule: InputRule) -> tuple[bytes, Callable[[], Pixels]]:
-    """What is sent for an image, and what gives its pixels when they are asked for."""
-    from protoseg.api.inputs import FileReader, origin_of, read_pixels
-
-    reader = FileReader.of(rule)
-    if isinstance(image, bytes | bytearray | memoryview):
-        data = bytes(image)
-        return data, partial(reader.data, data)
-    path = origin_of(image).path
-    if path is not None and not isinstance(image, Image.Image):
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; give its images as a list")
-        try:
-            return path.read_bytes(), partial(reader.file, path)
-        except OSError as error:
-            raise UserError(f"image {path} cannot be read: {error.strerror}") from error
-    pixels = read_pixels(image, rule.channels, reader, reader.how)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if rule.channels == 1 else pixels).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue(), lambda: pixels
-
-
-def _read_map(png: bytes) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(png)) as picture:
-        return np.array(picture)
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:

@@ -5,9 +5,6 @@ Shape legend: ``C`` classes, ``H W`` image.
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,14 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from protoseg.api.inputs import Origin, Pixels
+from protoseg.api.notebook import encode, legend_html, small_overlay
 from protoseg.data.regions import Polygon, geojson, polygons_by_class, rle_by_class
-from protoseg.draw.colours import OVERLAY_OPACITY, as_rgb, overlay_picture, palette_picture
+from protoseg.draw.colours import OVERLAY_OPACITY, overlay_picture
 from protoseg.errors import DataError
 from protoseg.manifest import ClassInfo
 from protoseg.predict.table import ResultTable, part_file
 from protoseg.predict.write import save_part
-
-_SHOWN_SIDE = 640
 
 
 @dataclass(frozen=True)
@@ -280,43 +276,20 @@ class Result:
         return geojson(polygons_by_class(self.labels, simplify), records)
 
     def _shown(self) -> Image.Image:
-        height, width = self.labels.shape
-        scale = min(1.0, _SHOWN_SIDE / max(height, width))
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        # made smaller first: an overlay costs tens of bytes a pixel
-        labels = np.asarray(Image.fromarray(self.labels).resize(size, Image.Resampling.NEAREST))
         try:
-            image = np.asarray(Image.fromarray(as_rgb(self.image)).resize(size))
+            return small_overlay(self.image, self.labels, self.palette)
         except DataError:
             # the file has gone; the mask is still here
-            return Image.fromarray(palette_picture(labels, self.palette))
-        return Image.fromarray(overlay_picture(image, labels, self.palette))
+            return small_overlay(None, self.labels, self.palette)
 
     def _repr_png_(self) -> bytes:
         """The overlay for a notebook."""
-        buffer = io.BytesIO()
-        self._shown().save(buffer, "PNG")
-        return buffer.getvalue()
+        return encode(self._shown(), "PNG")
 
     def _repr_html_(self) -> str:
         """The overlay with a legend for a notebook."""
-        buffer = io.BytesIO()
-        self._shown().save(buffer, "JPEG", quality=90)
-        data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        rows = "".join(
-            f"<tr><td><span style='display:inline-block;width:1em;height:1em;border:1px solid #888;"
-            f"background:rgb{item.color}'></span></td>"
-            f"<td style='text-align:left'>{html.escape(item.name)}</td>"
-            f"<td>{item.fraction:.1%}</td><td>{_percent(item.confidence)}</td>"
-            f"<td>{_percent(item.agreement)}</td></tr>"
-            for item in sorted(self.classes, key=lambda item: -item.pixels)
-        )
-        return (
-            f"<figure style='margin:0'><img alt='{html.escape(self.origin.name)}' "
-            f"src='data:image/jpeg;base64,{data}'><table><tr><th></th><th>class</th><th>area</th>"
-            f"<th>confidence</th><th>agreement</th></tr>{rows}</table></figure>"
-        )
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.0%}"
+        largest_first = sorted(self.classes, key=lambda item: -item.pixels)
+        return legend_html(
+            self._shown(), self.origin.name,
+            [(c.name, c.color, (c.fraction, c.confidence, c.agreement)) for c in largest_first],
+        )  # fmt: skip

@@ -141,7 +141,7 @@ def test_notebooks_show_the_overlay_and_a_legend() -> None:
     text = found._repr_html_()
     assert "crack &amp; &lt;b&gt;" in text
     assert "rgb(200, 30, 40)" in text
-    assert re.findall(r"<td>([\d.]+%)</td>", text)[:3] == ["33.3%", "75%", "25%"]
+    assert re.findall(r"<td>([\d.]+%)</td>", text)[:3] == ["33.3%", "75.0%", "25.0%"]
 
 
 def test_a_result_outlives_its_file() -> None:
