@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -23,10 +24,11 @@ from export.writer import BundleWriter, measure_latency
 from protoseg.checkpoint import Checkpoint, load_checkpoint
 from protoseg.errors import ExportError, guarded
 from protoseg.files import folder_whole
-from protoseg.manifest import Head, Manifest, ParityReport, Precision
+from protoseg.manifest import ArtifactFile, Head, Manifest, ParityReport, Precision
 
 logger = logging.getLogger(__name__)
 NUM_PARITY_IMAGES = 24
+NUM_CALIBRATION = 64
 BUNDLE_DIR = "bundle"
 LAYOUTS: dict[str, Layout] = {"uint8": "uint8_nchw", "nhwc": "uint8_nhwc", "float32": "float32_nchw"}
 
@@ -77,6 +79,82 @@ def export_bundle(checkpoint: Checkpoint, target: Path, settings: ExportSettings
             return rejected, manifest
     shutil.rmtree(rejected, ignore_errors=True)
     return target, manifest
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A bundle that was written; it can be given where a path is asked for."""
+
+    folder: Path
+    """The bundle folder, or ``BUNDLE.rejected`` when its fp32 graph did not pass parity."""
+    manifest: Manifest
+    """Its contract: each file with its parity record."""
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def servable(self) -> bool:
+        """Whether the fp32 graph passed parity."""
+        return self.manifest.files[0].parity.status == "passed"
+
+    @property
+    def failed(self) -> list[ArtifactFile]:
+        """Files that did not pass parity, which are not served."""
+        return [item for item in self.manifest.files if item.parity.status != "passed"]
+
+    @property
+    def parity(self) -> dict[str, str]:
+        """``passed``, ``failed``, ``inconclusive`` or ``not_run`` by file name."""
+        return {item.name: item.parity.status for item in self.manifest.files}
+
+    def reports(self) -> str:
+        """What is wrong with the failed files, a few lines for each."""
+        return "\n".join(format_report(item.name, item.parity) for item in self.failed)
+
+    def table(self) -> str:
+        """Precision, size, parity, and latency as a first impression (measured now) of every file."""
+        return format_table(self.folder, self.manifest)
+
+
+def export_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    head: Head | None = None,
+    precisions: tuple[Precision, ...] = ("fp32",),
+    outputs: tuple[str, ...] = DEFAULT_OUTPUTS,
+    layout: Layout = "uint8_nchw",
+    static: tuple[int, int, int] | None = None,
+    opset: int = DEFAULT_OPSET,
+    calibrate: str | os.PathLike[str] | None = None,
+    num_calibration: int = NUM_CALIBRATION,
+) -> Exported:
+    """What the command and ``protoseg.export`` do: a bundle from a checkpoint's folder.
+
+    Args:
+        checkpoint: Run folder, checkpoint folder or a file in it.
+        output: Bundle folder; None: beside the checkpoint.
+        head: Head behind labels and confidence; None: what has the highest validation mIoU in the checkpoint.
+        precisions: Files to make; fp32 is always made.
+        outputs: Graph outputs.
+        layout: Element type and axes of the image.
+        static: Fixed (batch, height, width); None for dynamic axes.
+        opset: ONNX operator set.
+        calibrate: Folder of images for calibration; None: the run's unlabelled images.
+        num_calibration: At most this many, at least 1.
+
+    Raises:
+        UserError: If the network, the settings or the images do not allow it.
+    """
+    loaded = load_checkpoint(Path(checkpoint))
+    settings = ExportSettings(
+        precisions=precisions, head=head or loaded.info.best_head(), layout=layout, static=static,
+        outputs=outputs, opset=opset, calibrate=None if calibrate is None else Path(calibrate),
+        num_calibration=max(1, num_calibration),
+    )  # fmt: skip
+    target = loaded.path.parent / BUNDLE_DIR if output is None else Path(output)
+    return Exported(*export_bundle(loaded, target, settings))
 
 
 def format_table(folder: Path, manifest: Manifest) -> str:
@@ -187,7 +265,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="images for calibration (default: the run's unlabelled images)",
     )  # fmt: skip
     parser.add_argument(
-        "--calibration-images", type=int, default=64, metavar="N", help="at most this many (default: 64)"
+        "--calibration-images",
+        type=int,
+        default=NUM_CALIBRATION,
+        metavar="N",
+        help="at most this many (default: 64)",
     )
     return parser
 
@@ -198,29 +280,23 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     for ours in ("export", __name__):  # of the tools behind us, warnings and errors only
         logging.getLogger(ours).setLevel(logging.INFO)
-    settings = ExportSettings(
-        precisions=args.precision, layout=LAYOUTS[args.input], static=args.static,
-        outputs=args.outputs, opset=args.opset, calibrate=args.calibrate,
-        num_calibration=max(1, args.calibration_images),
-    )  # fmt: skip
 
     def body() -> int:
-        checkpoint = load_checkpoint(args.checkpoint)
-        head = checkpoint.info.best_head() if args.head == "auto" else args.head
-        chosen = replace(settings, head=head)
-        target = args.output or checkpoint.path.parent / BUNDLE_DIR
-        folder, manifest = export_bundle(checkpoint, target, chosen)
-        sys.stdout.write(format_table(folder, manifest) + "\n")
-        bad = [item for item in manifest.files if item.parity.status != "passed"]
-        for item in bad:
-            sys.stderr.write(format_report(item.name, item.parity) + "\n")
-        if manifest.files[0].parity.status != "passed":
-            sys.stderr.write(
-                f"error: parity {manifest.files[0].parity.status}: not servable, kept in {folder}\n"
-            )
+        exported = export_checkpoint(
+            args.checkpoint, args.output, head=None if args.head == "auto" else args.head,
+            precisions=args.precision, outputs=args.outputs, layout=LAYOUTS[args.input], static=args.static,
+            opset=args.opset, calibrate=args.calibrate, num_calibration=args.calibration_images,
+        )  # fmt: skip
+        sys.stdout.write(exported.table() + "\n")
+        if exported.failed:
+            sys.stderr.write(exported.reports() + "\n")
+        folder = exported.folder
+        if not exported.servable:
+            status = exported.manifest.files[0].parity.status
+            sys.stderr.write(f"error: parity {status}: not servable, kept in {folder}\n")
             return 1
         sys.stdout.write(f"bundle: {folder}\nnext: PROTOSEG_MODEL={folder} bentoml serve serving:svc\n")
-        return 1 if bad else 0
+        return 1 if exported.failed else 0
 
     return guarded(body)
 

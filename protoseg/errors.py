@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED = 130
@@ -49,6 +49,18 @@ class ExportError(UserError):
 
 class TrainingStoppedError(UserError):
     """The run cannot go on; the text says why and what to change."""
+
+
+def check_choice(name: str, values: object, known: Iterable[object]) -> None:
+    """Refuse a value (or one of a list) that is none of the known ones.
+
+    Raises:
+        UserError: With the known ones.
+    """
+    choices = list(known)
+    for value in values if isinstance(values, list | tuple) else (values,):
+        if value not in choices:
+            raise UserError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
 def explain(error: Exception) -> str:

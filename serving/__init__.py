@@ -1,8 +1,11 @@
-"""HTTP service for bundles: ``bentoml serve serving:svc``. Needs neither torch nor a model to import."""
+"""HTTP service for bundles: ``bentoml serve serving:svc``, and ``Client``. No torch, no model to import."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from serving.client import Client as Client
 
 
 def __getattr__(name: str) -> Any:
@@ -15,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from serving import service
 
         return service.svc
+    if name == "Client":
+        from serving.client import Client
+
+        return Client
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

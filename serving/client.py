@@ -3,6 +3,7 @@
 ::
 
     with Client("http://127.0.0.1:3000") as client:
+        result = client("street.jpg")  # as a model that protoseg.load gives
         png = client.segment(Path("street.jpg"))
         numbers = client.describe(Path("street.jpg"))
 """
@@ -18,12 +19,18 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import httpx
+import numpy as np
 
 from protoseg.errors import INTERRUPTED, UserError, guarded
 from protoseg.files import write_bytes_whole
+
+if TYPE_CHECKING:
+    from protoseg.api.inputs import ImageInput
+    from protoseg.api.result import Result
+    from serving.remote import Served
 
 SUFFIXES = {
     "mask": ".png", "json": ".json", "rle": ".json", "polygons": ".json", "overlay": ".jpg",
@@ -32,6 +39,7 @@ SUFFIXES = {
 _IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 _RETRIED = frozenset({429, 502, 503})
 _LONGEST_WAIT_S = 30.0
+_CONCURRENT = 4
 
 
 class ClientError(UserError):
@@ -62,6 +70,8 @@ def _error_of(response: httpx.Response) -> ClientError:
 class Client:
     """Talks to one service; safe to share among threads.
 
+    Called, it segments images as a loaded model does.
+
     Args:
         url: Address of the service.
         api_key: Sent as bearer token when given.
@@ -85,6 +95,7 @@ class Client:
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, transport=transport)
         self._retries = retries
         self._sleep = sleep
+        self._served: Served | None = None
 
     def __enter__(self) -> Self:
         """Nothing is opened before the first request."""
@@ -123,6 +134,64 @@ class Client:
             self._sleep(wait)
         raise AssertionError("the loop returns or raises")
 
+    @overload
+    def __call__(self, image: ImageInput, *, scores: bool = True, windows: bool = False) -> Result: ...
+
+    @overload
+    def __call__(
+        self, image: list[Any] | tuple[Any, ...], *, scores: bool = True, windows: bool = False
+    ) -> list[Result]: ...
+
+    def __call__(
+        self,
+        image: ImageInput | list[Any] | tuple[Any, ...],
+        *,
+        scores: bool = True,
+        windows: bool = False,
+    ) -> Result | list[Result]:
+        """Segment an image, or each of a list, through the service.
+
+        Args:
+            image: As for a model that ``protoseg.load`` gives. Files and bytes are sent as they are (the
+                service must accept their format), the rest as PNG.
+            scores: Ask for confidence and agreement too, each with a request of its own and in steps of
+                1/255.
+            windows: Let the service keep the image at its own size and compute it in tiles (``tile=1``).
+
+        Raises:
+            ClientError: If the service refuses the image or cannot be reached.
+            UserError: If the image cannot be read.
+        """
+        if isinstance(image, list | tuple):
+            with ThreadPoolExecutor(_CONCURRENT) as pool:
+                return list(pool.map(lambda item: self(item, scores=scores, windows=windows), image))
+        # an image of the service holds this client without the library behind results
+        from protoseg.api.inputs import origin_of
+        from protoseg.api.result import Result
+        from serving.remote import Served, read_map, upload
+
+        origin = origin_of(image)
+        asked = {"tile": "1"} if windows else {}
+        for _ in range(3):
+            served = self._served = self._served or Served.of(self.model())
+            data, load = upload(image, served.rule)
+            names = ["mask", *(n for n in ("confidence", "agreement") if scores and served.has(n))]
+            answers = {name: self._post(data, {**asked, "output": name}) for name in names}
+            versions = {answer.headers.get("x-model-version", "") for answer in answers.values()}
+            if versions == {served.info.version}:
+                maps = {name: read_map(answer.content) for name, answer in answers.items()}
+                grey = {name: np.asarray(maps[name] / 255, np.float32) for name in names[1:]}
+                return Result(
+                    maps["mask"], grey.get("confidence"), grey.get("agreement"), served.info, origin, load
+                )
+            # another model has been swapped in meanwhile
+            self._served = None
+        raise ClientError(0, "model_changed", f"{self._http.base_url}: its model changes all the time")
+
+    def _post(self, data: bytes, parameters: dict[str, str]) -> httpx.Response:
+        headers = {"content-type": "application/octet-stream"}
+        return self._send("POST", "/v1/segment", content=data, params=parameters, headers=headers)
+
     def segment(self, image: bytes | Path, output: str = "mask", **parameters: str) -> bytes:
         """Segment an image.
 
@@ -136,9 +205,7 @@ class Client:
             OSError: If the file cannot be read.
         """
         data = image if isinstance(image, bytes) else image.read_bytes()
-        headers = {"content-type": "application/octet-stream"}
-        parameters["output"] = output
-        return self._send("POST", "/v1/segment", content=data, params=parameters, headers=headers).content
+        return self._post(data, {**parameters, "output": output}).content
 
     def describe(self, image: bytes | Path, **parameters: str) -> dict[str, Any]:
         """Numbers of an image: classes with pixels, fraction, confidence and agreement."""

@@ -37,7 +37,7 @@ from protoseg.errors import DataError
 from protoseg.files import write_whole
 from protoseg.manifest import FULL_16_BIT, ResizeConfig, to_bytes
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 IGNORE_COLOR: Color = (224, 224, 192)
 
 
@@ -59,7 +59,15 @@ def read_image(path: Path, channels: int = 3, how: Reading = PLAIN) -> NDArray[n
     Raises:
         DataError: If the file is missing, damaged, of several pages or has another number of channels.
     """
-    stored = read_stored(Path(path), channels, how)
+    return stored_to_bytes(read_stored(Path(path), channels, how), how, f"image {path}")
+
+
+def stored_to_bytes(stored: NDArray[Any], how: Reading, what: str) -> NDArray[np.uint8]:
+    """Values of any type as bytes, by the rule of ``read_image``; uint8 stays as it is.
+
+    Raises:
+        DataError: If they are no unsigned values of at most 16 bits and ``how`` has no range for them.
+    """
     if stored.dtype == np.uint8:
         return stored
     if how.value_range is not None:
@@ -73,7 +81,7 @@ def read_image(path: Path, channels: int = 3, how: Reading = PLAIN) -> NDArray[n
         )
         cure = f"set data.value_range=[{low:g},{high:g}], or another range that fits all images"
         none = "the network was trained on images of 8 or 16 bit"
-        raise DataError(f"image {path} holds {held}; {cure if how.settings else none}")
+        raise DataError(f"{what} holds {held}; {cure if how.settings else none}")
     return to_bytes(stored, FULL_16_BIT)
 
 
@@ -130,7 +138,7 @@ def _reason(error: BaseException) -> str:
 
 def _values(image: Image.Image, head: bytes, channels: int, how: Reading, path: Path) -> NDArray[Any] | None:
     """``(H, W, channels)`` of a loaded picture, as Pillow converts it; None where it cannot."""
-    if channels not in _MODES:
+    if channels not in PILLOW_MODES:
         return None
     if how.value_range is not None and is_deep_png(head):
         deep = decode_deep(path.read_bytes())
@@ -141,7 +149,7 @@ def _values(image: Image.Image, head: bytes, channels: int, how: Reading, path: 
         return to_bytes(as_channels(np.asarray(image)[..., None], channels), FULL_16_BIT)
     if image.mode.startswith("I") or image.mode == "F":
         return as_channels(unsigned(image)[..., None], channels)
-    array = np.array(image.convert(_MODES[channels]))
+    array = np.array(image.convert(PILLOW_MODES[channels]))
     return array.reshape(array.shape[0], array.shape[1], channels)
 
 

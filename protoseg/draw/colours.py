@@ -47,14 +47,16 @@ def palette_picture(labels: NDArray[Any], colors: Sequence[Color]) -> Picture:
     return np.where(known[..., None], rgb, hatch)
 
 
-def overlay_picture(image: Picture, labels: Picture, colors: Sequence[Color]) -> Picture:
-    """Label colours half over the image, their outlines in full: (H, W, C_in), (H, W) -> (H, W, 3).
+def overlay_picture(
+    image: Picture, labels: Picture, colors: Sequence[Color], opacity: float = OVERLAY_OPACITY
+) -> Picture:
+    """Label colours over the image, their outlines in full: (H, W, C_in), (H, W) -> (H, W, 3).
 
     A black class (the background, in most palettes) leaves the image as it is.
     """
     rgb, mask = as_rgb(image).astype(np.float32), palette_picture(labels, colors).astype(np.float32)
-    opacity = np.where(_outline(labels), 1.0, OVERLAY_OPACITY)[..., None] * mask.any(2, keepdims=True)
-    return np.round((1 - opacity) * rgb + opacity * mask).astype(np.uint8)
+    share = np.where(_outline(labels), 1.0, opacity)[..., None] * mask.any(2, keepdims=True)
+    return np.round((1 - share) * rgb + share * mask).astype(np.uint8)
 
 
 def _outline(labels: Picture) -> NDArray[np.bool_]:

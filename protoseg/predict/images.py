@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from protoseg.checkpoint import CheckpointInfo
 from protoseg.config.sections import EvalConfig
 from protoseg.data.find import RESULT_FOLDERS, FoundImage
-from protoseg.data.images import read_image, resize_image, save_image, save_mask, save_whole
+from protoseg.data.images import read_image, resize_image
 from protoseg.data.pictures import reading
-from protoseg.draw.colours import overlay_picture
 from protoseg.errors import DataError
-from protoseg.inference import HeadName, image_batch, image_logits, inference, score, upsample
+from protoseg.inference import Autocast, HeadName, image_batch, image_logits, inference, score, upsample
 from protoseg.manifest import InputRule
 from protoseg.method.pseudo_labels import label_probability
 from protoseg.models.segmenter import Segmenter
 from protoseg.predict.table import ResultTable, part_file
+from protoseg.predict.write import save_part
 
 DEFAULT_HEAD: HeadName = "linear"
 PARTS = RESULT_FOLDERS
@@ -46,6 +46,7 @@ def predict_image(
     *,
     head: HeadName = DEFAULT_HEAD,
     config: EvalConfig | None = None,
+    autocast: Autocast = nullcontext,
 ) -> Prediction:
     """Segment one image on the device that the network is on.
 
@@ -59,6 +60,7 @@ def predict_image(
         rule: How an image becomes the network's input.
         head: Head that labels.
         config: Whole image (the default) or windows.
+        autocast: Gives the context of a forward pass.
 
     Raises:
         ValueError: If the image has other channels than the network, or the head needs prototypes and
@@ -71,54 +73,13 @@ def predict_image(
     height, width = image.shape[:2]
     batch = image_batch([resize_image(image, rule.resize)], segmenter.bank.prototypes.device)
     with inference(segmenter):
-        low = image_logits(segmenter, batch, config or EvalConfig(), rule.crop)
+        low = image_logits(segmenter, batch, config or EvalConfig(), rule.crop, autocast)
         logits = upsample(low, height, width)
         label, confidence = score(logits, head)
         believed = label_probability(logits.linear, label)
     return Prediction(
         label[0].cpu().numpy().astype(np.uint8), confidence[0].cpu().numpy(), believed[0].cpu().numpy()
     )
-
-
-def write_prediction(
-    out: Path,
-    name: str,
-    image: NDArray[np.uint8],
-    prediction: Prediction,
-    colors: Sequence[tuple[int, int, int]],
-    parts: Sequence[str],
-) -> None:
-    """Write the pictures of one image into the folders of ``parts``.
-
-    Args:
-        out: Folder of results.
-        name: Path below each part's folder, without a suffix.
-        image: (H, W, C) uint8.
-        prediction: What the network says about it.
-        colors: Colour of each class.
-        parts: Folders to write into; they are made.
-
-    Raises:
-        DataError: If a file cannot be written.
-    """
-    grey = {"confidence": prediction.confidence, "disagreement": 1 - prediction.label_probability}
-    for part in parts:
-        path = out / part_file(part, name)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{path.parent} cannot be made: {error}") from error
-        if part == "masks":
-            save_mask(path, prediction.labels, colors)
-        elif part == "overlays":
-            save_whole(path, Image.fromarray(overlay_picture(image, prediction.labels, colors)))
-        else:
-            save_image(path, to_grey(grey[part]))
-
-
-def to_grey(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """[0, 1] -> 0 to 255, rounded."""
-    return np.round(255 * np.clip(np.nan_to_num(values), 0, 1)).astype(np.uint8)
 
 
 def predict_files(
@@ -150,8 +111,11 @@ def predict_files(
                 yield item.path, str(error)
                 continue
             prediction = predict_image(segmenter, image, info.input, head=head, config=config)
-            write_prediction(out, name, image, prediction, colors, parts)
-            table.done(item.path, parts, head, info)
+            for part in parts:
+                save_part(out / part_file(part, name), part, prediction.labels, colors, image=image,
+                          confidence=prediction.confidence,
+                          label_probability=prediction.label_probability)  # fmt: skip
+            table.done(name, parts, head, info.name, info.step)
             yield item.path, None
     finally:
         table.write()

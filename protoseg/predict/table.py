@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from protoseg.checkpoint import CheckpointInfo
 from protoseg.data.find import RESULT_FOLDERS, FoundImage
 from protoseg.data.images import write_text
 from protoseg.data.names import plain
@@ -40,6 +39,7 @@ class ResultTable:
     def __init__(self, out: Path) -> None:
         self.out, self.path = out, out / TABLE_NAME
         self.changed: dict[str, Row] = {}
+        self._keys: dict[str, str] = {}  # of the reserved names
         self.rows = self._read()
 
     def _read(self) -> dict[str, Row]:
@@ -65,8 +65,22 @@ class ResultTable:
         Raises:
             DataError: If the table cannot be written.
         """
+        return self._reserve({_key(item.path): item.place.with_suffix("").as_posix() for item in images})
+
+    def reserve_one(self, source: str, wanted: str) -> str:
+        """A name for one image, as ``reserve`` gives it.
+
+        Args:
+            source: Its path, or what tells it from others where it is no file: a text as ``<array 1f0c>``.
+            wanted: The name if nothing else has it.
+
+        Raises:
+            DataError: If the table cannot be written.
+        """
+        return self._reserve({source if source.startswith("<") else _key(Path(source)): wanted})[0]
+
+    def _reserve(self, wanted: Mapping[str, str]) -> list[str]:
         taken = {_fold(row["name"]) for row in self.rows.values()}
-        wanted = {_key(item.path): item.place.with_suffix("").as_posix() for item in images}
         first = {_fold(name) for name in wanted.values()}
         names = []
         for key, plain_name in wanted.items():
@@ -79,25 +93,28 @@ class ResultTable:
                 row = dict.fromkeys(COLUMNS, "") | {"input": key, "name": name}
                 self.changed[key] = row
             names.append(row["name"])
+        self._keys |= dict(zip(names, wanted, strict=True))
         self.write()
         return names
 
     def _exists(self, name: str) -> bool:
         return any((self.out / part_file(part, name)).exists() for part in RESULT_FOLDERS)
 
-    def done(self, image: Path, parts: Sequence[str], head: str, info: CheckpointInfo) -> None:
-        """Note the results of an image that were written."""
-        key = _key(image)
-        name = {**self.rows, **self.changed}[key]["name"]
+    def done(self, name: str, parts: Sequence[str], head: str, run: str, step: int | str) -> None:
+        """Note the results that were written under a reserved name.
+
+        Args:
+            name: As reserved.
+            parts: Folders that have them.
+            head: Head that labelled.
+            run: Name of the run that trained the network.
+            step: Its optimiser step, or the version of its bundle.
+        """
+        key = self._keys[name]
         files = {part: part_file(part, name) if part in parts else "" for part in RESULT_FOLDERS}
         self.changed[key] = {
-            "input": key,
-            "name": name,
-            **files,
-            "head": head,
-            "run": info.name,
-            "step": str(info.step),
-        }
+            "input": key, "name": name, **files, "head": head, "run": run, "step": str(step),
+        }  # fmt: skip
 
     def write(self) -> None:
         """Write the table, whole or not at all, over what other calls have written since.

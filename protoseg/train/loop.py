@@ -30,8 +30,14 @@ from protoseg.train.state import Progress, States
 logger = logging.getLogger("protoseg")
 
 
-def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int:
+def train(config: Config, *, resume: bool = False, stopped_code: int = 0, own_logging: bool = True) -> int:
     """Run the configured training.
+
+    Args:
+        config: All settings.
+        resume: Go on from the last saved state, if there is one.
+        stopped_code: See below.
+        own_logging: Set up logging for the whole process, as commands do.
 
     Returns:
         0 when finished, ``stopped_code`` when a signal stopped it with its state saved.
@@ -43,7 +49,8 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
     settings, folder, seed = config.train, config.run.path, config.train.seed
     accelerator = setup.make_accelerator(settings, folder)
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
-    setup.start_logging(main=accelerator.is_main_process)
+    if own_logging:
+        setup.start_logging(main=accelerator.is_main_process)
     data = open_run_data(config)
     schedule = make_schedule(config, len(data.labeled), data.num_unlabeled, processes.world)
     progress = Progress()

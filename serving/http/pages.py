@@ -51,6 +51,7 @@ def describe_model(model: Model, settings: Settings) -> dict[str, Any]:
         "created": manifest.created,
         "file": model.bundle.artifact.name,
         "precision": model.bundle.artifact.precision,
+        "head": manifest.graph.head,
         "runtime": model.runtime,
         "sample_agreement": model.equal_labels,
         "classes": [

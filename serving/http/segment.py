@@ -9,6 +9,7 @@ import base64
 import time
 from typing import Any
 
+from protoseg.data.regions import geojson
 from serving.errors import RequestState, ServingError
 from serving.http.body import MAX_BATCH_FILES, Part, is_form, read_body
 from serving.http.options import Options, parse_options
@@ -20,7 +21,7 @@ from serving.pixels.maps import class_pixels, keep_classes
 from serving.pixels.overlay import encode_overlay
 from serving.pixels.png import encode_png, scores_to_bytes
 from serving.pixels.records import class_records, hf_segments
-from serving.pixels.regions import geojson, polygons_by_class, rle_by_class
+from serving.pixels.regions import polygons_by_class, rle_by_class
 from serving.worker.metrics import metrics
 from serving.worker.state import ServingState, check_alive
 

@@ -15,8 +15,9 @@ from protoseg.data.images import resize_image
 from protoseg.manifest import InputRule, ResizeConfig
 from protoseg.method.pseudo_labels import fuse
 from protoseg.predict.__main__ import main
-from protoseg.predict.images import DEFAULT_HEAD, predict_image, to_grey
+from protoseg.predict.images import DEFAULT_HEAD, predict_image
 from protoseg.predict.table import ResultTable
+from protoseg.predict.write import to_grey
 
 COLORS = [item.color for item in tiny_info(3).classes]
 EXIF_ORIENTATION = 0x0112

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
+from protoseg.data.regions import geojson
 from protoseg.manifest import Manifest
 from serving.errors import ServingError
 from serving.pixels import regions
 from serving.pixels.records import class_records
-from serving.pixels.regions import geojson, polygons_by_class, rle_by_class
+from serving.pixels.regions import polygons_by_class, rle_by_class
 
 
 def test_rle_by_hand() -> None:

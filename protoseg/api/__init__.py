@@ -1,0 +1,1 @@
+"""What ``import protoseg`` gives: models, their results, and the commands as functions."""

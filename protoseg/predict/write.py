@@ -1,0 +1,60 @@
+"""Writes the pictures of a prediction. Torch-free: a bundle's results are written so too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from protoseg.data.images import save_image, save_mask, save_whole
+from protoseg.draw.colours import overlay_picture
+from protoseg.errors import DataError
+
+Scores = NDArray[np.float32] | None
+
+
+def save_part(
+    path: Path,
+    part: str,
+    labels: NDArray[np.uint8],
+    colors: Sequence[tuple[int, int, int]],
+    *,
+    image: NDArray[np.uint8] | None = None,
+    confidence: Scores = None,
+    label_probability: Scores = None,
+) -> None:
+    """Write one of the pictures, whole or not at all; its folder is made.
+
+    Args:
+        path: The file.
+        part: ``masks``, ``overlays``, ``confidence`` or ``disagreement``.
+        labels: (H, W) class ids.
+        colors: Colour of each class.
+        image: (H, W, C), for an overlay.
+        confidence: (H, W) in [0, 1], for that picture.
+        label_probability: (H, W) in [0, 1], for the disagreement.
+
+    Raises:
+        DataError: If it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path.parent} cannot be made: {error}") from error
+    if part == "masks":
+        save_mask(path, labels, colors)
+    elif part == "overlays":
+        assert image is not None
+        save_whole(path, Image.fromarray(overlay_picture(image, labels, colors)))
+    else:
+        scores = confidence if part == "confidence" else label_probability
+        assert scores is not None
+        save_image(path, to_grey(scores if part == "confidence" else 1 - scores))
+
+
+def to_grey(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """[0, 1] -> 0 to 255, rounded."""
+    return np.round(255 * np.clip(np.nan_to_num(values), 0, 1)).astype(np.uint8)
