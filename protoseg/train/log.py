@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from protoseg.evaluate.results import EvalResult
 from protoseg.files import write_text_whole
 from protoseg.method.step import StepResult
 from protoseg.models.prototypes import PrototypeBank
 from protoseg.processes import Processes
 from protoseg.train.data import Batches
 from protoseg.train.monitor import Monitor
+from protoseg.train.trackers import Trackers
 
 logger = logging.getLogger("protoseg")
 
@@ -132,7 +133,7 @@ class RunLog:
 
     Args:
         folder: The run folder.
-        accelerator: For its trackers.
+        trackers: Get the numbers, too.
         processes: Who shares the run.
         monitor: Finds what to warn of.
         step: Optimiser steps done; later records of the log are dropped.
@@ -140,15 +141,16 @@ class RunLog:
     """
 
     def __init__(
-        self, folder: Path, accelerator: Accelerator, processes: Processes, monitor: Monitor, *, step: int,
+        self, folder: Path, trackers: Trackers, processes: Processes, monitor: Monitor, *, step: int,
         max_steps: int,
     ) -> None:  # fmt: skip
-        self.accelerator, self.processes, self.monitor = accelerator, processes, monitor
+        self.trackers, self.processes, self.monitor = trackers, processes, monitor
         self.file = MetricsLog(folder / "metrics.jsonl") if processes.rank == 0 else None
         if self.file is not None:
             self.file.truncate_after(step)
         self.bar = tqdm(total=max_steps, initial=step, disable=self.file is None, desc="train", unit="step",
                         dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 15)  # fmt: skip
+        trackers.say = self.say
         self.interval = Interval()
 
     def log_interval(self, step: int, batches: Batches, bank: PrototypeBank | None, **numbers: float) -> None:
@@ -180,10 +182,20 @@ class RunLog:
         self.interval = Interval()
         batches.images, batches.waited = 0, 0.0
 
-    def log_evaluation(self, step: int, miou: Mapping[str, float], *, unlabeled: bool) -> None:
-        """Log the validation mIoU of each head, in [0, 1]."""
-        record = {STEP: step, **{f"val/miou_{head}": value for head, value in miou.items()}}
+    def log_evaluation(self, step: int, result: EvalResult, *, unlabeled: bool) -> None:
+        """Log validation mIoU, and IoU by class, of each head, in [0, 1]."""
+        miou, names = result.miou, self.monitor.class_names
+        record: dict[str, Any] = {STEP: step, **{f"val/miou_{head}": value for head, value in miou.items()}}
+        record |= {f"val/iou_{head}": values for head, values in result.per_class.items()}
         self._write(record, unlabeled=unlabeled)
+        self.trackers.log(
+            {
+                f"val/iou_{head}/{name}": value
+                for head, values in result.per_class.items()
+                for name, value in zip(names, values, strict=True)
+            },
+            step,
+        )
         self.say(f"step {step}: val mIoU " + ", ".join(f"{head} {v:.2%}" for head, v in miou.items()))
 
     def _write(self, record: dict[str, Any], *, unlabeled: bool = False) -> None:
@@ -192,18 +204,19 @@ class RunLog:
             for warning in self.monitor.update(record, unlabeled=unlabeled):
                 self.say(f"warning: step {record[STEP]}: {warning}")
         scalars = {key: value for key, value in record.items() if isinstance(value, float)}
-        self.accelerator.log(scalars, step=record[STEP])
+        self.trackers.log(scalars, record[STEP])
 
     def say(self, text: str) -> None:
         """Write a line above the bar."""
         if self.file is not None:
             self.bar.write(text)
 
-    def close(self, text: str) -> None:
-        """End the bar and the trackers with the last lines of the run."""
+    def close(self, text: str, best: Path | None = None) -> None:
+        """End the bar and the trackers with the last lines of the run; ``best`` is its best checkpoint."""
         self.bar.close()
+        self.trackers.say = logger.warning
+        self.trackers.close(best)
         logger.info("%s", text)
-        self.accelerator.end_training()
 
     @contextmanager
     def paused(self) -> Iterator[None]:

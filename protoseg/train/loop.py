@@ -23,9 +23,11 @@ from protoseg.train import setup
 from protoseg.train.data import open_batches, open_run_data
 from protoseg.train.log import RunLog
 from protoseg.train.monitor import FaultWatch, Monitor
+from protoseg.train.progress import Progress
 from protoseg.train.results import Results, end_report, network_info
 from protoseg.train.signals import Interrupt
-from protoseg.train.state import Progress, States
+from protoseg.train.state import States
+from protoseg.train.trackers import require_trackers
 
 logger = logging.getLogger("protoseg")
 
@@ -44,6 +46,7 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
     accelerator = setup.make_accelerator(settings, folder)
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
     setup.start_logging(main=accelerator.is_main_process)
+    require_trackers(settings.trackers)
     data = open_run_data(config)
     schedule = make_schedule(config, len(data.labeled), data.num_unlabeled, processes.world)
     progress = Progress()
@@ -55,15 +58,18 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
     )
     network, teacher, bank = networks.network, networks.teacher, networks.bank
     info = network_info(config, data, method.prototypes, network.stride_multiple)
+    batches = open_batches(config.data, config.views, settings, data, schedule, processes, progress.step,
+                           unlabeled=config.method.unlabeled)  # fmt: skip
+    setup.take_run_folder(accelerator, states)
     logger.info("%s", setup.describe(folder, info, data, schedule, accelerator, seed))
-    monitor = Monitor([c.name for c in data.classes], data.labeled_shares, best=progress.best)
-    log = RunLog(folder, accelerator, processes, monitor, step=progress.step, max_steps=schedule.max_steps)
+    names = [c.name for c in data.classes]
+    monitor = Monitor(names, data.labeled_shares, best=progress.best)
+    log = RunLog(folder, setup.start_trackers(config, accelerator, progress.step), processes, monitor,
+                 step=progress.step, max_steps=schedule.max_steps)  # fmt: skip
     results = Results(
         folder, networks, info, EvalSamples(data.val), processes, accelerator.autocast, log, states
     )
-    batches = open_batches(config.data, config.views, settings, data, schedule, processes, progress.step,
-                           unlabeled=config.method.unlabeled)  # fmt: skip
-    interrupt, faults = Interrupt(), FaultWatch(processes.device, states)
+    interrupt, faults, early = Interrupt(), FaultWatch(processes.device, states), False
 
     for step in range(progress.step, schedule.max_steps):
         phase = schedule.phase(step)
@@ -112,15 +118,25 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
         if schedule.evaluates(done):
             if done <= schedule.warmup_steps:
                 update_teacher(teacher, network, 0.0)
-            result = results.evaluate(done, unlabeled=phase.unlabeled)
-        if schedule.saves(done):
-            states.save(or_stop=schedule.ends(done))
+            result = results.evaluate(
+                done, unlabeled=phase.unlabeled, after_warmup=done > schedule.warmup_steps,
+                min_delta=settings.min_delta,
+            )  # fmt: skip
+            early = settings.patience is not None and progress.stale >= settings.patience
+        over = early or schedule.ends(done)
+        if (schedule.saves(done) or over) and not (over and settings.keep_states == 0):
+            states.save(or_stop=over)
+        if over:
+            break
         if stop:
             states.save()
             log.close(
                 f"interrupted: the state of step {done} is saved. Go on with:\n  {states.resume_command}"
             )
+            accelerator.end_training()
             return stopped_code
     interrupt.close()
-    log.close(end_report(folder, data.classes, result, progress.skipped_images))
+    states.finish(early=early)
+    log.close(end_report(folder, names, result, progress, early=early), results.best_folder)
+    accelerator.end_training()
     return 0

@@ -422,7 +422,8 @@ def test_a_full_disk_is_an_error_and_keeps_the_last_state(config_file, tmp_path)
         "sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "--config", str(config_file), "train.eval_every=8"],
+        [sys.executable, "-c", code, "--config", str(config_file), "train.eval_every=8",
+         "train.keep_states=2"],
         cwd=PROJECT_ROOT, env=quiet_environment(), text=True, capture_output=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 1, done.stdout
