@@ -37,7 +37,7 @@ def start_logging(*, main: bool) -> None:
     logging.basicConfig(
         level=logging.INFO if main else logging.ERROR, format="%(message)s", stream=sys.stdout, force=True
     )
-    for noisy in ("accelerate", "httpx", "timm", "PIL", "matplotlib", "mlflow", "alembic"):
+    for noisy in ("accelerate", "httpx", "timm", "PIL", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -184,6 +184,7 @@ class MLflow(Tracker):
         import mlflow
 
         place = None
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table that it makes
         # its client tries for minutes by default, and the training would wait
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         if not os.environ.get("MLFLOW_TRACKING_URI"):
@@ -234,8 +235,10 @@ class Trackio(Tracker):
 
     def end(self) -> None:
         """Write what is left and close."""
+        import trackio
+
         with contextlib.redirect_stdout(sys.stderr):
-            super().end()
+            trackio.finish()  # the run's own finish, which accelerate calls, comes a second time at exit
 
 
 class Comet(Tracker):
@@ -245,6 +248,7 @@ class Comet(Tracker):
         """The experiment goes on under its key."""
         import comet_ml
 
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # its reports of faults try again and again
         folder = self.run.folder / "comet"
         folder.mkdir(exist_ok=True)
         self.open(
