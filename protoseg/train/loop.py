@@ -24,16 +24,25 @@ from protoseg.train.data import open_batches, open_run_data
 from protoseg.train.log import RunLog
 from protoseg.train.monitor import FaultWatch, Monitor
 from protoseg.train.progress import Progress
-from protoseg.train.results import Results, end_report, network_info
+from protoseg.train.results import Results, end_report, network_info, where
 from protoseg.train.signals import Interrupt
 from protoseg.train.state import States
+from protoseg.train.terminal import Output, Terminal, start_logging
 from protoseg.train.trackers import require_trackers
 
 logger = logging.getLogger("protoseg")
 
 
-def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int:
+def train(
+    config: Config, *, resume: bool = False, stopped_code: int = 0, output: Output = "text"
+) -> int:  # fmt: skip
     """Run the configured training.
+
+    Args:
+        config: All settings.
+        resume: Go on from the last state, if there is one.
+        stopped_code: What to return when a signal stopped it.
+        output: For whom it shows how it goes.
 
     Returns:
         0 when finished, ``stopped_code`` when a signal stopped it with its state saved.
@@ -45,7 +54,7 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
     settings, folder, seed = config.train, config.run.path, config.train.seed
     accelerator = setup.make_accelerator(settings, folder)
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
-    setup.start_logging(main=accelerator.is_main_process)
+    start_logging(main=accelerator.is_main_process, output=output)
     require_trackers(settings.trackers)
     data = open_run_data(config)
     schedule = make_schedule(config, len(data.labeled), data.num_unlabeled, processes.world)
@@ -61,11 +70,16 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
     batches = open_batches(config.data, config.views, settings, data, schedule, processes, progress.step,
                            unlabeled=config.method.unlabeled)  # fmt: skip
     setup.take_run_folder(accelerator, states)
-    logger.info("%s", setup.describe(folder, info, data, schedule, accelerator, seed))
+    if output != "json":
+        logger.info("%s", setup.describe(folder, info, data, schedule, accelerator, seed))
     names = [c.name for c in data.classes]
-    monitor = Monitor(names, data.labeled_shares, best=progress.best)
-    log = RunLog(folder, setup.start_trackers(config, accelerator, progress.step), processes, monitor,
-                 step=progress.step, max_steps=schedule.max_steps)  # fmt: skip
+    terminal = Terminal(
+        output, main=accelerator.is_main_process, step=progress.step, max_steps=schedule.max_steps
+    )
+    terminal.event("start", step=progress.step, **setup.facts(folder, info, data, schedule, accelerator))
+    log = RunLog(folder, setup.start_trackers(config, accelerator, progress.step), processes,
+                 Monitor(names, data.labeled_shares, best=progress.best), terminal, step=progress.step,
+                 eval_every=schedule.eval_every)  # fmt: skip
     results = Results(
         folder, networks, info, EvalSamples(data.val), processes, accelerator.autocast, log, states
     )
@@ -106,7 +120,7 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
                    world=processes.world)  # fmt: skip
             progress.teacher_updates += 1
         progress.step = done = step + 1
-        log.bar.update()
+        terminal.bar.update()
 
         stop = interrupt.requested(processes, together=schedule.logs(done))
         if stop or schedule.pauses(done) or processes.device.type == "cpu":
@@ -130,13 +144,17 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
             break
         if stop:
             states.save()
-            log.close(
+            log.close()
+            terminal.say(
                 f"interrupted: the state of step {done} is saved. Go on with:\n  {states.resume_command}"
             )
+            terminal.event("interrupted", step=done, resume=states.resume_command)
             accelerator.end_training()
             return stopped_code
     interrupt.close()
     states.finish(early=early)
-    log.close(end_report(folder, names, result, progress, early=early), results.best_folder)
+    log.close(results.best_folder)
+    terminal.say(end_report(folder, names, result, progress, early=early))
+    terminal.event("end", stopped_early=early, **where(folder, progress, early=early))
     accelerator.end_training()
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -118,7 +119,7 @@ class Results:
         with self.log.paused(), self.states.saved_on_error():
             result = evaluate_segmenter(
                 self.segmenter, self.info, self.samples, self.processes, boundary=False,
-                autocast=self.autocast, label=f"val {step}",
+                autocast=self.autocast, label=f"val {step}", progress=self.log.terminal.live,
             )  # fmt: skip
         self.log.log_evaluation(step, result, unlabeled=unlabeled)
         best = self.states.progress.note(result.miou, min_delta=min_delta, counts=after_warmup)
@@ -134,7 +135,7 @@ class Results:
         save_checkpoint(checkpoint, self.segmenter, info, self.networks.network)
         if best:
             copy_checkpoint(checkpoint, self.folder / BEST_DIR)
-        picture = self.folder / PICTURE_DIR / f"step_{step:08d}.png"
+        picture = picture_path(self.folder, step)
         count = len(self.samples)
         chosen = np.linspace(0, count - 1, min(PANEL_IMAGES, count)).round().astype(int)
         panel(
@@ -149,6 +150,11 @@ class Results:
         )
         plots.curves(read_metrics(self.folder / "metrics.jsonl"), self.folder / "curves.png")
         self.log.trackers.picture(picture, step)
+
+
+def picture_path(folder: Path, step: int) -> Path:
+    """The picture of the evaluation at a step."""
+    return folder / PICTURE_DIR / f"step_{step:08d}.png"
 
 
 def end_report(
@@ -172,6 +178,7 @@ def end_report(
             f"stopped early at step {progress.step}: the last {progress.stale} evaluations brought no better "
             f"mIoU of the {progress.best_head} head (train.patience)",
         ]
+    taken = folder / BEST_DIR if early else folder
     lines += ["", f"checkpoint  {folder / CHECKPOINT_DIR}"]
     if progress.best_value >= 0:
         since = f" at step {progress.best_step}" if progress.best_step else ""
@@ -179,12 +186,27 @@ def end_report(
             f"best        {folder / BEST_DIR} ({progress.best_head} {progress.best_value:.2%}{since})"
         )
     lines += [
-        f"pictures    {folder / PICTURE_DIR}, {folder / 'curves.png'}",
+        f"pictures    {picture_path(folder, progress.step)}, {folder / 'curves.png'}",
         f"metrics     {folder / 'metrics.jsonl'}",
         "",
-        f"next: python -m export.onnx {folder / BEST_DIR if early else folder}",
+        f"next: python -m export.onnx {taken}",
+        f"      python -m protoseg.predict {taken} IMAGES -o out",
     ]
     return "\n".join(lines)
+
+
+def where(folder: Path, progress: Progress, *, early: bool) -> dict[str, Any]:
+    """What ``end_report`` says, for machines."""
+    best = {"head": progress.best_head, "miou": progress.best_value, "step": progress.best_step}
+    return {
+        "step": progress.step,
+        "skipped_images": progress.skipped_images,
+        "checkpoint": str(folder / CHECKPOINT_DIR),
+        "best": {**best, "checkpoint": str(folder / BEST_DIR)} if progress.best_value >= 0 else None,
+        "pictures": str(folder / PICTURE_DIR),
+        "metrics": str(folder / "metrics.jsonl"),
+        "next": f"python -m export.onnx {folder / BEST_DIR if early else folder}",
+    }
 
 
 def _with_absolute_root(data: DataConfig) -> DataConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,6 @@ from protoseg.train.state import CONFIG_NAME, FINISHED_NAME, STATE_DIR, States, 
 from protoseg.train.trackers import Run, Trackers
 
 logger = logging.getLogger("protoseg")
-
-
-def start_logging(*, main: bool) -> None:
-    """Messages of a run on the standard output, those of the first process only, but for errors."""
-    logging.basicConfig(
-        level=logging.INFO if main else logging.ERROR, format="%(message)s", stream=sys.stdout, force=True
-    )
-    for noisy in ("accelerate", "httpx", "timm", "PIL", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def make_accelerator(train: TrainConfig, folder: Path) -> Accelerator:
@@ -249,6 +239,26 @@ def start_trackers(config: Config, accelerator: Accelerator, step: int) -> Track
         config.run.project, config.run.name, config.run.path, config.model_dump(mode="json"), step
     )  # fmt: skip
     return Trackers(config.train.trackers if accelerator.is_main_process else [], run)
+
+
+def facts(
+    folder: Path, info: CheckpointInfo, data: RunData, schedule: Schedule, accelerator: Accelerator
+) -> dict[str, Any]:
+    """What ``describe`` says, for machines."""
+    return {
+        "run": str(folder),
+        "method": info.method,
+        "architecture": info.model.architecture,
+        "encoder": info.model.encoder,
+        "classes": [item.name for item in data.classes],
+        "images": {"labeled": len(data.labeled), "unlabeled": data.num_unlabeled, "val": len(data.val)},
+        "batch": schedule.length.batch,
+        "max_steps": schedule.max_steps,
+        "warmup_steps": schedule.warmup_steps,
+        "device": str(accelerator.device),
+        "processes": accelerator.num_processes,
+        "versions": info.versions,
+    }
 
 
 def describe(

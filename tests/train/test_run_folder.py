@@ -92,8 +92,18 @@ def test_a_run_that_cannot_begin_leaves_the_earlier_one_of_its_name(
     assert not (tmp_path / "runs" / "tiny.1").exists()
 
 
-def test_a_finished_run_holds_its_weights_once(train, run):
-    assert train() == 0
+def test_a_finished_run_holds_its_weights_once_and_tells_machines(train, run, capsys):
+    assert train("--json") == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    kinds = [item["event"] for item in events if item["event"] != "message"]
+    assert kinds == ["start", "log", "log", "evaluation", "log", "evaluation", "end"]
+    assert events[0]["images"] == {"labeled": 4, "unlabeled": 6, "val": 3}
+    assert [item["step"] for item in events if item["event"] == "log"] == [1, 2, 3]
+    assert all(item["seconds_left"] >= 0 for item in events if item["event"] == "log")
+    last = next(item for item in events if item["event"] == "evaluation" and item["step"] == 3)
+    assert last["iou"]["fused"].keys() == {"background", "disc", "square", "triangle", "cross"}
+    assert Path(events[-1]["best"]["checkpoint"]) == run / "best"
+
     (state,) = (run / "state").iterdir()
     pairs = [("model.safetensors", "teacher.safetensors"), ("student.safetensors", "model.safetensors")]
     for name, in_state in pairs:
@@ -158,7 +168,8 @@ def test_weights_are_shared_only_when_they_are_equal(tmp_path):
 
 def test_a_finished_run_drops_its_states_and_still_knows_that_it_has_finished(train, run, capsys):
     arguments = ("train.keep_states=0", "train.save_every=1")
-    assert train(*arguments) == 0
+    assert train(*arguments, "--quiet") == 0
+    assert all(line.startswith("warning: ") for line in capsys.readouterr().out.splitlines())
     assert not (run / "state").exists()
     before = contents(run)
     assert train(*arguments, "--resume") == 0

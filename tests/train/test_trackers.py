@@ -161,7 +161,7 @@ def by_mlflow(run, home):
     return {
         "name": found.info.run_name,
         "settings": found.data.params,
-        "steps": [m.step for m in client.get_metric_history(number, "loss/total")],
+        "steps": [m.step for m in client.get_metric_history(found.info.run_id, "loss/total")],
         "numbers": set(found.data.metrics),
         "pictures": len([f for f in files if f.startswith("pictures/")]),
         "best": "best/model.safetensors" in files,

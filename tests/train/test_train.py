@@ -80,6 +80,9 @@ def test_a_run_from_start_to_checkpoint(config_file, run_module, tmp_path):
     run = tmp_path / "runs" / "tiny"
     for text in ("linear", "prototype", "fused", "background", f"python -m export.onnx {run}"):
         assert text in done.stdout
+    for control in ("\r", "\x1b"):
+        assert control not in done.stdout + done.stderr, "a log file has whole lines"
+    assert "step 1 of 8: loss " in done.stdout
     assert len(list((run / "pictures").glob("*.png"))) == 2
     assert (run / "curves.png").stat().st_size > 1000
     info = load_checkpoint(run).info
