@@ -26,7 +26,8 @@ from protoseg.models.segmenter import build_segmenter
 from protoseg.train.data import RunData
 from protoseg.train.optim import make_optimizer, make_scheduler
 from protoseg.train.state import CONFIG_NAME, FINISHED_NAME, STATE_DIR, States, state_folders
-from protoseg.train.trackers import Run, Trackers
+from protoseg.train.tracker_kinds import Run
+from protoseg.train.trackers import Trackers
 
 logger = logging.getLogger("protoseg")
 

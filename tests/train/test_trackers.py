@@ -20,7 +20,8 @@ from tiny import TINY, quiet_environment
 from protoseg.config.load import parse_config
 from protoseg.errors import ConfigError
 from protoseg.train import trackers
-from protoseg.train.trackers import Run, Tracker, Trackers, require_trackers
+from protoseg.train.tracker_kinds import Run, Tracker
+from protoseg.train.trackers import Trackers, require_trackers
 
 SETTINGS = {"train": {"max_steps": 6, "trackers": ["a"]}, "data": {"resize": {"mode": "none"}, "val": None}}
 
