@@ -136,7 +136,7 @@ def train(
                 done, unlabeled=phase.unlabeled, after_warmup=done > schedule.warmup_steps,
                 min_delta=settings.min_delta,
             )  # fmt: skip
-            early = settings.patience is not None and progress.stale >= settings.patience
+            early = not schedule.ends(done) and progress.stale >= (settings.patience or math.inf)
         over = early or schedule.ends(done)
         if (schedule.saves(done) or over) and not (over and settings.keep_states == 0):
             states.save(or_stop=over)
