@@ -93,7 +93,8 @@ def prepare(
     from protoseg.seeds import generator
     from protoseg.train import setup
     from protoseg.train.data import open_batches, open_run_data
-    from protoseg.train.state import Progress, States
+    from protoseg.train.progress import Progress
+    from protoseg.train.state import States
 
     own = ["train.trackers=[]", "data.cache=true", f"train.max_steps={STEPS}", "train.warmup_steps=0"]
     settings = load_config(config, [*own, *overrides, f"run.dir={folder}", "run.name=run"])

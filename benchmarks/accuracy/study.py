@@ -21,8 +21,8 @@ Head = Literal["linear", "prototype", "fused"]
 HEADS: tuple[Head, ...] = ("linear", "prototype", "fused")
 
 # settings that say where results go or how data is read, and never change a figure
-NO_EFFECT = {"run.name", "run.dir", "data.cache", "data.num_workers", "train.trackers", "train.save_every",
-             "train.keep_states"}  # fmt: skip
+NO_EFFECT = {"run.name", "run.dir", "run.project", "data.cache", "data.num_workers", "train.trackers",
+             "train.save_every", "train.keep_states"}  # fmt: skip
 # settings that the study itself decides
 OWN = NO_EFFECT - {"data.num_workers"} | {"train.seed", "train.max_steps", "train.warmup_steps",
                                           "train.eval_every", "train.start_from"}  # fmt: skip

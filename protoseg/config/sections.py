@@ -6,12 +6,13 @@ in a fraction of a second.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from protoseg.manifest import ResizeConfig, Section
+from protoseg.manifest import Head, ResizeConfig, Section
 
 
 def _whole_number(value: Any) -> Any:
@@ -24,6 +25,12 @@ NumberChoice = BeforeValidator(_whole_number)
 
 BUILT_IN_MAPS = ("cityscapes", "ade20k", "voc")
 """Label maps by name, which bring their classes with them."""
+
+
+TRACKERS = (
+    "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "aim", "clearml", "dvclive", "swanlab",
+)  # fmt: skip
+"""Trackers by the names that accelerate gives them."""
 
 
 class FolderPair(Section):
@@ -416,15 +423,27 @@ class TrainConfig(Section):
     """Steps between evaluations; null: five in a run. The last step is always evaluated."""
     save_every: int | None = Field(None, ge=1)
     """Steps between resume states; null: as often as evaluations."""
-    keep_states: int = Field(2, ge=1)
-    """Resume states that are kept."""
+    keep_states: int = Field(1, ge=0)
+    """Resume states that are kept; 0 keeps one while the run lasts, and none once it has finished."""
     trackers: list[str] = Field(["tensorboard"])
-    """accelerate trackers by name; an empty list for none."""
+    """Where numbers, settings, pictures and the best checkpoint go, too: ``tensorboard``, ``wandb``,
+    ``mlflow``, ``trackio``, ``comet_ml``; ``aim``, ``clearml``, ``dvclive`` and ``swanlab`` get numbers and
+    settings. An empty list for none."""
+    patience: int | None = Field(None, ge=1)
+    """Evaluations after the warm-up without a better ``eval.best`` until the run stops early; null never."""
+    min_delta: float = Field(0.0, ge=0, lt=1)
+    """How much higher than the last better one a value must be to count as better for ``patience``; mIoU in
+    [0, 1]."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         if (self.max_steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of train.max_steps and train.epochs")
+        for name in self.trackers:
+            if name not in TRACKERS:
+                near = get_close_matches(name.lower(), TRACKERS, n=1, cutoff=0.5)
+                meant = f" (did you mean {near[0]}?)" if near else ""
+                raise ValueError(f"there is no tracker {name!r}{meant}; there are {', '.join(TRACKERS)}")
         return self
 
 
@@ -439,6 +458,8 @@ class EvalConfig(Section):
     """Step of the window as a fraction of its side."""
     batch_size: int = Field(1, ge=1)
     """Windows, or images of one size, in a forward pass."""
+    best: Head = "linear"
+    """Head whose validation mIoU decides which checkpoint is ``best/`` and when ``train.patience`` ends."""
     at_working_size: bool = False
     """Score at the working size (masks shrunk by nearest neighbour) instead of the mask's own."""
 
@@ -450,6 +471,8 @@ class RunConfig(Section):
     """Name of the run folder."""
     dir: str = "runs"
     """Folder of run folders."""
+    project: str = Field("protoseg", min_length=1)
+    """What trackers call the project, where they have such a thing (``train.trackers``)."""
 
     @property
     def path(self) -> Path:
@@ -494,6 +517,8 @@ class Config(Section):
             raise ValueError("pseudo_labels.agreement=heads needs method.prototypes=true")
         if self.method.prototypes is False and self.pseudo_labels.source == "fused":
             raise ValueError("pseudo_labels.source=fused needs method.prototypes=true")
+        if self.method.prototypes is False and self.eval.best != "linear":
+            raise ValueError(f"eval.best={self.eval.best} needs method.prototypes=true")
         if self.model.architecture == "dpt" and "vit" not in self.model.encoder:
             raise ValueError(
                 f"model.architecture=dpt needs a vision transformer, got encoder {self.model.encoder!r}; "

@@ -61,6 +61,7 @@ def evaluate_segmenter(
     boundary: bool = True,
     autocast: Autocast = nullcontext,
     label: str = "evaluate",
+    progress: bool = True,
 ) -> EvalResult:
     """Measure a network on labelled images, each counted once on any number of processes.
 
@@ -74,6 +75,7 @@ def evaluate_segmenter(
         boundary: Measure the boundary F-score (the slowest part on a CPU).
         autocast: Gives the context of a forward pass, as ``accelerator.autocast``.
         label: Beside the bar.
+        progress: Show a bar.
 
     Returns:
         The metrics over all processes, the same on each.
@@ -90,7 +92,7 @@ def evaluate_segmenter(
         raise ConfigError(f"heads {list(heads)} need prototypes, this network has none; use head 'linear'")
     counts = Accumulator.empty(len(used), len(info.classes), device)
     bar = tqdm(total=len(processes.mine(len(samples))), desc=label, unit="image", leave=False,
-               disable=processes.rank > 0, dynamic_ncols=True,
+               disable=processes.rank > 0 or not progress, dynamic_ncols=True,
                mininterval=0.5 if sys.stderr.isatty() else 10.0)  # fmt: skip
     with bar, inference(segmenter.to(device)):
         for images, masks in _batches(samples, info.input.resize, config, processes):

@@ -46,6 +46,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="exit code when a signal stopped the run before its last step (default 0); job managers "
         "that start failed jobs again need another one",
     )
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
+        "--quiet", action="store_const", dest="output", const="quiet", default="text",
+        help="show warnings and errors alone",
+    )  # fmt: skip
+    shown.add_argument(
+        "--json", action="store_const", dest="output", const="json",
+        help="one JSON object a line on the standard output, see docs/training.md",
+    )  # fmt: skip
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -67,7 +76,9 @@ def main(argv: list[str] | None = None) -> int:
         # torch and its company take seconds to import: a wrong setting is reported before that
         from protoseg.train.loop import train
 
-        return train(config, resume=arguments.resume, stopped_code=arguments.stopped_code)
+        return train(
+            config, resume=arguments.resume, stopped_code=arguments.stopped_code, output=arguments.output
+        )
 
     code = guarded(run)
     if code not in (0, arguments.stopped_code):

@@ -1,11 +1,10 @@
-"""What a run says while it trains: ``metrics.jsonl``, the progress bar, warnings, trackers."""
+"""What a run says while it trains, to ``metrics.jsonl``, the terminal and trackers."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,33 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
+from protoseg.evaluate.results import EvalResult, format_table
 from protoseg.files import write_text_whole
 from protoseg.method.step import StepResult
 from protoseg.models.prototypes import PrototypeBank
 from protoseg.processes import Processes
 from protoseg.train.data import Batches
 from protoseg.train.monitor import Monitor
-
-logger = logging.getLogger("protoseg")
+from protoseg.train.terminal import Terminal, in_words, plain
+from protoseg.train.trackers import Trackers
 
 STEP = "step"
-
-
-def _plain(value: Any) -> Any:
-    """Values that JSON has: NaN and infinities become null, tensors and numpy scalars numbers."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -84,7 +69,7 @@ class MetricsLog:
         """
         if not isinstance(record.get(STEP), int):
             raise ValueError(f"a record needs an integer {STEP!r}, got {record.get(STEP)!r}")
-        line = json.dumps(_plain(record), allow_nan=False) + "\n"
+        line = json.dumps(plain(record), allow_nan=False) + "\n"
         with self.path.open("ab", buffering=0) as stream:
             stream.write(line.encode())
 
@@ -132,23 +117,24 @@ class RunLog:
 
     Args:
         folder: The run folder.
-        accelerator: For its trackers.
+        trackers: Get the numbers, too.
         processes: Who shares the run.
         monitor: Finds what to warn of.
+        terminal: Shows it.
         step: Optimiser steps done; later records of the log are dropped.
-        max_steps: Steps of the run.
+        eval_every: Steps between evaluations, which take time, too.
     """
 
     def __init__(
-        self, folder: Path, accelerator: Accelerator, processes: Processes, monitor: Monitor, *, step: int,
-        max_steps: int,
+        self, folder: Path, trackers: Trackers, processes: Processes, monitor: Monitor, terminal: Terminal, *,
+        step: int, eval_every: int,
     ) -> None:  # fmt: skip
-        self.accelerator, self.processes, self.monitor = accelerator, processes, monitor
+        self.trackers, self.processes, self.monitor = trackers, processes, monitor
         self.file = MetricsLog(folder / "metrics.jsonl") if processes.rank == 0 else None
         if self.file is not None:
             self.file.truncate_after(step)
-        self.bar = tqdm(total=max_steps, initial=step, disable=self.file is None, desc="train", unit="step",
-                        dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 15)  # fmt: skip
+        self.terminal, self.step, self.eval_every = terminal, step, eval_every
+        self.pauses: list[float] = []
         self.interval = Interval()
 
     def log_interval(self, step: int, batches: Batches, bank: PrototypeBank | None, **numbers: float) -> None:
@@ -171,43 +157,62 @@ class RunLog:
             record["prototype/closest_pair"] = bank.closest_pair().tolist()
             record["prototype/active"] = [bool(v) for v in bank.active.tolist()]
         self._write(record)
+        left = self._seconds_left(step, elapsed / max(step - self.step, 1))
         rate = record.get("pseudo_label/rate")
-        self.bar.set_postfix_str(
+        self.terminal.progress(
+            step,
             f"loss {record['loss/total']:.3f}" + ("" if rate is None else f", labels {rate:.0%}")
             + f", lr {record['lr']:.2g}, {record['time/images_per_s']:.1f} img/s"
-            + f", data {record['time/data_wait']:.0%}"
+            + f", data {record['time/data_wait']:.0%}, {in_words(left)}",
         )  # fmt: skip
-        self.interval = Interval()
+        self.terminal.event("log", **record, seconds_left=left)
+        self.interval, self.step = Interval(), step
         batches.images, batches.waited = 0, 0.0
 
-    def log_evaluation(self, step: int, miou: Mapping[str, float], *, unlabeled: bool) -> None:
-        """Log the validation mIoU of each head, in [0, 1]."""
-        record = {STEP: step, **{f"val/miou_{head}": value for head, value in miou.items()}}
+    def _seconds_left(self, step: int, per_step: float) -> float:
+        """Time until the last step if all go on as those of the last interval, with the evaluations."""
+        steps = self.terminal.max_steps
+        evaluations = math.ceil(steps / self.eval_every) - step // self.eval_every
+        each = sum(self.pauses) / max(len(self.pauses), 1)
+        return per_step * (steps - step) + each * evaluations
+
+    def log_evaluation(self, step: int, result: EvalResult, *, unlabeled: bool) -> None:
+        """Log validation mIoU, and IoU by class, of each head, in [0, 1]."""
+        miou, names = result.miou, self.monitor.class_names
+        record: dict[str, Any] = {STEP: step, **{f"val/miou_{head}": value for head, value in miou.items()}}
+        record |= {f"val/iou_{head}": values for head, values in result.per_class.items()}
         self._write(record, unlabeled=unlabeled)
-        self.say(f"step {step}: val mIoU " + ", ".join(f"{head} {v:.2%}" for head, v in miou.items()))
+        self.trackers.log(
+            {
+                f"val/iou_{head}/{name}": value
+                for head, values in result.per_class.items()
+                for name, value in zip(names, values, strict=True)
+            },
+            step,
+        )
+        self.terminal.say(f"step {step}: val mIoU " + ", ".join(f"{k} {v:.2%}" for k, v in miou.items()))
+        if step < self.terminal.max_steps:  # the last one's table is among the last lines
+            self.terminal.say(format_table(result, names))
+        iou = {head: dict(zip(names, values, strict=True)) for head, values in result.per_class.items()}
+        self.terminal.event("evaluation", step=step, miou=miou, iou=iou)
 
     def _write(self, record: dict[str, Any], *, unlabeled: bool = False) -> None:
         if self.file is not None:
             self.file.append(record)
             for warning in self.monitor.update(record, unlabeled=unlabeled):
-                self.say(f"warning: step {record[STEP]}: {warning}")
+                self.terminal.say(f"warning: step {record[STEP]}: {warning}", logging.WARNING)
         scalars = {key: value for key, value in record.items() if isinstance(value, float)}
-        self.accelerator.log(scalars, step=record[STEP])
+        self.trackers.log(scalars, record[STEP])
 
-    def say(self, text: str) -> None:
-        """Write a line above the bar."""
-        if self.file is not None:
-            self.bar.write(text)
-
-    def close(self, text: str) -> None:
-        """End the bar and the trackers with the last lines of the run."""
-        self.bar.close()
-        logger.info("%s", text)
-        self.accelerator.end_training()
+    def close(self, best: Path | None = None) -> None:
+        """End the bar and the trackers; ``best`` is the best checkpoint of a run that has finished."""
+        self.terminal.close()
+        self.trackers.close(best)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Time that does not count as training."""
         began = time.perf_counter()
         yield
-        self.interval.began += time.perf_counter() - began
+        self.pauses.append(time.perf_counter() - began)
+        self.interval.began += self.pauses[-1]

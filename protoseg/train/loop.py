@@ -23,20 +23,31 @@ from protoseg.train import setup
 from protoseg.train.data import open_batches, open_run_data
 from protoseg.train.log import RunLog
 from protoseg.train.monitor import FaultWatch, Monitor
-from protoseg.train.results import Results, end_report, network_info
+from protoseg.train.progress import Progress
+from protoseg.train.results import Results, end_report, network_info, where
 from protoseg.train.signals import Interrupt
-from protoseg.train.state import Progress, States
+from protoseg.train.state import States
+from protoseg.train.terminal import Output, Terminal, start_logging
+from protoseg.train.trackers import require_trackers
 
 logger = logging.getLogger("protoseg")
 
 
-def train(config: Config, *, resume: bool = False, stopped_code: int = 0, own_logging: bool = True) -> int:
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    stopped_code: int = 0,
+    output: Output = "text",
+    own_logging: bool = True,
+) -> int:
     """Run the configured training.
 
     Args:
         config: All settings.
-        resume: Go on from the last saved state, if there is one.
-        stopped_code: See below.
+        resume: Go on from the last state, if there is one.
+        stopped_code: What to return when a signal stopped it.
+        output: For whom it shows how it goes.
         own_logging: Set up logging for the whole process, as commands do.
 
     Returns:
@@ -50,7 +61,8 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0, own_lo
     accelerator = setup.make_accelerator(settings, folder)
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
     if own_logging:
-        setup.start_logging(main=accelerator.is_main_process)
+        start_logging(main=accelerator.is_main_process, output=output)
+    require_trackers(settings.trackers)
     data = open_run_data(config)
     schedule = make_schedule(config, len(data.labeled), data.num_unlabeled, processes.world)
     progress = Progress()
@@ -62,15 +74,23 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0, own_lo
     )
     network, teacher, bank = networks.network, networks.teacher, networks.bank
     info = network_info(config, data, method.prototypes, network.stride_multiple)
-    logger.info("%s", setup.describe(folder, info, data, schedule, accelerator, seed))
-    monitor = Monitor([c.name for c in data.classes], data.labeled_shares, best=progress.best)
-    log = RunLog(folder, accelerator, processes, monitor, step=progress.step, max_steps=schedule.max_steps)
+    batches = open_batches(config.data, config.views, settings, data, schedule, processes, progress.step,
+                           unlabeled=config.method.unlabeled)  # fmt: skip
+    setup.take_run_folder(accelerator, states)
+    if output != "json":
+        logger.info("%s", setup.describe(folder, info, data, schedule, accelerator, seed))
+    names = [c.name for c in data.classes]
+    terminal = Terminal(
+        output, main=accelerator.is_main_process, step=progress.step, max_steps=schedule.max_steps
+    )
+    terminal.event("start", step=progress.step, **setup.facts(folder, info, data, schedule, accelerator))
+    log = RunLog(folder, setup.start_trackers(config, accelerator, progress.step), processes,
+                 Monitor(names, data.labeled_shares, best=progress.best), terminal, step=progress.step,
+                 eval_every=schedule.eval_every)  # fmt: skip
     results = Results(
         folder, networks, info, EvalSamples(data.val), processes, accelerator.autocast, log, states
     )
-    batches = open_batches(config.data, config.views, settings, data, schedule, processes, progress.step,
-                           unlabeled=config.method.unlabeled)  # fmt: skip
-    interrupt, faults = Interrupt(), FaultWatch(processes.device, states)
+    interrupt, faults, early = Interrupt(), FaultWatch(processes.device, states), False
 
     for step in range(progress.step, schedule.max_steps):
         phase = schedule.phase(step)
@@ -107,7 +127,7 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0, own_lo
                    world=processes.world)  # fmt: skip
             progress.teacher_updates += 1
         progress.step = done = step + 1
-        log.bar.update()
+        terminal.bar.update()
 
         stop = interrupt.requested(processes, together=schedule.logs(done))
         if stop or schedule.pauses(done) or processes.device.type == "cpu":
@@ -119,15 +139,29 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0, own_lo
         if schedule.evaluates(done):
             if done <= schedule.warmup_steps:
                 update_teacher(teacher, network, 0.0)
-            result = results.evaluate(done, unlabeled=phase.unlabeled)
-        if schedule.saves(done):
-            states.save(or_stop=schedule.ends(done))
+            result = results.evaluate(
+                done, unlabeled=phase.unlabeled, after_warmup=done > schedule.warmup_steps,
+                min_delta=settings.min_delta,
+            )  # fmt: skip
+            early = not schedule.ends(done) and progress.stale >= (settings.patience or math.inf)
+        over = early or schedule.ends(done)
+        if (schedule.saves(done) or over) and not (over and settings.keep_states == 0):
+            states.save(or_stop=over)
+        if over:
+            break
         if stop:
             states.save()
-            log.close(
+            log.close()
+            terminal.say(
                 f"interrupted: the state of step {done} is saved. Go on with:\n  {states.resume_command}"
             )
+            terminal.event("interrupted", step=done, resume=states.resume_command)
+            accelerator.end_training()
             return stopped_code
     interrupt.close()
-    log.close(end_report(folder, data.classes, result, progress.skipped_images))
+    states.finish(early=early)
+    log.close(results.best_folder)
+    terminal.say(end_report(folder, names, result, progress, early=early))
+    terminal.event("end", stopped_early=early, **where(folder, progress, early=early))
+    accelerator.end_training()
     return 0

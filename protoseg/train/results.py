@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,12 +24,14 @@ from protoseg.draw.panel import panel
 from protoseg.evaluate.measure import evaluate_segmenter
 from protoseg.evaluate.results import EvalResult, format_table
 from protoseg.inference import Autocast
-from protoseg.manifest import ClassInfo, InputRule
+from protoseg.manifest import InputRule
 from protoseg.method.step import Networks
 from protoseg.models.segmenter import Segmenter
 from protoseg.processes import Processes
 from protoseg.train.data import RunData
 from protoseg.train.log import RunLog, read_metrics
+from protoseg.train.progress import Progress
+from protoseg.train.sharing import copy_checkpoint
 from protoseg.train.state import States
 
 PICTURE_DIR = "pictures"
@@ -96,20 +100,29 @@ class Results:
         self.log, self.states = log, states
         self.segmenter = Segmenter(networks.teacher, networks.bank).eval()
 
-    def evaluate(self, step: int, *, unlabeled: bool) -> EvalResult:
+    @property
+    def best_folder(self) -> Path | None:
+        """The best checkpoint so far, if there is one."""
+        return self.folder / BEST_DIR if (self.folder / BEST_DIR).exists() else None
+
+    def evaluate(
+        self, step: int, *, unlabeled: bool, after_warmup: bool, min_delta: float
+    ) -> EvalResult:  # fmt: skip
         """Measure the teacher on the validation images, each counted once over all processes, and keep it.
 
         Args:
             step: Optimiser steps done.
             unlabeled: Whether unlabelled images are in use.
+            after_warmup: Whether it uses up ``train.patience`` if it is not better.
+            min_delta: How much higher an mIoU counts as better for that.
         """
         with self.log.paused(), self.states.saved_on_error():
             result = evaluate_segmenter(
                 self.segmenter, self.info, self.samples, self.processes, boundary=False,
-                autocast=self.autocast, label=f"val {step}",
+                autocast=self.autocast, label=f"val {step}", progress=self.log.terminal.live,
             )  # fmt: skip
-        self.log.log_evaluation(step, result.miou, unlabeled=unlabeled)
-        best = self.states.progress.is_best(result.miou["linear"])
+        self.log.log_evaluation(step, result, unlabeled=unlabeled)
+        best = self.states.progress.note(result.miou, min_delta=min_delta, counts=after_warmup)
         if self.processes.rank == 0:
             self._save(step, result, best=best)
         return result
@@ -118,12 +131,15 @@ class Results:
         """Write checkpoint and pictures; ``best`` also keeps the checkpoint as the best so far."""
         metrics = {"step": step, "val": result.to_json([c.name for c in self.info.classes])}
         info = self.info.model_copy(update={"step": step, "metrics": metrics})
-        for name in (CHECKPOINT_DIR, BEST_DIR)[: 1 + best]:
-            save_checkpoint(self.folder / name, self.segmenter, info, self.networks.network)
+        checkpoint = self.folder / CHECKPOINT_DIR
+        save_checkpoint(checkpoint, self.segmenter, info, self.networks.network)
+        if best:
+            copy_checkpoint(checkpoint, self.folder / BEST_DIR)
+        picture = picture_path(self.folder, step)
         count = len(self.samples)
         chosen = np.linspace(0, count - 1, min(PANEL_IMAGES, count)).round().astype(int)
         panel(
-            self.folder / PICTURE_DIR / f"step_{step:08d}.png",
+            picture,
             self.segmenter,
             [self.samples[int(i)] for i in chosen],
             info.classes,
@@ -133,22 +149,64 @@ class Results:
             crop=info.input.crop,
         )
         plots.curves(read_metrics(self.folder / "metrics.jsonl"), self.folder / "curves.png")
+        self.log.trackers.picture(picture, step)
 
 
-def end_report(folder: Path, classes: list[ClassInfo], result: EvalResult, skipped_images: int) -> str:
-    """The last lines of a run: IoU by class and head, where things are, what to do next."""
-    lines = ["", "on the validation images:", format_table(result, [item.name for item in classes])]
-    if skipped_images:
-        lines.append(f"{skipped_images} unreadable image(s) were passed over")
+def picture_path(folder: Path, step: int) -> Path:
+    """The picture of the evaluation at a step."""
+    return folder / PICTURE_DIR / f"step_{step:08d}.png"
+
+
+def end_report(
+    folder: Path, class_names: Sequence[str], result: EvalResult, progress: Progress, *, early: bool
+) -> str:
+    """The last lines of a run: IoU by class and head, where things are, what to do next.
+
+    Args:
+        folder: The run folder.
+        class_names: Names by class id.
+        result: The last evaluation.
+        progress: How far it is, and its best evaluation.
+        early: Whether the patience ended it.
+    """
+    lines = ["", "on the validation images:", format_table(result, class_names)]
+    if progress.skipped_images:
+        lines.append(f"{progress.skipped_images} unreadable image(s) were passed over")
+    if early:
+        lines += [
+            "",
+            f"stopped early at step {progress.step}: the last {progress.stale} evaluations brought no better "
+            f"mIoU of the {progress.best_head} head (train.patience)",
+        ]
+    taken = folder / BEST_DIR if early else folder
+    lines += ["", f"checkpoint  {folder / CHECKPOINT_DIR}"]
+    if progress.best_value >= 0:
+        since = f" at step {progress.best_step}" if progress.best_step else ""
+        lines.append(
+            f"best        {folder / BEST_DIR} ({progress.best_head} {progress.best_value:.2%}{since})"
+        )
     lines += [
-        "",
-        f"checkpoint  {folder / CHECKPOINT_DIR}",
-        f"pictures    {folder / PICTURE_DIR}, {folder / 'curves.png'}",
+        f"pictures    {picture_path(folder, progress.step)}, {folder / 'curves.png'}",
         f"metrics     {folder / 'metrics.jsonl'}",
         "",
-        f"next: python -m export.onnx {folder}",
+        f"next: python -m export.onnx {taken}",
+        f"      python -m protoseg.predict {taken} IMAGES -o out",
     ]
     return "\n".join(lines)
+
+
+def where(folder: Path, progress: Progress, *, early: bool) -> dict[str, Any]:
+    """What ``end_report`` says, for machines."""
+    best = {"head": progress.best_head, "miou": progress.best_value, "step": progress.best_step}
+    return {
+        "step": progress.step,
+        "skipped_images": progress.skipped_images,
+        "checkpoint": str(folder / CHECKPOINT_DIR),
+        "best": {**best, "checkpoint": str(folder / BEST_DIR)} if progress.best_value >= 0 else None,
+        "pictures": str(folder / PICTURE_DIR),
+        "metrics": str(folder / "metrics.jsonl"),
+        "next": f"python -m export.onnx {folder / BEST_DIR if early else folder}",
+    }
 
 
 def _with_absolute_root(data: DataConfig) -> DataConfig:

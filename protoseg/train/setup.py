@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,11 @@ from protoseg.models.depthwise import cheap_depthwise
 from protoseg.models.segmenter import build_segmenter
 from protoseg.train.data import RunData
 from protoseg.train.optim import make_optimizer, make_scheduler
-from protoseg.train.state import CONFIG_NAME, STATE_DIR, States, state_folders
+from protoseg.train.state import CONFIG_NAME, FINISHED_NAME, STATE_DIR, States, state_folders
+from protoseg.train.tracker_kinds import Run
+from protoseg.train.trackers import Trackers
 
 logger = logging.getLogger("protoseg")
-
-
-def start_logging(*, main: bool) -> None:
-    """Messages of a run on the standard output, those of the first process only, but for errors."""
-    logging.basicConfig(
-        level=logging.INFO if main else logging.ERROR, format="%(message)s", stream=sys.stdout, force=True
-    )
-    for noisy in ("accelerate", "httpx", "timm", "PIL", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def make_accelerator(train: TrainConfig, folder: Path) -> Accelerator:
@@ -53,12 +45,11 @@ def make_accelerator(train: TrainConfig, folder: Path) -> Accelerator:
             mixed_precision=train.mixed_precision,
             # a prepared scheduler would otherwise step once for each process
             step_scheduler_with_optimizer=False,
-            log_with=list(train.trackers) or None,
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
     except ValueError as error:
-        raise ConfigError(f"accelerate refuses train.mixed_precision or train.trackers: {error}") from error
+        raise ConfigError(f"accelerate refuses train.mixed_precision: {error}") from error
     started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
     if started > accelerator.num_processes:
         # accelerate joins CPU processes only when it is told to; each would train alone, into one folder
@@ -67,6 +58,14 @@ def make_accelerator(train: TrainConfig, folder: Path) -> Accelerator:
             "ACCELERATE_USE_CPU=true to train with several processes on CPUs"
         )
     return accelerator
+
+
+def take_run_folder(accelerator: Accelerator, states: States) -> None:
+    """Make the run folder this run's, once everything is built: until then nothing is moved or changed."""
+    accelerator.wait_for_everyone()  # everyone has read what there was
+    if accelerator.is_main_process:
+        prepare_run_folder(states.run, states.config_text, resumed=states.progress.step > 0)
+    accelerator.wait_for_everyone()
 
 
 def prepare_run_folder(folder: Path, config_text: str, *, resumed: bool) -> None:
@@ -83,6 +82,7 @@ def prepare_run_folder(folder: Path, config_text: str, *, resumed: bool) -> None
             " (it could have gone on with --resume)" if unfinished else "",
         )
     (folder / STATE_DIR).mkdir(parents=True, exist_ok=True)
+    (folder / FINISHED_NAME).unlink(missing_ok=True)
     write_text_whole(folder / CONFIG_NAME, config_text)
 
 
@@ -175,7 +175,7 @@ def begin(
     *,
     resume: bool,
 ) -> tuple[Networks, Method, Any, Any]:
-    """Run folder, networks and optimiser, at the last state (``resume``) or at the start of a new run.
+    """Networks and optimiser, at the last state (``resume``) or at the start of a new run.
 
     Returns:
         Networks and settings of the losses, the prepared optimiser and its scheduler.
@@ -192,10 +192,6 @@ def begin(
     start = train.start_from if state is None else None
     if start:
         check_start(start, folder)
-    accelerator.wait_for_everyone()  # everyone has looked before anyone changes the folder
-    if accelerator.is_main_process:
-        prepare_run_folder(folder, states.config_text, resumed=state is not None)
-    accelerator.wait_for_everyone()
     prototypes = config.prototypes
     if not config.method.prototypes:
         prototypes = prototypes.model_copy(update={"projection": "none"})
@@ -203,19 +199,24 @@ def begin(
         accelerator, data, config.model, prototypes, train, config.optim,
         threshold=config.pseudo_labels.threshold, max_steps=schedule.max_steps,
     )  # fmt: skip
-    accelerator.register_for_checkpointing(networks.teacher, networks.bank, networks.thresholds, progress)
+    states.register(networks.teacher, networks.bank, networks.thresholds)
     if state is not None:
         states.load(state)
     elif resume:
         logger.info("no saved state in %s: starting at step 0", folder)
+    before = progress.best_head
+    if progress.follow(config.eval.best) and state is not None:
+        logger.warning(
+            "warning: eval.best was %s, is now %s: best/ and train.patience begin anew",
+            before,
+            config.eval.best,
+        )
     progress.world = accelerator.num_processes
     if start:
         progress.start_miou = start_from(networks, data, start)
         if schedule.warmup_steps == 0:
             # the first update would otherwise throw the earlier run's average away
             progress.teacher_head_start = updates_behind(train.ema_decay)
-    if train.trackers:
-        accelerator.init_trackers("tensorboard")
     # the hardest pixels of a whole step, found by each process in each micro-step
     shares = accelerator.num_processes * train.accumulate
     loss = config.loss.model_copy(update={"ohem_min_kept": max(1, config.loss.ohem_min_kept // shares)})
@@ -231,6 +232,34 @@ def begin(
         fill=padding_fill(data.mean).to(accelerator.device),
     )
     return networks, method, optimizer, scheduler
+
+
+def start_trackers(config: Config, accelerator: Accelerator, step: int) -> Trackers:
+    """The trackers of a run that starts, or goes on, at ``step``; none on all processes but the first."""
+    run = Run(
+        config.run.project, config.run.name, config.run.path, config.model_dump(mode="json"), step
+    )  # fmt: skip
+    return Trackers(config.train.trackers if accelerator.is_main_process else [], run)
+
+
+def facts(
+    folder: Path, info: CheckpointInfo, data: RunData, schedule: Schedule, accelerator: Accelerator
+) -> dict[str, Any]:
+    """What ``describe`` says, for machines."""
+    return {
+        "run": str(folder),
+        "method": info.method,
+        "architecture": info.model.architecture,
+        "encoder": info.model.encoder,
+        "classes": [item.name for item in data.classes],
+        "images": {"labeled": len(data.labeled), "unlabeled": data.num_unlabeled, "val": len(data.val)},
+        "batch": schedule.length.batch,
+        "max_steps": schedule.max_steps,
+        "warmup_steps": schedule.warmup_steps,
+        "device": str(accelerator.device),
+        "processes": accelerator.num_processes,
+        "versions": info.versions,
+    }
 
 
 def describe(

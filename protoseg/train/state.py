@@ -2,11 +2,12 @@
 
 A state is a folder ``state/step_00000120`` written by ``accelerate`` (student, optimiser, schedule,
 scaler, random states) together with the teacher, the prototypes and the progress. It appears whole or
-not at all, and the last ones are kept.
+not at all, and the last ones are kept. Weights that the checkpoint of the same step has are shared with it.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -14,70 +15,37 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 import yaml
 from accelerate import Accelerator
+from safetensors import SafetensorError
+from torch import nn
 
-from protoseg.checkpoint import writing
+from protoseg.checkpoint import CHECKPOINT_DIR, STUDENT_NAME, WEIGHTS_NAME, writing
 from protoseg.errors import CheckpointError, ConfigError, DataError
-from protoseg.files import PARTIAL_SUFFIX
+from protoseg.files import PARTIAL_SUFFIX, write_text_whole
+from protoseg.train.progress import Progress
+from protoseg.train.sharing import save_shared, share
 
 logger = logging.getLogger("protoseg")
 
 STATE_DIR = "state"
 PREFIX = "step_"
 CONFIG_NAME = "config.yaml"
+TEACHER_NAME = "teacher.safetensors"
+FINISHED_NAME = "finished.json"
 # settings that may change between a state and the run that goes on from it
 FREE_ON_RESUME = frozenset({
     "data.cache", "data.num_workers", "train.epochs", "train.eval_every", "train.keep_states",
-    "train.log_every", "train.max_bad_steps", "train.max_steps", "train.save_every", "train.start_from",
-    "train.trackers",
+    "train.log_every", "train.max_bad_steps", "train.max_steps", "train.min_delta", "train.patience",
+    "train.save_every", "train.start_from", "train.trackers",
 })  # fmt: skip
 # optimiser settings that are not part of its state
 READ_EACH_STEP = frozenset({"optim.max_grad_norm"})
-
-
-@dataclass
-class Progress:
-    """Counters of a run; saved with each state."""
-
-    step: int = 0
-    """Optimiser steps done."""
-    teacher_updates: int = 0
-    """Teacher updates done, for the decay ramp."""
-    teacher_head_start: int = 0
-    """Updates that the weights of ``train.start_from`` count for, in the same ramp."""
-    start_miou: float = 0.0
-    """Validation mIoU of the linear head of ``train.start_from``, in [0, 1]; 0 if unknown."""
-    best_miou: float = -1.0
-    """Highest validation mIoU of the linear head so far, in [0, 1]."""
-    skipped_images: int = 0
-    """Unreadable images passed over."""
-    world: int = 0
-    """Processes of the run; 0 in states that do not tell."""
-
-    @property
-    def best(self) -> tuple[float, int]:
-        """Highest validation mIoU so far and its step; what training started from counts as step 0."""
-        return max((self.start_miou, 0), (self.best_miou, self.step))
-
-    def is_best(self, miou: float) -> bool:
-        """Take note of a validation mIoU; whether it is the highest so far."""
-        best, self.best_miou = miou > self.best_miou, max(self.best_miou, miou)
-        return best
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over saved numbers."""
-        for item in fields(self):
-            setattr(self, item.name, state.get(item.name, item.default))
 
 
 def state_folders(run: Path) -> list[Path]:
@@ -92,6 +60,22 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix(PREFIX))
 
 
+class _TeacherPlace:
+    """The teacher's place among what accelerate saves, where older states have its weights."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        self.teacher = teacher
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the weights are written beside."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The weights of an older state."""
+        if state:
+            self.teacher.load_state_dict(state)
+
+
 class States:
     """The resume states of a run.
 
@@ -100,14 +84,21 @@ class States:
         accelerator: Saves student, optimiser, schedule, scaler, and what is registered with it.
         progress: Counters of the run, among what is saved.
         config: The run's settings as plain values.
-        keep: How many states are kept.
+        keep: How many states are kept; 0 keeps one until the run has finished.
     """
+
+    teacher: nn.Module
 
     def __init__(
         self, run: Path, accelerator: Accelerator, progress: Progress, config: dict[str, Any], keep: int
     ) -> None:
         self.run, self.accelerator, self.progress = run, accelerator, progress
         self.config, self.keep = config, keep
+
+    def register(self, teacher: nn.Module, *others: Any) -> None:
+        """Have the teacher and others with a ``state_dict``, always in one order, saved, too."""
+        self.teacher = teacher
+        self.accelerator.register_for_checkpointing(_TeacherPlace(teacher), *others, self.progress)
 
     @property
     def config_text(self) -> str:
@@ -133,11 +124,19 @@ class States:
         """Compare this run's settings with those of the last state, and see whether that is its end.
 
         Raises:
-            ConfigError: If an optimiser setting differs, which would have no effect.
+            ConfigError: If an optimiser setting differs, which would have no effect, or if the run has
+                finished, was to go on, and has kept no state.
         """
-        state = self.last
+        state, end = self.last, self._read_end()
         if state is None:
-            return False
+            if end is not None and end["step"] < max_steps and not end["stopped_early"]:
+                raise ConfigError(
+                    f"{self.run} finished at step {end['step']} and has kept no state to go on from "
+                    "(train.keep_states=0); start a new run from its weights with train.start_from"
+                )
+            if end is not None:
+                logger.info("this run is already finished (step %d); nothing to do", end["step"])
+            return end is not None
         changed = changed_since(state, self.config)
         texts = {key: f"{key} was {was}, is now {now}" for key, (was, now) in changed.items()}
         refused = [
@@ -153,7 +152,40 @@ class States:
             logger.warning("warning: resumed with another setting: %s", text)
         if (done := step_of(state)) >= max_steps:
             logger.info("this run is already finished (step %d of %d); nothing to do", done, max_steps)
-        return done >= max_steps
+            return True
+        patience = self.config["train"]["patience"]
+        if end is None or not end["stopped_early"] or (end["step"], end["patience"]) != (done, patience):
+            return False
+        logger.info(
+            "this run has already stopped early (step %d, train.patience=%d); raise train.patience to go on",
+            done,
+            patience,
+        )
+        return True
+
+    def finish(self, *, early: bool) -> None:
+        """Write down that and how the run has ended; with ``train.keep_states=0`` its states go."""
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        progress = self.progress
+        record = {
+            "step": progress.step,
+            "stopped_early": early,
+            "patience": self.config["train"]["patience"],
+            "best": {"head": progress.best_head, "miou": progress.best_value, "step": progress.best_step},
+        }
+        write_text_whole(self.run / FINISHED_NAME, json.dumps(record, indent=2) + "\n")
+        if self.keep == 0:
+            shutil.rmtree(self.run / STATE_DIR, ignore_errors=True)
+
+    def _read_end(self) -> dict[str, Any] | None:
+        """How the run has ended; None if it has not, or does not tell."""
+        try:
+            record = json.loads((self.run / FINISHED_NAME).read_text(encoding="utf-8"))
+            return {key: record[key] for key in ("step", "stopped_early", "patience")}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def load(self, state: Path) -> None:
         """Restore everything from a state folder.
@@ -163,7 +195,11 @@ class States:
         """
         try:
             self.accelerator.load_state(str(state))
-        except (OSError, RuntimeError, KeyError, ValueError, IndexError) as error:
+            if (state / TEACHER_NAME).exists():
+                held = safetensors.torch.load_file(state / TEACHER_NAME)
+                own = self.teacher.state_dict()
+                self.teacher.load_state_dict({key: held[key] for key in own})
+        except (SafetensorError, OSError, RuntimeError, KeyError, ValueError, IndexError) as error:
             text = " ".join(str(error).split())[:300]
             raise CheckpointError(
                 f"the state {state} does not fit this run ({text}); continue with the configuration and the "
@@ -196,13 +232,13 @@ class States:
             with writing(target) if main else nullcontext(shared) as partial:
                 self.accelerator.wait_for_everyone()
                 self._write(partial)
-        except (CheckpointError, OSError, RuntimeError) as error:
+        except (CheckpointError, SafetensorError, OSError, RuntimeError) as error:
             if or_stop:
                 raise CheckpointError(str(error)) from error
             logger.error("error: %s; training goes on", error)
             return
         if main:
-            for old in state_folders(self.run)[: -self.keep]:
+            for old in state_folders(self.run)[: -max(1, self.keep)]:
                 shutil.rmtree(old, ignore_errors=True)
 
     @contextmanager
@@ -223,7 +259,11 @@ class States:
             self.accelerator.save_state(str(folder))
             if self.accelerator.is_main_process:
                 (folder / CONFIG_NAME).write_text(self.config_text, encoding="utf-8")
-        except (OSError, RuntimeError) as caught:
+                checkpoint = self.run / CHECKPOINT_DIR
+                teacher = {k: v.detach().cpu().contiguous() for k, v in self.teacher.state_dict().items()}
+                save_shared(teacher, folder / TEACHER_NAME, checkpoint / WEIGHTS_NAME)
+                share(folder / "model.safetensors", checkpoint / STUDENT_NAME)
+        except (SafetensorError, OSError, RuntimeError) as caught:
             error = caught
         failures = torch.tensor([int(error is not None)], device=self.accelerator.device)
         if int(self.accelerator.reduce(failures, reduction="sum").item()):

@@ -73,7 +73,7 @@ def test_two_processes_resume_together(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                "-m", "protoseg.train", "--config", str(config)]  # fmt: skip
     done = subprocess.run(
-        [*command, "train.save_every=2", "run.name=first"],
+        [*command, "train.save_every=2", "train.keep_states=2", "run.name=first"],
         cwd=PROJECT_ROOT, env=environment, text=True, capture_output=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -80,6 +80,9 @@ def test_a_run_from_start_to_checkpoint(config_file, run_module, tmp_path):
     run = tmp_path / "runs" / "tiny"
     for text in ("linear", "prototype", "fused", "background", f"python -m export.onnx {run}"):
         assert text in done.stdout
+    for control in ("\r", "\x1b"):
+        assert control not in done.stdout + done.stderr, "a log file has whole lines"
+    assert "step 1 of 8: loss " in done.stdout
     assert len(list((run / "pictures").glob("*.png"))) == 2
     assert (run / "curves.png").stat().st_size > 1000
     info = load_checkpoint(run).info
@@ -422,7 +425,8 @@ def test_a_full_disk_is_an_error_and_keeps_the_last_state(config_file, tmp_path)
         "sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "--config", str(config_file), "train.eval_every=8"],
+        [sys.executable, "-c", code, "--config", str(config_file), "train.eval_every=8",
+         "train.keep_states=2"],
         cwd=PROJECT_ROOT, env=quiet_environment(), text=True, capture_output=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 1, done.stdout
