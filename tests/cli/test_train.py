@@ -96,6 +96,8 @@ def test_the_trainer_says_nothing_of_a_launcher_that_is_ours(monkeypatch, capsys
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.delenv(train.STARTED_AS, raising=False)
+    # whatever started the tests may have a -q of its own
+    monkeypatch.setattr("os.getppid", lambda: 0)
     _explain_launcher()
     assert "what follows is the launcher's" in capsys.readouterr().err
     monkeypatch.setenv(train.STARTED_AS, "protoseg train")
