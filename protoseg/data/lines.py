@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protoseg.data.columns import Header, other_readings
+from protoseg.data.members import File
 from protoseg.data.names import (
     IMAGE_SUFFIXES,
     MASK_ENDINGS,
@@ -34,8 +35,8 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 class Entry:
     """One image and, where it is labelled, its mask."""
 
-    image: Path
-    mask: Path | None
+    image: File
+    mask: File | None
 
 
 class Resolver:

@@ -7,8 +7,11 @@ import unicodedata
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import overload
 
 from PIL import features
+
+from protoseg.data.members import File, Member
 
 HEIF = (".heic", ".heif")
 
@@ -91,8 +94,14 @@ class Places:
     def __init__(self) -> None:
         self._folders: dict[Path, Path] = {}
 
-    def resolve(self, path: Path) -> Path:
+    @overload
+    def resolve(self, path: Path) -> Path: ...
+    @overload
+    def resolve(self, path: File) -> File: ...
+    def resolve(self, path: File) -> File:
         """As ``path.resolve()``."""
+        if isinstance(path, Member):
+            return path
         if path.is_symlink():
             return path.resolve()
         folder = self._folders.get(path.parent)

@@ -90,7 +90,11 @@ def unlabeled_folder(
         DataError: If the folder holds no image, or two of the same stem.
     """
     found = _scan(folder, IMAGE_SUFFIXES, setting)
-    pairs = [(entry.image.resolve(), entry.mask.resolve()) for entry in labeled if entry.mask is not None]
+    pairs = [
+        (entry.image.resolve(), entry.mask.resolve())
+        for entry in labeled
+        if isinstance(entry.image, Path) and isinstance(entry.mask, Path)
+    ]
     masks = {mask for _, mask in pairs}
     mask_folders = {mask.parent for _, mask in pairs} - {image.parent for image, _ in pairs}
     beside = {

@@ -15,7 +15,9 @@ from protoseg.config.sections import DataConfig
 from protoseg.data.images import read_image, resize_image, resize_mask
 from protoseg.data.lines import Entry
 from protoseg.data.lists import Split, read_entries
+from protoseg.data.long_list import ListedEntries
 from protoseg.data.masks import MaskReader, mask_reader
+from protoseg.data.members import Member
 from protoseg.data.pictures import PLAIN, Reading, reading
 from protoseg.data.synthetic import SyntheticScenes
 from protoseg.errors import DataError
@@ -109,7 +111,9 @@ class FileSource(Source):
         return len(self.entries)
 
     def name(self, index: int) -> str:
-        """Path of the image."""
+        """Path of the image, or what a long list calls it."""
+        if isinstance(self.entries, ListedEntries):
+            return self.entries.texts[index]
         return str(self.entries[index].image)
 
     def image(self, index: int) -> Pixels:
@@ -126,8 +130,13 @@ class FileSource(Source):
 
     def digest(self, index: int) -> str:
         """SHA-256 of the file."""
+        image = self.entries[index].image
         try:
-            return sha256_file(self.entries[index].image)
+            return (
+                hashlib.sha256(image.read_bytes()).hexdigest()
+                if isinstance(image, Member)
+                else sha256_file(image)
+            )
         except OSError as error:
             raise DataError(f"image {self.name(index)} cannot be read: {error}") from error
 
