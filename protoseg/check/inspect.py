@@ -15,11 +15,12 @@ from protoseg.config.sections import Config, DataConfig
 from protoseg.data.classes import read_classes
 from protoseg.data.lines import Entry
 from protoseg.data.lists import SPLITS, EntryList, Split, data_root, scan_entries
-from protoseg.data.long_list import LONG, ListedEntries, MissingEntryError
+from protoseg.data.long_list import FolderEntries, ListedEntries, MissingEntryError
 from protoseg.data.masks import mask_reader
 from protoseg.data.names import Places
 from protoseg.data.pictures import reading
 from protoseg.data.ranges import with_value_range
+from protoseg.data.shards.roles import ShardEntries
 from protoseg.data.sources import FileSource, Source, open_source
 from protoseg.errors import DataError
 from protoseg.manifest import ClassInfo
@@ -123,23 +124,21 @@ def _describe(sources: dict[Split, Source], lists: dict[Split, EntryList]) -> di
 
 
 def _by_path(lists: dict[Split, EntryList]) -> dict[Split, dict[str, list[str]]]:
-    """Images as listed, by the file behind them; of a long list only those whose names are in other splits."""
+    """Images as listed, by the file behind them; of many only those whose names are in other splits."""
     places = Places()
     tables: dict[Split, dict[str, list[str]]] = {}
-    short = {split: found.entries for split, found in lists.items() if len(found.entries) < LONG}
-    names = (
-        {entry.image.name for entries in short.values() for entry in entries}
-        if len(short) < len(lists)
-        else set()
-    )
+    plain = {split: found.entries for split, found in lists.items() if isinstance(found.entries, tuple)}
+    names = {entry.image.name for entries in plain.values() for entry in entries}
     for split, found in lists.items():
-        entries: Iterable[Entry] = found.entries
-        if isinstance(found.entries, ListedEntries):
-            some = found.entries.names().find(names)
-            entries = (found.entries[i] for indices in some.values() for i in indices)
-        elif split not in short:
-            entries = (entry for entry in found.entries if entry.image.name in names)
+        many = found.entries
+        entries: Iterable[Entry] = many
+        if isinstance(many, ListedEntries | FolderEntries):
+            some = many.names().find(names)
+            entries = (many[i] for indices in some.values() for i in indices)
         table = tables[split] = {}
+        # what is labelled or for validation in shards is left out of the unlabelled images there
+        if isinstance(many, ShardEntries) and split == "unlabeled":
+            continue
         for entry in entries:
             table.setdefault(str(places.resolve(entry.image)), []).append(str(entry.image))
     return tables

@@ -29,10 +29,10 @@ from typing import Literal, get_args
 import numpy as np
 
 from protoseg.config.sections import DataConfig, FolderPair
-from protoseg.data.compact import split_lines
+from protoseg.data.compact import join_names, split_lines
 from protoseg.data.lines import Entry, Resolver
 from protoseg.data.listed import read_listed
-from protoseg.data.long_list import LONG, ListedEntries, MissingEntryError, read_long
+from protoseg.data.long_list import LONG, FolderEntries, ListedEntries, MissingEntryError, read_long
 from protoseg.data.members import File
 from protoseg.data.names import Listings, plain
 from protoseg.data.pairs import pair_folders, unlabeled_folder
@@ -213,9 +213,9 @@ def _read_keys(config: DataConfig, setting: str, source: str) -> tuple[str, list
 
 
 def _finish(entries: Sequence[Entry], family: str, warnings: list[str]) -> EntryList:
-    if isinstance(entries, ShardEntries | ListedEntries):
+    if isinstance(entries, ShardEntries | ListedEntries | FolderEntries):
         digest = entries.stems().digest()
-        if isinstance(entries, ListedEntries):
+        if not isinstance(entries, ShardEntries):
             count, first = entries.texts.first_repeated()
         else:
             rows, counts = np.unique(entries.which, return_counts=True)
@@ -284,8 +284,11 @@ def _without_masks(config: DataConfig, entries: Sequence[Entry]) -> tuple[Sequen
 
 
 def _scan_unlabeled(config: DataConfig, folder: Path, setting: str) -> EntryList:
-    files, warnings = unlabeled_folder(folder, setting, _labeled_entries(config), config.mask_suffix)
-    return _finish([Entry(path, None) for path in files], "folder", warnings)
+    names, warnings = unlabeled_folder(folder, setting, _labeled_entries(config), config.mask_suffix)
+    entries: Sequence[Entry] = FolderEntries(folder, join_names(names))
+    if len(names) < LONG:
+        entries = [*entries]
+    return _finish(entries, "folder", warnings)
 
 
 def _labeled_entries(config: DataConfig) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""Lists of very many unlabelled images: a line is looked up on the disk when its image is drawn.
+"""Lists and folders of very many unlabelled images: a line is looked up on the disk when its image is drawn.
 
 A pass over the disk for a million lines would take minutes to hours, and objects for them gigabytes.
 """
@@ -19,7 +19,7 @@ from protoseg.data.listed import Listed, read_listed
 from protoseg.data.names import IMAGE_SUFFIXES
 from protoseg.errors import DataError
 
-LONG = 20_000
+LONG = 10_000
 """Images from which on a list or folder is long."""
 _HEAD, _SAMPLED = 100, 900
 """Lines that are looked up at the start: the first ones, and others evenly spread."""
@@ -30,6 +30,39 @@ _TABS = ("tab pairs", "tab pairs, leading slash")
 
 class MissingEntryError(DataError):
     """A line that names no image; found when the image was drawn."""
+
+
+class FolderEntries(Sequence[Entry]):
+    """Unlabelled images below a folder.
+
+    Args:
+        folder: The folder.
+        texts: ``(N,)`` relative names.
+    """
+
+    def __init__(self, folder: Path, texts: Names) -> None:
+        self.folder, self.texts = folder, texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Entry]: ...
+    def __getitem__(self, index: int | slice) -> Entry | Sequence[Entry]:
+        """The entry of one image, or those of several."""
+        if isinstance(index, slice):
+            return FolderEntries(self.folder, self.texts.take(np.arange(len(self))[index]))
+        return Entry(self.folder / self.texts[index], None)
+
+    def names(self) -> Names:
+        """Names without folders."""
+        return self.texts.last_parts()
+
+    def stems(self) -> Names:
+        """The same without suffix."""
+        return self.names().without_endings(IMAGE_SUFFIXES)
 
 
 class ListedEntries(Sequence[Entry]):

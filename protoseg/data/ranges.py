@@ -10,7 +10,6 @@ import numpy as np
 from protoseg.config.sections import DataConfig
 from protoseg.data.images import read_stored
 from protoseg.data.lines import Entry
-from protoseg.data.lists import read_entries
 from protoseg.data.members import File
 from protoseg.data.pictures import Reading, deep_kind, reading
 from protoseg.errors import DataError
@@ -94,14 +93,3 @@ def with_value_range(config: DataConfig, labeled: Sequence[Entry], unlabeled: Se
         return config
     found = sample_values(config, labeled, unlabeled)
     return config if found is None else config.model_copy(update={"value_range": found.range()})
-
-
-def run_value_range(config: DataConfig) -> DataConfig:
-    """``with_value_range`` of the run's own lists.
-
-    Raises:
-        DataError: If a list cannot be read.
-    """
-    if config.kind != "files" or config.value_range is not None:
-        return config
-    return with_value_range(config, *(read_entries(config, s).entries for s in ("labeled", "unlabeled")))

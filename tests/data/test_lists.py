@@ -286,7 +286,7 @@ def test_protoseg_data_has_a_default_beside_the_project(
     project = tmp_path / "project"
     (tmp_path / "shared" / "data" / "camvid").mkdir(parents=True)
     monkeypatch.delenv("PROTOSEG_DATA", raising=False)
-    monkeypatch.setattr("protoseg.data.lists.PROJECT_ROOT", project)
+    monkeypatch.setattr("protoseg.data.storage.PROJECT_ROOT", project)
     assert data_root(config(Path("$PROTOSEG_DATA/camvid"))) == tmp_path / "shared/data/camvid"
 
 
