@@ -111,19 +111,13 @@ def unlabeled_folder(
     }
     endings = [mask_suffix] if mask_suffix else [*MASK_ENDINGS, *(beside - {"", *MASK_ENDINGS})]
     # stems are kept only where a file may be the mask of one of them
-    wanted = {
-        ends_with(name, end) for name in map(plain, found.names) for end in fitting_endings(name, endings)
-    }
-    stems = (
-        {stem for name in found.names if (stem := ends_with(plain(name), None)) in wanted}
-        if wanted
-        else set()
-    )
-    lossy = {ends_with(plain(n), None) for n in found.names if "" in beside and not _may_be_mask(n)}
+    names = [plain(name) for name in found.names]
+    wanted = {ends_with(name, end) for name in names for end in fitting_endings(name, endings)}
+    stems = {stem for name in names if (stem := ends_with(name, None)) in wanted} if wanted else set()
+    lossy = {ends_with(name, None) for name in names if "" in beside and not _may_be_mask(name)}
     places = Places()
     images = []
-    for written in found.names:
-        name = plain(written)
+    for name, written in zip(names, found.names, strict=True):
         last = written.rpartition("/")[2]
         ending = beside_ending(name, stems, endings)
         # only a link can be a mask by another name

@@ -27,7 +27,8 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _WILD = re.compile(r"[*?\[]")
 _PACKAGES = {
     "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "az": "adlfs",
-    "abfs": "adlfs", "abfss": "adlfs", "http": "aiohttp", "https": "aiohttp", "sftp": "paramiko", "ssh": "paramiko",
+    "abfs": "adlfs", "abfss": "adlfs", "http": "aiohttp", "https": "aiohttp",
+    "sftp": "paramiko", "ssh": "paramiko",
 }  # fmt: skip
 _BLOCK = 2**20
 _MOST_NAMES = 1_000_000
@@ -98,8 +99,8 @@ def expand_braces(pattern: str) -> list[str]:
         parts = match[1].split(",")
     if (not span and len(parts) < 2) or not parts:
         raise DataError(
-            f"{pattern!r}: braces hold a range of at most {_MOST_NAMES} numbers ({{000..099}}) or names split "
-            f"by commas ({{a,b}}), got {match[0]}"
+            f"{pattern!r}: braces hold a range of at most {_MOST_NAMES} numbers ({{000..099}}) or names "
+            f"split by commas ({{a,b}}), got {match[0]}"
         )
     return [
         text
@@ -124,7 +125,8 @@ def find_blobs(pattern: str) -> list[Blob]:
             folder = name.rpartition("/")[0]
             if folder not in listings:
                 listings[folder] = _listing(name, folder)
-            some = [listings[folder][name]] if name in listings[folder] else []
+            last = name.rpartition("/")[2]
+            some = [listings[folder][last]] if last in listings[folder] else []
         if not some:
             missing.append(name)
         for blob in some:
@@ -134,20 +136,20 @@ def find_blobs(pattern: str) -> list[Blob]:
     if missing:
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
         raise DataError(
-            f"{missing[0]}{more} not found, of {len(missing) + len(found)} that {pattern} names; copy what is "
-            "missing, or name only what is there"
+            f"{missing[0]}{more} not found, of {len(missing) + len(found)} that {pattern} names; copy what "
+            "is missing, or name only what is there"
         )
     return list(found.values())
 
 
 def _listing(name: str, folder: str) -> dict[str, Blob]:
-    """Files of a folder by path; one request for all of them."""
+    """Files of a folder by name; one request for all of them."""
     if not is_url(name):
         if not Path(folder or ".").is_dir():
             return {}
         with _told(folder):
             return {
-                place: Blob(place, stat.st_size, str(stat.st_mtime_ns))
+                item.name: Blob(place, stat.st_size, str(stat.st_mtime_ns))
                 for item in os.scandir(folder or ".")
                 if item.is_file()
                 for place, stat in [(f"{folder}/{item.name}" if folder else item.name, item.stat())]
@@ -158,7 +160,11 @@ def _listing(name: str, folder: str) -> dict[str, Blob]:
             rows = system.ls(path, detail=True)
         except FileNotFoundError:
             return {}
-        return {blob.place: blob for row in rows if (blob := _remote_blob(system, row)) is not None}
+        return {
+            blob.place.rpartition("/")[2]: blob
+            for row in rows
+            if (blob := _remote_blob(system, row)) is not None
+        }
 
 
 def _glob(pattern: str) -> list[Blob]:
@@ -210,11 +216,14 @@ def _reason(place: str, error: Exception) -> str:
     if isinstance(error, ImportError):
         return f"{place} needs another package ({text}): pip install {package or 'what it names'}"
     if isinstance(error, ValueError) and "rotocol" in text:
-        return f"{place}: {text}; known here are paths, and {', '.join(f'{p}://' for p in ('s3', 'gs', 'hf', 'az', 'https'))}"
+        return f"{place}: {text}; read are paths, s3://, gs://, hf://, az://, https:// and what fsspec knows"
     denied = isinstance(error, PermissionError) or "credential" in text.lower() or "denied" in text.lower()
     if denied and protocol:
         public = f"; of a public place: FSSPEC_{protocol.upper()}_ANON=true" if package == "s3fs" else ""
-        return f"access to {place} was denied ({text}); give this process credentials as {package or protocol} reads them{public}"
+        return (
+            f"access to {place} was denied ({text}); give this process credentials as {package or protocol} "
+            f"reads them{public}"
+        )
     if isinstance(error, FileNotFoundError):
         return f"{place} not found"
     return f"{place} cannot be read ({type(error).__name__}: {text})"

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -89,7 +90,7 @@ def _table_path(blob: Blob, rules: Rules) -> Path:
 def _load(path: Path) -> Table | None:
     try:
         return load_table(path)
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
@@ -134,8 +135,10 @@ def _scan(blobs: Sequence[Blob], paths: Sequence[Path], rules: Rules) -> Iterato
                 write_whole(path, table.save)
             except OSError as error:
                 if not told:
-                    logger.warning("%s cannot be written (%s): the next start looks through the shards again; set "
-                                   "PROTOSEG_CACHE to a folder that can", path.parent, error)  # fmt: skip
+                    logger.warning(
+                        "%s cannot be written (%s): the next start looks through the shards again; set "
+                        "PROTOSEG_CACHE to a folder that can", path.parent, error,
+                    )  # fmt: skip
                 told = True
             yield table
     finally:

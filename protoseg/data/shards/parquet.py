@@ -44,8 +44,8 @@ def choose_columns(
     mask = mask or next((name for name in MASK_COLUMNS if name in pictures and name != chosen), None)
     if chosen is None or (mask is None and len(pictures) > 1):
         raise DataError(
-            f"{file} has the picture columns {list(pictures)}; expected one of {', '.join(IMAGE_COLUMNS)} and "
-            f"one of {', '.join(MASK_COLUMNS)}: rename them (datasets: rename_column)"
+            f"{file} has the picture columns {list(pictures)}; expected one of {', '.join(IMAGE_COLUMNS)} "
+            f"and one of {', '.join(MASK_COLUMNS)}: rename them (datasets: rename_column)"
         )
     return chosen, mask
 
@@ -73,14 +73,18 @@ def scan_parquet(place: str, image_column: str | None, mask_column: str | None) 
     Raises:
         DataError: If it cannot be read, or columns are missing.
     """
+    # what is looked through has changed, or was never opened
+    _open.cache_clear()
+    _column.cache_clear()
     file = _open(place, os.getpid())
     columns = picture_columns(file.schema_arrow)
     try:
         image, mask = choose_columns(list(columns), place, image_column, mask_column)
     except DataError as error:
+        if image_column or mask_column:
+            raise
         text = str(error).partition(": rename")[0]
-        raise DataError(text if image_column or mask_column else f"{text}: name them in data.image_column and "
-                        "data.mask_column") from error  # fmt: skip
+        raise DataError(f"{text}: name them in data.image_column and data.mask_column") from error
     rows, number = Rows(), 0
     for group in range(file.metadata.num_row_groups):
         count = file.metadata.row_group(group).num_rows

@@ -131,7 +131,7 @@ def names_shards(text: object) -> bool:
 def shard_root(config: DataConfig) -> Root | None:
     """Where shards are, or None where ``data.root`` is a folder of images.
 
-    A folder is one of shards where a role names some, or where it holds shards and neither images nor folders.
+    A folder is one of shards where a role names some, or where it holds shards, no images and no folders.
     """
     if config.kind != "files":
         return None
@@ -176,8 +176,8 @@ def choose_images(
     source = getattr(config, split)
     if isinstance(source, FolderPair):
         raise DataError(
-            f"data.{split} is a pair of folders, data.root={config.root} holds shards: give a pattern of shards or a "
-            "list of keys"
+            f"data.{split} is a pair of folders, data.root={config.root} holds shards: give a pattern of "
+            "shards or a list of keys"
         )
     if split == "unlabeled":
         return _unlabeled(config, source, root, read_list)
@@ -198,8 +198,8 @@ def choose_images(
     without = np.flatnonzero(~masked)
     for at in without[:_SHOWN].tolist():
         chosen.problems.append(
-            f"data.{split}={source}: {entries[at].image} has no mask in its shard; name the keys of those that have one "
-            "in a list, or name the shard in data.unlabeled as well"
+            f"data.{split}={source}: {entries[at].image} has no mask in its shard; name the keys of those "
+            "that have one in a list, or name the shard in data.unlabeled as well"
         )
     if len(without) > _SHOWN:
         chosen.problems.append(f"data.{split}={source}: {len(without) - _SHOWN} more images have no mask")
@@ -267,8 +267,8 @@ def _blobs(
             failure = failure or error
     if not found:
         raise DataError(
-            f"data.root={config.root} holds no shard ({', '.join(SHARD_SUFFIXES)}): {failure}; a URL has shards, name a "
-            "folder for single images"
+            f"data.root={config.root} holds no shard ({', '.join(SHARD_SUFFIXES)}): {failure}; single images "
+            "are read from a folder on the disk only"
         )
     return tuple(found.values()), True
 

@@ -16,7 +16,7 @@ ROW = np.dtype([
     ("offset", "<i8"), ("size", "<i8"), ("mask_offset", "<i8"), ("mask_size", "<i8"), ("key", "<i8"),
     ("length", "<u2"), ("ending", "<u2"), ("mask_ending", "<u2"),
 ])  # fmt: skip
-"""Of a tar: bytes of the image and its mask (``mask_offset`` -1: none). Of a parquet file: row group and row."""
+"""Of a tar: bytes of image and mask (``mask_offset`` -1: none). Of a parquet file: row group and row."""
 NO_MASK = -1
 
 

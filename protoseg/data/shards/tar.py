@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import tarfile
+from collections.abc import Iterator
 from pathlib import PurePosixPath
+from typing import BinaryIO
 
 from protoseg.data.lines import MASK_FOLDERS
 from protoseg.data.names import IMAGE_SUFFIXES, MASK_ENDINGS, MASK_SUFFIXES, beside_ending, ends_with
@@ -40,7 +42,7 @@ def scan_tar(place: str, size: int, image_suffix: str | None, mask_suffix: str |
     rows = Rows()
     samples = _samples(place, size, rows)
     keys = set(samples)
-    _join_masks_beside(samples, keys)
+    _join_masks_beside(place, samples, keys)
     endings = _Endings(image_suffix, mask_suffix)
     chosen = {key: endings.choose(f"{place}: {key}", key, files) for key, files in samples.items()}
     # a set whose masks are plain .png beside .jpg has no images that are .png alone
@@ -64,29 +66,25 @@ def scan_tar(place: str, size: int, image_suffix: str | None, mask_suffix: str |
 def _samples(place: str, size: int, rows: Rows) -> dict[str, Files]:
     samples: dict[str, Files] = {}
     end = 0
-    try:
-        with opened(place) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for info in tar:
-                # tarfile keeps every header it has read
-                tar.members = []  # type: ignore[attr-defined]
+    with opened(place) as file:
+        try:
+            for info in _headers(file):
                 end = info.offset_data + (info.size + 511) // 512 * 512 * info.isreg()
+                match = _SAMPLE.fullmatch(info.name.removeprefix("./"))
                 if info.isdir():
                     continue
-                match = _SAMPLE.fullmatch(info.name.removeprefix("./"))
                 if not info.isreg() or info.issparse():
                     rows.leave_out("link(s) and the like within tars", info.name)
                 elif match is None or "__MACOSX/" in info.name:
                     rows.leave_out("file(s) without a key and an extension", info.name)
+                elif (extension := match[2].lower()) in (files := samples.setdefault(match[1], {})):
+                    raise DataError(
+                        f"{place} holds {info.name} twice; keys must be unique within a shard: write it anew"
+                    )
                 else:
-                    files = samples.setdefault(match[1], {})
-                    extension = match[2].lower()
-                    if extension in files:
-                        raise DataError(
-                            f"{place} holds {info.name} twice; keys must be unique within a shard: write it anew"
-                        )
                     files[extension] = (info.offset_data, info.size)
-    except tarfile.TarError as error:
-        raise DataError(f"{place} is damaged or cut off ({error}); copy or write it anew") from error
+        except tarfile.TarError as error:
+            raise DataError(f"{place} is damaged or cut off ({error}); copy or write it anew") from error
     if end + 512 > size:
         raise DataError(
             f"{place} has no end mark: it was cut off while it was written or copied; copy or write it anew"
@@ -96,7 +94,15 @@ def _samples(place: str, size: int, rows: Rows) -> dict[str, Files]:
     return samples
 
 
-def _join_masks_beside(samples: dict[str, Files], keys: set[str]) -> None:
+def _headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for info in tar:
+            # tarfile keeps every header it has read
+            tar.members = []  # type: ignore[attr-defined]
+            yield info
+
+
+def _join_masks_beside(place: str, samples: dict[str, Files], keys: set[str]) -> None:
     """Make ``a_mask.png`` the mask of ``a``; refuse folders of masks."""
     for key in list(samples):
         folders = PurePosixPath(key).parts[:-1]
@@ -104,16 +110,16 @@ def _join_masks_beside(samples: dict[str, Files], keys: set[str]) -> None:
         if masks is not None:
             name = f"{key}.{next(iter(samples[key]))}"
             raise DataError(
-                f"masks are in a folder of their own ({name}), which is no WebDataset: unpack the tar (tar -xf) and "
-                "use folders, or write image and mask under one key (0001.jpg, 0001.mask.png)"
+                f"{place}: masks are in a folder of their own ({name}), which is no WebDataset: unpack it "
+                "(tar -xf) and use folders, or write image and mask under one key (0001.jpg, 0001.mask.png)"
             )
-        for extension, place in list(samples[key].items()):
+        for extension, where in list(samples[key].items()):
             name = f"{key}.{extension}"
             ending = beside_ending(name, keys, MASK_ENDINGS)
             base = ends_with(name, ending) if ending else None
             if base is not None and base != key and ending:
                 files = samples[base]
-                files.setdefault(f"{ending.strip('_-.')}.{extension}", place)
+                files.setdefault(f"{ending.strip('_-.')}.{extension}", where)
                 del samples[key][extension]
         if not samples[key]:
             del samples[key]
@@ -142,8 +148,8 @@ class _Endings:
         if len(images) > 1 or len(masks) > 1:
             several, setting = (images, "image_suffix") if len(images) > 1 else (masks, "mask_suffix")
             raise DataError(
-                f"{where} has {', '.join(f'.{e}' for e in several)}, and one is wanted; set data.{setting}=.{several[0]} "
-                f"or data.{setting}=.{several[1]}"
+                f"{where} has {', '.join(f'.{e}' for e in several)}, and one is wanted; set "
+                f"data.{setting}=.{several[0]} or data.{setting}=.{several[1]}"
             )
         return next(iter(images), None), next(iter(masks), None)
 
