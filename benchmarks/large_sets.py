@@ -274,7 +274,8 @@ def table(result: Result) -> str:
     head = ["images a second; ratio to folder", *KINDS]
     text = (
         f"{speed['images']} JPEGs of {SIZE[1]}x{SIZE[0]} ({speed['kilobytes']:g} kB), one process, files in "
-        f"memory, row groups of {speed['row_group']} images; median and range:\n\n{markdown_table(head, rows)}\n\n"
+        f"memory, row groups of {speed['row_group']} images; median and range:\n\n"
+        f"{markdown_table(head, rows)}\n\n"
         "Start of a training, and its peak memory in MiB:\n\n"
     )
     starts = result["starts"]

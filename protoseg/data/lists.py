@@ -30,7 +30,7 @@ import numpy as np
 
 from protoseg.config.sections import DataConfig, FolderPair
 from protoseg.data.compact import join_names, split_lines
-from protoseg.data.lines import Entry, Resolver
+from protoseg.data.lines import CITYSCAPES_IDS, CITYSCAPES_MASK, Entry, Resolver
 from protoseg.data.listed import read_listed
 from protoseg.data.long_list import LONG, FolderEntries, ListedEntries, MissingEntryError, read_long
 from protoseg.data.members import File
@@ -188,7 +188,9 @@ def scan_entries(config: DataConfig, split: Split) -> tuple[EntryList, list[str]
         if source.masks is None:
             raise DataError(f"{setting}.masks is not set; it names the folder of masks")
         masks = find_file(root, source.masks, f"{setting}.masks")
-        pairs = pair_folders(images, masks, setting, config.image_suffix, config.mask_suffix)
+        pairs = pair_folders(
+            images, masks, setting, config.image_suffix, config.mask_suffix, _city_mask(config)
+        )
         return _finish(pairs.entries, pairs.family, pairs.warnings), pairs.problems
     path = find_file(root, source, setting)
     if path.is_dir():
@@ -237,8 +239,9 @@ def _scan_list(config: DataConfig, path: Path, root: Path, split: Split) -> tupl
     if not text.strip():
         raise DataError(f"list {path} is empty; it needs one image a line")
     resolver = Resolver(
-        root, config.image_dir, config.mask_dir, split != "unlabeled", config.image_suffix, config.mask_suffix
-    )
+        root, config.image_dir, config.mask_dir, split != "unlabeled", config.image_suffix,
+        config.mask_suffix, _city_mask(config),
+    )  # fmt: skip
     try:
         long = None
         if split == "unlabeled" and text.count("\n") >= LONG:
@@ -260,6 +263,10 @@ def _scan_list(config: DataConfig, path: Path, root: Path, split: Split) -> tupl
             raise DataError(f"list {path} names only masks of labelled images")
     family = " + ".join(listed.families) + (", looked up as they are drawn" if long is not None else "")
     return _finish(entries, family, remarks), problems
+
+
+def _city_mask(config: DataConfig) -> str:
+    return CITYSCAPES_IDS if config.label_map == "cityscapes" else CITYSCAPES_MASK
 
 
 def _without_masks(config: DataConfig, entries: Sequence[Entry]) -> tuple[Sequence[Entry], str]:

@@ -31,8 +31,8 @@ class Member:
 
     @property
     def stem(self) -> str:
-        """File name without its last suffix."""
-        return PurePosixPath(self.name_within).stem
+        """The key without folders."""
+        return PurePosixPath(self.key).name
 
     @property
     def suffix(self) -> str:

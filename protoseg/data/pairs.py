@@ -40,7 +40,12 @@ class Pairs:
 
 
 def pair_folders(
-    images: Path, masks: Path, setting: str, image_suffix: str | None, mask_suffix: str | None
+    images: Path,
+    masks: Path,
+    setting: str,
+    image_suffix: str | None,
+    mask_suffix: str | None,
+    city_mask: str = CITYSCAPES_MASK,
 ) -> Pairs:
     """Pair the files of two folders (or of one) by their relative names.
 
@@ -53,6 +58,7 @@ def pair_folders(
         setting: What to call them in messages.
         image_suffix: ``data.image_suffix``.
         mask_suffix: ``data.mask_suffix``.
+        city_mask: What masks of Cityscapes end in.
 
     Raises:
         DataError: If a folder holds nothing, or there is no pair at all.
@@ -71,7 +77,7 @@ def pair_folders(
         ending = mask_suffix or _usual_ending(image_index, folders[1])
         mask_index = _index(folders[1], ending)
     pairs = Pairs(f"folder pair, masks end in {ending}" if ending and not mask_suffix else "folder pair")
-    _pair(pairs, _single(image_index, setting), _single(mask_index, setting), folders, setting)
+    _pair(pairs, _single(image_index, setting), _single(mask_index, setting), folders, setting, city_mask)
     if not pairs.entries:
         raise DataError(_no_pair(image_index, mask_index, folders, setting))
     pairs.warnings += [text for folder in folders if (text := folder.left.describe(folder.root))]
@@ -239,7 +245,12 @@ def _divide(
 
 
 def _pair(
-    pairs: Pairs, images: dict[str, Path], masks: dict[str, Path], folders: Sequence[Folder], setting: str
+    pairs: Pairs,
+    images: dict[str, Path],
+    masks: dict[str, Path],
+    folders: Sequence[Folder],
+    setting: str,
+    city_mask: str,
 ) -> None:
     """Pair by name, and by name in another letter case where only one mask can be meant."""
     at, folder, left = folders[0].root, folders[-1].root, folders[-1].left
@@ -250,7 +261,7 @@ def _pair(
     }
     used, respelled = set(), []
     for key, image in images.items():
-        city = key.removesuffix(CITYSCAPES_IMAGE) + CITYSCAPES_MASK
+        city = key.removesuffix(CITYSCAPES_IMAGE) + city_mask
         name = next((k for k in (key, city, by_case.get(key.casefold())) if k in masks), None)
         if name is None:
             text = f"{setting}: {image} has no mask {key}.png below {folder}"

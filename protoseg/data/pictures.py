@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 # the limit that counts is data.max_pixels, and it is looked at before any pixel is decoded
 Image.MAX_IMAGE_PIXELS = None
-# what is wrong with a file's metadata is no reason for a line that names a module of Pillow
-warnings.filterwarnings("ignore", module="PIL")
+# what is wrong with a file's metadata is no reason for a line that names a module of Pillow; what it says of
+# our own calls (DeprecationWarning) is shown
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # what Pillow's plugins raise for damaged files; SyntaxError is theirs for broken PNG chunks
 DECODE_ERRORS = (

@@ -1,4 +1,4 @@
-"""Shards behind a local S3 server: ``pip install s3fs "moto[server]"``, 80 MB, so no part of the dev extra."""
+"""Shards behind a local S3 server: ``pip install s3fs "moto[server]"``, 80 MB, not in the dev extra."""
 
 from __future__ import annotations
 
