@@ -40,8 +40,13 @@ class Names:
         """One after the other."""
         for first in range(0, len(self), _CHUNK):
             starts, stops = self.starts[first : first + _CHUNK], self.stops[first : first + _CHUNK]
+            low, high = int(starts.min()), int(stops.max())
+            if high - low > 4 * int((stops - starts).sum()) + _CHUNK:
+                low, high = 0, 0  # far apart: each by itself
+            near = self.data[low:high].tobytes()
             for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-                yield self.data[start:stop].tobytes()
+                # parts of a bytes object are made several times faster than those of an array
+                yield near[start - low : stop - low] if high else self.data[start:stop].tobytes()
 
     def stripped(self) -> Names:
         """Without blanks, tabs and carriage returns at both ends."""
