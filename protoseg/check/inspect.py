@@ -49,6 +49,7 @@ def inspect(config: Config, *, quick: bool, processes: int = 1, progress: bool =
     except DataError as error:
         report.add("settings", str(error))
         return report
+    report.lists = lists
     report.facts["splits"] = _describe(sources, lists)
     _overlap(report, _by_path(lists), quick=quick)
     tallies = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from protoseg.config.plan import Schedule
 from protoseg.config.sections import Config, DataConfig, TrainConfig, ViewConfig
 from protoseg.data.classes import read_classes
-from protoseg.data.lists import Split, read_entries
+from protoseg.data.lists import EntryList, Split
 from protoseg.data.ranges import with_value_range
 from protoseg.data.sources import CachedSource, Source, listed_source, open_source
 from protoseg.data.stream import Sample, make_stream
@@ -98,7 +98,7 @@ def open_run_data(config: Config) -> RunData:
         logger.warning("%s", line)
     model = config.model
     classes = read_classes(config.data)
-    settings, used = _open_splits(config.data, classes)
+    settings, used = _open_splits(config.data, classes, report.lists)
     if len(classes) > settings.ignore_index:
         raise ConfigError(
             f"{len(classes)} classes and data.ignore_index={settings.ignore_index} overlap; class ids "
@@ -124,12 +124,14 @@ def open_run_data(config: Config) -> RunData:
     )
 
 
-def _open_splits(data: DataConfig, classes: list[ClassInfo]) -> tuple[DataConfig, dict[Split, Source]]:
-    """The images of each split, whose lists are read once, and the settings with the value range found."""
+def _open_splits(
+    data: DataConfig, classes: list[ClassInfo], read: Mapping[Split, EntryList]
+) -> tuple[DataConfig, dict[Split, Source]]:
+    """The images of each split by lists that were read, and the settings with the value range found."""
     splits: tuple[Split, ...] = ("labeled", "val", "unlabeled")
     if data.kind == "synthetic":
         return data, {split: open_source(data, split, classes) for split in splits}
-    lists = {split: read_entries(data, split) for split in splits if getattr(data, split) is not None}
+    lists = {split: read[split] for split in splits if getattr(data, split) is not None}
     labeled, unlabeled = (lists[s].entries if s in lists else () for s in ("labeled", "unlabeled"))
     data = with_value_range(data, labeled, unlabeled)
     return data, {split: listed_source(data, split, found, classes) for split, found in lists.items()}
