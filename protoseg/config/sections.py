@@ -69,13 +69,17 @@ class DataConfig(Section):
     kind: Literal["synthetic", "files"] = "synthetic"
     """``synthetic`` is the embedded data set; ``files`` reads lists or folders below ``root``."""
     root: str = "."
-    """Folder that list entries are relative to; environment variables and ``~`` are expanded."""
+    """Folder that list entries are relative to; environment variables and ``~`` are expanded. Or a folder or
+    URL (``s3://``, ``gs://``, ``hf://``) of WebDataset ``.tar`` or parquet files, or a pattern of such files
+    (``set/train-{000..099}.tar``)."""
     labeled: str | FolderPair | None = None
-    """List file of labelled images, or a pair of folders; relative to root."""
+    """List file of labelled images, or a pair of folders; relative to root. Of shards: a pattern
+    (``labeled-*.tar``), or a list of keys."""
     unlabeled: str | FolderPair | None = None
-    """List file or folder of unlabelled images; no mask is ever opened. Null: none."""
+    """List file or folder of unlabelled images; no mask is ever opened. Of shards: a pattern, whose labelled
+    and validation images are left out, or a list of keys. Null: none."""
     val: str | FolderPair | None = None
-    """List file or pair of folders for validation; relative to root."""
+    """List file or pair of folders for validation; relative to root. Of shards: as ``labeled``."""
     image_dir: str | None = None
     """Folder of images for lists of bare ids (null: the VOC rule ``JPEGImages``)."""
     mask_dir: str | None = None
@@ -85,6 +89,10 @@ class DataConfig(Section):
     mask_suffix: str | None = None
     """What masks end in after the stem of their image (``_mask``, ``_mask.png``, ``.png``); null: nothing,
     or a usual ending (``_mask``, ``_label``, ``_seg``, ...), whichever pairs more."""
+    image_column: str | None = None
+    """Column of images in parquet files; null: a usual name (``image``, ``img``, ...)."""
+    mask_column: str | None = None
+    """Column of masks in parquet files; null: a usual name (``mask``, ``label``, ``annotation``, ...)."""
     classes: list[str] | str | None = None
     """Class names in the order of their ids, or a file that has them (relative to root): one name a line,
     ``_classes.csv``, ``class_dict.csv``, ``labelmap.txt``, TSV, JSON or YAML."""

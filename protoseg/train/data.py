@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,8 +15,9 @@ from torch import Tensor
 from protoseg.config.plan import Schedule
 from protoseg.config.sections import Config, DataConfig, TrainConfig, ViewConfig
 from protoseg.data.classes import read_classes
-from protoseg.data.ranges import run_value_range
-from protoseg.data.sources import CachedSource, Source, open_source
+from protoseg.data.lists import EntryList, Split
+from protoseg.data.ranges import with_value_range
+from protoseg.data.sources import CachedSource, Source, listed_source, open_source
 from protoseg.data.stream import Sample, make_stream
 from protoseg.errors import ConfigError, DataError
 from protoseg.manifest import ClassInfo, ValueRange
@@ -95,21 +96,16 @@ def open_run_data(config: Config) -> RunData:
         )
     for line in report.problem_lines(limit=3):
         logger.warning("%s", line)
-    settings, model = run_value_range(config.data), config.model
-    classes = read_classes(settings)
+    model = config.model
+    classes = read_classes(config.data)
+    settings, used = _open_splits(config.data, classes, report.lists)
     if len(classes) > settings.ignore_index:
         raise ConfigError(
             f"{len(classes)} classes and data.ignore_index={settings.ignore_index} overlap; class ids "
             "must be below it"
         )
-    used = {
-        "labeled": open_source(settings, "labeled", classes),
-        "val": open_source(settings, "val", classes),
-    }
-    if settings.kind == "synthetic" or settings.unlabeled is not None:
-        unlabeled = open_source(settings, "unlabeled", classes)
-        if len(unlabeled) or config.method.unlabeled:
-            used["unlabeled"] = unlabeled
+    if "unlabeled" in used and not (len(used["unlabeled"]) or config.method.unlabeled):
+        del used["unlabeled"]
     for split, source in used.items():
         if len(source) == 0:
             raise DataError(f"data.{split} is empty: it names no image")
@@ -126,6 +122,19 @@ def open_run_data(config: Config) -> RunData:
         hashes={split: source.sha256 for split, source in used.items()},
         value_range=settings.value_range,
     )
+
+
+def _open_splits(
+    data: DataConfig, classes: list[ClassInfo], read: Mapping[Split, EntryList]
+) -> tuple[DataConfig, dict[Split, Source]]:
+    """The images of each split by lists that were read, and the settings with the value range found."""
+    splits: tuple[Split, ...] = ("labeled", "val", "unlabeled")
+    if data.kind == "synthetic":
+        return data, {split: open_source(data, split, classes) for split in splits}
+    lists = {split: read[split] for split in splits if getattr(data, split) is not None}
+    labeled, unlabeled = (lists[s].entries if s in lists else () for s in ("labeled", "unlabeled"))
+    data = with_value_range(data, labeled, unlabeled)
+    return data, {split: listed_source(data, split, found, classes) for split, found in lists.items()}
 
 
 class Batches:

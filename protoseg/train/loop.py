@@ -102,7 +102,8 @@ def train(
 
         points, losses = [], torch.zeros((), device=processes.device)
         for number in range(step * settings.accumulate, (step + 1) * settings.accumulate):
-            labeled, unlabeled = batches.next(unlabeled=phase.unlabeled)
+            with states.saved_on_error():
+                labeled, unlabeled = batches.next(unlabeled=phase.unlabeled)
             # dropout and the like: a function of seed, position and process, so that a resumed run agrees
             torch.manual_seed(int(generator(seed, "steps", number, processes.rank).integers(2**31)))
             last = number + 1 == (step + 1) * settings.accumulate

@@ -17,7 +17,7 @@ from protoseg.checkpoint import (
     save_checkpoint,
 )
 from protoseg.config.sections import Config, DataConfig, PrototypeConfig
-from protoseg.data.lists import data_root
+from protoseg.data.lists import portable_root
 from protoseg.data.sources import EvalSamples
 from protoseg.draw import plots
 from protoseg.draw.panel import panel
@@ -213,4 +213,4 @@ def _with_absolute_root(data: DataConfig) -> DataConfig:
     """Lists are relative to the root; an absolute root finds them from any folder."""
     if data.kind == "synthetic":
         return data
-    return data.model_copy(update={"root": str(data_root(data).resolve())})
+    return data.model_copy(update={"root": portable_root(data)})
