@@ -411,7 +411,7 @@ def config_hash(config: Config) -> str:
     settings = {
         key: value
         for key, value in changed_settings(config).items()
-        if key not in NO_EFFECT and not key.startswith(tuple(off))
+        if key not in NO_EFFECT and (key == "pseudo_labels.held_out" or not key.startswith(tuple(off)))
     }
     if "train.start_from" in settings:
         settings["train.start_from"] = Path(settings["train.start_from"]).name

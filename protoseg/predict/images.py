@@ -15,16 +15,19 @@ from protoseg.config.sections import EvalConfig
 from protoseg.data.find import RESULT_FOLDERS, FoundImage
 from protoseg.data.images import read_image, resize_image, save_image, save_mask, save_whole
 from protoseg.data.pictures import reading
+from protoseg.data.soft_labels import write_soft_labels
 from protoseg.draw.colours import overlay_picture
 from protoseg.errors import DataError
 from protoseg.inference import HeadName, image_batch, image_logits, inference, score, upsample
 from protoseg.manifest import InputRule
-from protoseg.method.pseudo_labels import label_probability
+from protoseg.method.pseudo_labels import fuse, label_probability
 from protoseg.models.segmenter import Segmenter
 from protoseg.predict.table import ResultTable, part_file
 
 DEFAULT_HEAD: HeadName = "linear"
 PARTS = RESULT_FOLDERS
+SOFT = "soft"
+"""Folder of probabilities, which are written only when asked for."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,26 @@ def predict_image(
     return Prediction(
         label[0].cpu().numpy().astype(np.uint8), confidence[0].cpu().numpy(), believed[0].cpu().numpy()
     )
+
+
+def soft_labels(
+    segmenter: Segmenter,
+    image: NDArray[np.uint8],
+    rule: InputRule,
+    *,
+    head: HeadName = DEFAULT_HEAD,
+    config: EvalConfig | None = None,
+) -> NDArray[np.float32]:
+    """(C, h, w) probabilities of one image at its working size; arguments as ``predict_image``."""
+    batch = image_batch([resize_image(image, rule.resize)], segmenter.bank.prototypes.device)
+    with inference(segmenter):
+        logits = image_logits(segmenter, batch, config or EvalConfig(), rule.crop)
+        if logits.prototype is None or head == "linear":
+            probs = logits.linear.softmax(1)
+        else:
+            fused = head == "fused"
+            probs = fuse(logits.linear, logits.prototype) if fused else logits.prototype.softmax(1)
+    return probs[0].float().cpu().numpy()
 
 
 def write_prediction(
@@ -150,7 +173,11 @@ def predict_files(
                 yield item.path, str(error)
                 continue
             prediction = predict_image(segmenter, image, info.input, head=head, config=config)
-            write_prediction(out, name, image, prediction, colors, parts)
+            write_prediction(out, name, image, prediction, colors, [part for part in parts if part != SOFT])
+            if SOFT in parts:
+                probs = soft_labels(segmenter, image, info.input, head=head, config=config)
+                classes = [item.name for item in info.classes]
+                write_soft_labels(out / SOFT / f"{name}.npz", probs, classes)
             table.done(item.path, parts, head, info)
             yield item.path, None
     finally:
