@@ -107,13 +107,14 @@ class SoftLabels:
         if listed.is_file():
             names = listed.read_text(encoding="utf-8-sig").splitlines()
             self._compare([name.strip() for name in names if name.strip()], listed)
+        self._probs(0)  # what is wrong with one is most often wrong with all, and is said before the training
 
     def _find(self, image: Path, root: Path) -> Path | None:
         names = [image.stem]
         if image.is_relative_to(root):
             names.insert(0, image.relative_to(root).with_suffix("").as_posix())
         tried = (self.folder / place.format(name) for name in names for place in PLACES)
-        return next((file for file in tried if file.is_file()), None)
+        return next((file for file in tried if file.is_file() and file != image), None)
 
     def _compare(self, theirs: list[str], file: Path) -> None:
         if theirs == self.classes:
@@ -143,16 +144,12 @@ class SoftLabels:
         Raises:
             DataError: If the file cannot be read, or does not fit image or classes.
         """
-        file = self.files[index]
-        try:
-            probs = self._hard(file) if file.suffix == ".png" else self._soft(file)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{file} cannot be read: {error}") from error
+        file, probs = self.files[index], self._probs(index)
         height, width = size
         tall, wide = probs.shape[1:]
         # both sides rounded to whole pixels
         off = abs(tall * width - wide * height)
-        if not self.any_ratio and off > max(tall + wide, height + width):
+        if not self.any_ratio and off > (tall + wide + height + width) / 2:
             raise DataError(
                 f"{file} is {tall}x{wide} (height x width), its image {height}x{width} at the working size; "
                 "height to width must be the same"
@@ -180,6 +177,15 @@ class SoftLabels:
         number = (confidence * said * LARGEST_CONFIDENCE).round().long()
         return torch.stack([label, number >> 8, number & 255]).to(torch.uint8).numpy()
 
+    def _probs(self, index: int) -> Scores:
+        file = self.files[index]
+        try:
+            return self._hard(file) if file.suffix == ".png" else self._soft(file)
+        except DataError:
+            raise
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"{file} cannot be read: {error}") from error
+
     def _soft(self, file: Path) -> Scores:
         found = np.load(file, allow_pickle=False)
         if isinstance(found, np.lib.npyio.NpzFile):
@@ -191,8 +197,8 @@ class SoftLabels:
             probs = found
         if probs.ndim != 3 or len(probs) != len(self.classes):
             raise DataError(
-                f"{file} holds an array of shape {probs.shape}; expected ({len(self.classes)}, height, width), "
-                "a probability for each class"
+                f"{file} holds an array of shape {probs.shape}; expected ({len(self.classes)}, height, "
+                "width), a probability for each class"
             )
         if probs.dtype == np.uint8:
             values = probs.astype(np.float32) / 255

@@ -153,9 +153,9 @@ class Calibration(nn.Module):
         """
         if state["teacher"] != self.teacher:
             raise CheckpointError(
-                f"the teacher from outside has the hash {self.teacher[:12] or 'of none'}, the state was made "
-                f"with {state['teacher'][:12] or 'none'}; give pseudo_labels.teacher or pseudo_labels.folder "
-                "what it was"
+                f"the teacher from outside is {self.teacher[:12] or 'none'} (hash), the state was made with "
+                f"{state['teacher'][:12] or 'none'}; give pseudo_labels.teacher or pseudo_labels.folder the "
+                "value of then"
             )
 
 

@@ -118,7 +118,8 @@ def clean_points(
 ) -> Points:
     """Labelled pixels that are classified right, drawn evenly over an image's classes.
 
-    As in PixCon (arXiv 2607.03068), which keeps a memory of such features; here the prototypes are it, which move by a mean of the new ones.
+    As in PixCon (arXiv 2607.03068), which keeps a memory of such features; here the prototypes are it, which
+    move by a mean of the new ones.
 
     Args:
         settings: How many points.

@@ -350,11 +350,12 @@ def compute_step(
         classes = torch.where(target == method.ignore_index, -1, target)
         if strong is not None:
             classes = torch.cat([classes, torch.where(strong.believed, strong.label, -1)])
+        clean = method.prototypes.update_from == "clean"
         losses, points = prototype_losses(
             networks.bank, method.prototypes, output.features, classes, networks.network.padded_size(*size),
             batch=local, taught=strong.taught if strong is not None else None,
             class_weights=method.class_weights, rng=draw(POINT_DRAW), processes=processes,
-            right=labeled_logits.detach().max(1).indices == target,
+            right=labeled_logits.detach().max(1).indices == target if clean else None,
         )  # fmt: skip
         means |= losses
         if strong is not None and strong.weak_features is not None and method.prototypes.consistency > 0:

@@ -162,7 +162,7 @@ def rare_class_picker(
     """
     present = shown.any(0)
     exponent = (1 - np.asarray(shares)) / temperature
-    weight = np.exp(exponent - exponent[present].max()) * present
+    weight = np.exp(np.where(present, exponent - exponent[present].max(), -np.inf))
     edges = np.cumsum(weight / weight.sum())
     images = [np.flatnonzero(column) for column in shown.T]
 
