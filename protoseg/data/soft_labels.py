@@ -105,8 +105,8 @@ class SoftLabels:
             )
         listed = folder / CLASSES_NAME
         if listed.is_file():
-            names = listed.read_text(encoding="utf-8-sig").splitlines()
-            self._compare([name.strip() for name in names if name.strip()], listed)
+            lines = listed.read_text(encoding="utf-8-sig").splitlines()
+            self._compare([line.strip() for line in lines if line.strip()], listed)
         self._probs(0)  # what is wrong with one is most often wrong with all, and is said before the training
 
     def _find(self, image: Path, root: Path) -> Path | None:
@@ -223,7 +223,7 @@ class SoftLabels:
             ids = np.asarray(opened)
         name = file.relative_to(self.folder).with_suffix("").as_posix().removeprefix("masks/")
         beside = self.folder / CONFIDENCE.format(name)
-        sure = np.ones(ids.shape, np.float32)
+        sure: Scores = np.ones(ids.shape, np.float32)
         if beside.is_file():
             with Image.open(beside) as opened:
                 sure = np.asarray(opened.convert("L"), np.float32) / 255
@@ -232,7 +232,7 @@ class SoftLabels:
         count = len(self.classes)
         known = ids < count
         # the rest of the probability lies evenly on the other classes
-        sure = np.where(known, np.maximum(sure, 1 / count), 1 / count)
+        sure = np.where(known, np.maximum(sure, 1 / count), 1 / count).astype(np.float32)
         probs = np.broadcast_to((1 - sure) / max(count - 1, 1), (count, *ids.shape)).copy()
         np.put_along_axis(probs, np.where(known, ids, 0)[None].astype(np.int64), sure[None], axis=0)
         return probs.astype(np.float32)

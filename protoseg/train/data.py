@@ -133,7 +133,8 @@ def hold_out(shown: NDArray[np.bool_], share: float, rng: np.random.Generator) -
     Raises:
         DataError: If there is none that could be spared.
     """
-    wanted, left, chosen = max(1, round(share * len(shown))), shown.sum(0), []
+    wanted, left = max(1, round(share * len(shown))), shown.sum(0)
+    chosen: list[int] = []
     for index in rng.permutation(len(shown)):
         if len(chosen) < wanted and (left - shown[index] > 0)[shown[index]].all():
             left = left - shown[index]
