@@ -1,6 +1,6 @@
 r"""Draws lists of labelled images on which settings are chosen, so that the lists of the figures stay unseen.
 
-    python -m benchmarks.voc_lists                 # seeds 3 and 4, 92 labels, into benchmarks/studies/lists/voc
+    python -m benchmarks.voc_lists                 # seeds 3 and 4, 92 labels, into studies/lists/voc
     python -m benchmarks.voc_lists --count 46 183 --seeds 3
 
 Every class is in at least 4 of 92 images (2 of 46, 8 of 183: as in the lists of ``splits/``), the rarest

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from benchmarks.common import ROOT
-from protoseg.config.load import explain_problems, load_config, read_config
+from protoseg.config.load import apply_override, explain_problems, find_config, parse_config, read_config
 from protoseg.config.sections import Config
 from protoseg.errors import ConfigError, UserError
 
@@ -237,7 +239,7 @@ class Cell:
 
 
 def load_study(path: str | Path) -> Study:
-    """Read a study file over its ``base``, if it names one; a bare name is looked up in ``benchmarks/studies``.
+    """Read a study file (over its ``base``, if any); a bare name is looked up in ``benchmarks/studies``.
 
     Raises:
         StudyError: With a line for each problem.
@@ -304,7 +306,7 @@ def make_run(study: Study, budget: Budget, labels: Labels, method: Method, seed:
     try:
         teacher = next((item for item in study.methods if item.name == method.teacher), None)
         taught = [] if teacher is None else [f"pseudo_labels.teacher={teacher.name}"]
-        draft = load_config(study.config, [*texts, *taught, "train.max_steps=1", "train.warmup_steps=0"])
+        draft = resolve(study.config, [*texts, *taught, "train.max_steps=1", "train.warmup_steps=0"])
         steps = steps_within(budget, draft, study.warmup_share)
         warmup = warmup_steps(steps, study.warmup_share)
         if draft.method.unlabeled and warmup >= steps:
@@ -340,7 +342,7 @@ def _run(
 ) -> Run:  # fmt: skip
     own = [] if start is None else [f"train.start_from={start.name}"]
     own += [] if teacher is None else [f"pseudo_labels.teacher={teacher.name}"]
-    config = load_config(study.config, [*texts, *own])
+    config = resolve(study.config, [*texts, *own])
     steps, warmup = config.train.max_steps, config.train.warmup_steps
     assert steps is not None
     assert warmup is not None
@@ -351,6 +353,25 @@ def _run(
     config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
     return Run(name, method, labels, seed, config, tuple(texts), cost_of(config, steps, warmup), start,
                teacher)  # fmt: skip
+
+
+def resolve(path: str, overrides: list[str]) -> Config:
+    """A configuration file with overrides, as ``load_config`` reads it; the file is parsed once.
+
+    Raises:
+        ConfigError: If the settings are wrong.
+    """
+    file = find_config(path)
+    stamp = file.stat().st_mtime_ns if file.is_file() else 0
+    raw = copy.deepcopy(_parsed(path, stamp))
+    for item in overrides:
+        apply_override(raw, item)
+    return parse_config(raw, path)
+
+
+@functools.lru_cache(maxsize=32)
+def _parsed(path: str, stamp: int) -> dict[str, Any]:
+    return read_config(path)
 
 
 def override_texts(seed: int, *parts: dict[str, Any]) -> list[str]:
