@@ -226,7 +226,7 @@ class SoftLabels:
         sure: Scores = np.ones(ids.shape, np.float32)
         if beside.is_file():
             with Image.open(beside) as opened:
-                sure = np.asarray(opened.convert("L"), np.float32) / 255
+                sure = (np.asarray(opened.convert("L")) / 255).astype(np.float32)
             if sure.shape != ids.shape:
                 raise DataError(f"{beside} is {sure.shape}, its mask {ids.shape} (height, width)")
         count = len(self.classes)

@@ -59,7 +59,9 @@ def train(config: Config, *, resume: bool = False, stopped_code: int = 0) -> int
     network, teacher, bank = networks.network, networks.teacher, networks.bank
     info = network_info(config, data, method.prototypes, network.stride_multiple)
     if outside is not None:
-        info = info.model_copy(update={"teacher": outside.record(networks.calibration)})
+        # after the hand-over the numbers are the own teacher's
+        known = networks.calibration if progress.step < schedule.outside_until else None
+        info = info.model_copy(update={"teacher": outside.record(known)})
     logger.info("%s", setup.describe(folder, info, data, schedule, accelerator, seed))
     monitor = Monitor([c.name for c in data.classes], data.labeled_shares, best=progress.best)
     log = RunLog(folder, accelerator, processes, monitor, step=progress.step, max_steps=schedule.max_steps)
