@@ -40,7 +40,7 @@ def place(tmp_path_factory):
         "data": {"kind": "files", "root": str(scenes), **lists},
         "run": {"name": "tiny", "dir": str(folder / "runs")},
     }
-    raw["train"] |= {"max_steps": 6, "save_every": 2, "eval_every": 6}
+    raw["train"] |= {"max_steps": 6, "save_every": 2, "eval_every": 6, "keep_states": 3}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(raw))
     assert train(folder, "large", "method.preset=supervised", "model.architecture=unet",
                  "model.decoder_channels=null") == 0  # fmt: skip
