@@ -402,6 +402,9 @@ class TrainConfig(Section):
     """Null leaves it to ``accelerate launch``."""
     channels_last: bool = False
     """Memory layout for convolutions on CUDA tensor cores."""
+    cpu_threads: int | None = Field(None, ge=1)
+    """Threads of a process that trains on a CPU; null: the cores it may use / processes on the machine, unless
+    ``OMP_NUM_THREADS`` says otherwise. Another number changes the last digits of results."""
     compile: bool = False
     """torch.compile the student and the teacher."""
     sync_bn: bool = True

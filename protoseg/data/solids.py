@@ -66,11 +66,14 @@ def noise(a: Floats, b: Floats, knots: Floats) -> Floats:
     """Smooth noise in [0, 1) at coordinates (...); one knot a unit."""
     i, j = np.floor(a), np.floor(b)
     u, v = a - i, b - j
-    u, v = u * u * (3.0 - 2.0 * u), v * v * (3.0 - 2.0 * v)
+    u *= u * (3.0 - 2.0 * u)
+    v *= v * (3.0 - 2.0 * v)
     y, x = i.astype(np.int32) & 31, j.astype(np.int32) & 31
-    down, right = (y + 1) & 31, (x + 1) & 31
-    top = knots[y, x] + (knots[y, right] - knots[y, x]) * v
-    low = knots[down, x] + (knots[down, right] - knots[down, x]) * v
+    y <<= 5
+    flat, right, down = knots.ravel(), (x + 1) & 31, (y + 32) & 1023
+    top, low = flat.take(y + x), flat.take(down + x)
+    top += (flat.take(y + right) - top) * v
+    low += (flat.take(down + right) - low) * v
     found: Floats = top + (low - top) * u
     return found
 

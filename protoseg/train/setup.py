@@ -27,6 +27,7 @@ from protoseg.models.segmenter import build_segmenter
 from protoseg.train.data import RunData
 from protoseg.train.optim import make_optimizer, make_scheduler
 from protoseg.train.state import CONFIG_NAME, STATE_DIR, States, state_folders
+from protoseg.train.threads import cpu_threads
 
 logger = logging.getLogger("protoseg")
 
@@ -41,7 +42,7 @@ def start_logging(*, main: bool) -> None:
 
 
 def make_accelerator(train: TrainConfig, folder: Path) -> Accelerator:
-    """Accelerator with this run's numerics, and the TF32 setting.
+    """Accelerator with this run's numerics, the TF32 setting and, on a CPU, the number of threads.
 
     Raises:
         ConfigError: If accelerate refuses a setting, or the processes would not find each other.
@@ -66,6 +67,9 @@ def make_accelerator(train: TrainConfig, folder: Path) -> Accelerator:
             f"{started} processes were started, but each would train alone: accelerate found no GPU. Set "
             "ACCELERATE_USE_CPU=true to train with several processes on CPUs"
         )
+    if accelerator.device.type == "cpu":
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        torch.set_num_threads(cpu_threads(train.cpu_threads, here))
     return accelerator
 
 
@@ -188,6 +192,8 @@ def begin(
         logger.warning(
             "warning: train.max_bad_steps has no effect: a run stops at its first loss that is not finite"
         )
+    if train.cpu_threads is not None and accelerator.device.type != "cpu":
+        logger.warning("warning: train.cpu_threads has no effect on a GPU")
     state = states.last if resume else None
     start = train.start_from if state is None else None
     if start:
