@@ -63,8 +63,8 @@ def _quota(group: Path, *, unified: bool) -> float | None:
 def given_threads(environment: Mapping[str, str], parent: Path) -> int | None:
     """Threads that the user asked for by ``OMP_NUM_THREADS`` or a flag of the launcher; None: nobody did.
 
-    ``accelerate launch`` and ``torchrun`` set the variable to 1 for processes on CPUs where nobody has set it.
-    What the user set is in the environment that the launcher itself was started with.
+    ``accelerate launch`` and ``torchrun`` set the variable to 1 for processes on CPUs where nobody has
+    set it. What the user set is in the environment that the launcher itself was started with.
 
     Args:
         environment: This process's environment.

@@ -12,7 +12,9 @@ from protoseg.train.threads import cpu_threads, given_threads, usable_cores
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}
 
 
-def launcher(tmp_path: Path, environ: bytes = b"HOME=/root\0", cmdline: bytes = b"accelerate\0launch\0") -> Path:
+def launcher(
+    tmp_path: Path, environ: bytes = b"HOME=/root\0", cmdline: bytes = b"accelerate\0launch\0"
+) -> Path:
     (tmp_path / "environ").write_bytes(environ)
     (tmp_path / "cmdline").write_bytes(cmdline)
     return tmp_path
@@ -20,7 +22,9 @@ def launcher(tmp_path: Path, environ: bytes = b"HOME=/root\0", cmdline: bytes = 
 
 def test_what_the_user_asked_for_is_told_from_the_launchers_one(tmp_path: Path) -> None:
     assert given_threads({}, tmp_path) is None
-    assert given_threads({"OMP_NUM_THREADS": "1"}, tmp_path) == 1  # no launcher: only the user can have set it
+    assert (
+        given_threads({"OMP_NUM_THREADS": "1"}, tmp_path) == 1
+    )  # no launcher: only the user can have set it
     assert given_threads({"OMP_NUM_THREADS": "3,2"}, tmp_path) == 3
     assert given_threads(LAUNCHED | {"OMP_NUM_THREADS": "4"}, tmp_path) == 4
     assert given_threads(LAUNCHED, launcher(tmp_path)) is None
@@ -41,27 +45,27 @@ def test_a_setting_goes_first_and_processes_share_the_cores(monkeypatch: pytest.
     assert cpu_threads(5, 1) == 5
 
 
+UNIFIED, SPLIT = "proc/self/cgroup", "groups/cpu/x/cpu.cfs_"
+
+
 @pytest.mark.parametrize(
     ("files", "cores"),
     [
         ({}, 6),
-        ({"proc/self/cgroup": "0::/\n", "groups/cpu.max": "max 100000\n"}, 6),
-        ({"proc/self/cgroup": "0::/\n", "groups/cpu.max": "250000 100000\n"}, 3),
-        ({"proc/self/cgroup": "0::/\n", "groups/cpu.max": "20000 100000\n"}, 1),
-        ({"proc/self/cgroup": "0::/\n", "groups/cpu.max": "800000 100000\n"}, 6),
+        ({UNIFIED: "0::/\n", "groups/cpu.max": "max 100000\n"}, 6),
+        ({UNIFIED: "0::/\n", "groups/cpu.max": "250000 100000\n"}, 3),
+        ({UNIFIED: "0::/\n", "groups/cpu.max": "20000 100000\n"}, 1),
+        ({UNIFIED: "0::/\n", "groups/cpu.max": "800000 100000\n"}, 6),
         # the tightest of the groups above counts
-        ({"proc/self/cgroup": "0::/a/b\n", "groups/a/cpu.max": "200000 100000", "groups/a/b/cpu.max": "max 1"}, 2),
+        ({UNIFIED: "0::/a/b\n", "groups/a/cpu.max": "200000 100000", "groups/a/b/cpu.max": "max 1"}, 2),
         (
-            {
-                "proc/self/cgroup": "5:cpuacct,cpu:/x\n3:memory:/x\n",
-                "groups/cpu/x/cpu.cfs_quota_us": "400000\n",
-                "groups/cpu/x/cpu.cfs_period_us": "100000\n",
-            },
+            {UNIFIED: "5:cpuacct,cpu:/x\n3:memory:/x\n"}
+            | {f"{SPLIT}quota_us": "400000\n", f"{SPLIT}period_us": "100000\n"},
             4,
         ),
-        ({"proc/self/cgroup": "2:cpu:/x\n", "groups/cpu/x/cpu.cfs_quota_us": "-1\n"}, 6),
+        ({UNIFIED: "2:cpu:/x\n", f"{SPLIT}quota_us": "-1\n", f"{SPLIT}period_us": "100000\n"}, 6),
     ],
-)  # fmt: skip
+)
 def test_no_more_cores_than_the_control_group_pays_for(
     files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +90,9 @@ def test_the_launcher_does_not_take_the_cores_away(tmp_path: Path) -> None:
             del environment["OMP_NUM_THREADS"]
         else:
             environment["OMP_NUM_THREADS"] = "1"
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, timeout=300
+        )
         variable, threads, cores = json.loads(done.stdout.splitlines()[-1])
         assert variable == "1"
         assert threads == (1 if chosen else cores)

@@ -1,4 +1,4 @@
-"""One embedded scene: a camera, light, a ground with clutter, solids and their shadows, a photograph of it."""
+"""One embedded scene: camera, light, a ground with clutter, solids, their shadows, and the photograph."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Scene:
 
     Attributes:
         items: Its solids, from far to near.
-        seen: After ``draw``: for each pixel of the canvas 0, or 1 and up, the place in ``items`` of what is seen.
+        seen: After ``draw``: what each pixel of the canvas shows, 0 the ground, from 1 on the items.
     """
 
     def __init__(self, size: tuple[int, int], solids: int, modes: int, number: int, dice: Dice) -> None:
@@ -151,13 +151,16 @@ class Scene:
         away = 1.1 * width * scale / near
         a, b = c * across + s * away, c * away - s * across
         canvas = mix(*GROUNDS[self.ground], ground(self.ground, a, b, knots))
-        ragged = 0.4 + 1.2 * noise(a * 25.0, b * 25.0, knots)
         for _ in range(dice.whole(2, 6)):
             y, x = dice.whole(0, height - 1), dice.whole(0, width - 1)
             reach, thin = dice.real(0.03, 0.10), dice.real(1.0, 3.0)
             color, tone = _on_circle(dice.real(), 0.6), dice.real(0.2, 0.6)
             u, v = a - a[y, x], (b - b[y, x]) * thin
-            blot = u * u + v * v <= reach * reach * ragged
+            far = u * u + v * v
+            blot = far <= 1.6 * reach * reach
+            blot[blot] = far[blot] <= reach * reach * (
+                0.4 + 1.2 * noise(25.0 * a[blot], 25.0 * b[blot], knots)
+            )
             for plane, part in zip(canvas, color, strict=True):
                 plane[blot] = 0.35 * plane[blot] + tone * part
         rows = min(height, max(0, math.ceil(self.horizon)))
@@ -187,9 +190,7 @@ class Scene:
         """Darken the ground where the light does not reach: near a line from the foot away from the light."""
         flat, reach = self._view(item.y).flat, min(1.6, 0.9 / max(self.light[1], 0.3))
         dx, dz = -1.6 * self.light[0] * reach, 0.8 * self.light[2] * reach
-        window = self._window(
-            item, 1.2 + max(0.0, -dx), 1.2 + max(0.0, dx), flat * (1.2 + dz), flat * 1.2
-        )
+        window = self._window(item, 1.2 + max(0.0, -dx), 1.2 + max(0.0, dx), flat * (1.2 + dz), flat * 1.2)
         x = (self.x[window] - item.x) / item.radius
         z = (item.y - self.y[window]) / (item.radius * flat)
         along = clip((x * dx + z * dz) / (dx * dx + dz * dz + 1e-6))
@@ -222,13 +223,14 @@ class Scene:
         dice = self.dice
         half = canvas[:, 0::OVER] + canvas[:, 1::OVER]
         small = (half[:, :, 0::OVER] + half[:, :, 1::OVER]) * 0.25
-        y, x = self.y[::OVER, ::OVER] / self.side - 0.5, self.x[::OVER, ::OVER] / self.side - 0.66
+        y = (self.y[::OVER, ::OVER] - 0.5 * self.size[0]) / self.side
+        x = (self.x[::OVER, ::OVER] - 0.5 * self.size[1]) / self.side
         # the shadow of something outside the picture
         c, s = unit(dice.real(-3.0, 3.0))
         edge = c * x + s * y + 0.25 * noise(x * 3.0 + 8.0, y * 3.0 + 8.0, dice.lattice())
         shadow = clip((edge + dice.real(-0.6, 0.4)) * dice.real(3.0, 14.0) + 0.5)
         light = dice.real(*EXPOSURE) * (1.0 - dice.real(0.1, 0.65) * shadow)
-        light = light * (1.0 - 0.35 * (x * x + y * y))
+        light = light * clip(1.0 - 0.35 * (x * x + y * y), 0.2)
         warm, strength = dice.real(-TINT, TINT), dice.real(4.0, 14.0) / 256.0
         grain = dice.bytes(2 * small.size).reshape(2, *small.shape).astype(np.float32)
         grain = (grain[0] - grain[1]) * strength + 0.5

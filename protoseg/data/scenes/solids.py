@@ -1,7 +1,8 @@
 """Solids that stand on a ground: what is seen of them, and how light falls on it.
 
 Each is drawn in its window of a picture, whose coordinates ``x`` (right) and ``y`` (up) count in radii from
-where it stands; ``turn`` is cosine and sine of its turn on the ground or of its pattern, ``height`` stretches it.
+where it stands. ``turn`` is cosine and sine of its turn on the ground or of its pattern's; ``height``
+stretches it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ Turn = tuple[float, float]
 
 @dataclass(frozen=True)
 class View:
-    """How the ground is seen at a place: a circle on it looks ``flat`` times as high as wide, and what
-    stands on it ``tall`` times as high as it is."""
+    """How a place is seen: a circle on the ground ``flat`` as high as wide, an upright ``tall`` as long."""
 
     flat: float
     tall: float
