@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]
+"""Of float32; to NumPy's stubs a Python number makes them float64."""
 Color = tuple[float, float, float]
 """Linear RGB in [0, 1]."""
 
@@ -120,7 +122,8 @@ def ground(name: str, a: Floats, b: Floats, knots: Floats) -> Floats:
         plank = np.floor(a * 5.0)
         tone, grain = knots[7].take(plank.astype(np.int32) & 31), noise(a * 40.0, b * 3.0, knots)
         gap = clip(12.0 * np.abs(a * 5.0 - plank - 0.5) - 5.2)
-        return 0.6 * tone + 0.4 * grain - 0.7 * gap
+        blend: Floats = 0.6 * tone + 0.4 * grain - 0.7 * gap
+        return blend
     if name == "tiles":
         i, j = np.floor(a * 3.0), np.floor(b * 3.0)
         edge = np.maximum(np.abs(a * 3.0 - i - 0.5), np.abs(b * 3.0 - j - 0.5))
