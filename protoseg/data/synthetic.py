@@ -2,8 +2,10 @@
 
 A class is a kind of solid (ball, box, can, cone, ...) that comes in up to four *modes*, combinations of a
 texture and colours. Neighbours on the colour circle belong to different classes, and light, its colour,
-shadows, distance and ground differ from scene to scene: a few labelled images show every mode, but not how it
-looks elsewhere. The same seed gives the same bytes on any machine (``protoseg/data/scenes``).
+shadows, distance and ground differ from scene to scene. The first twelve scenes show every mode, but are
+of one session: hardly darker, brighter, warmer or cooler than each other. All others, those of validation
+too, are of any hour. So twelve labels teach what there is, and images without labels how it looks at
+other times. The same seed gives the same bytes on any machine (``protoseg/data/scenes``).
 
 ``python -m protoseg.data.synthetic FOLDER`` writes the set as files, to try the settings for own data.
 """
@@ -29,6 +31,8 @@ from protoseg.errors import DataError, guarded
 from protoseg.manifest import ClassInfo
 
 IGNORE = 255
+# the first scenes, which are those with labels by default, are of one session: their light differs little
+_SESSION, _SESSION_VARIETY = 12, 0.15
 
 
 def synthetic_classes(config: SyntheticConfig) -> list[ClassInfo]:
@@ -71,8 +75,11 @@ class SyntheticScenes:
             raise IndexError(f"scene {index} of {self._length} in split {self.split}")
         config = self.config
         number = index + (config.num_labeled if self.split == "unlabeled" else 0)
-        dice = Dice([config.seed, int(self.split == "val"), number])
-        return Scene((config.height, config.width), config.num_classes - 1, config.modes, number, dice)
+        val = self.split == "val"
+        return Scene(
+            (config.height, config.width), config.num_classes - 1, config.modes, number,
+            Dice([config.seed, int(val), number]), _SESSION_VARIETY if number < _SESSION and not val else 1.0,
+        )  # fmt: skip
 
     def _drawn(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         if self._last is None or self._last[0] != index:

@@ -27,10 +27,9 @@ from protoseg.data.scenes.solids import SOLIDS, View, shade, unit_length
 OVER = 2  # drawn at twice the size, then averaged: smooth edges
 MODE_ODDS = (6, 5, 4, 3)
 RADIUS = (0.20, 0.32)  # of the picture's shorter side, in front
-MORE = (1, 4)
-TINT = 0.25
+MORE = (1, 3)
 PAINT = 0.2
-EXPOSURE = (0.6, 1.7)
+EXPOSURE, TINT, SHADOW = (0.4, 2.0), (-0.35, 0.35), (0.1, 0.65)
 _CREAM, _BLACK, _GRAY = (0.75, 0.70, 0.60), (0.05, 0.05, 0.06), (0.42, 0.40, 0.38)
 _SECOND = (_CREAM, _BLACK, _GRAY, _CREAM)
 
@@ -86,7 +85,9 @@ class Scene:
         seen: After ``draw``: what each pixel of the canvas shows, 0 the ground, from 1 on the items.
     """
 
-    def __init__(self, size: tuple[int, int], solids: int, modes: int, number: int, dice: Dice) -> None:
+    def __init__(
+        self, size: tuple[int, int], solids: int, modes: int, number: int, dice: Dice, variety: float = 1.0
+    ) -> None:
         """Set it up.
 
         Args:
@@ -96,8 +97,9 @@ class Scene:
             number: Says which ground and which two solids are there at any rate, in turn: the first
                 ``solids * modes * 3 // 4`` scenes show every appearance.
             dice: Everything else.
+            variety: How much the light may differ from the usual one: 0 not at all, 1 from dusk to noon.
         """
-        self.dice, self.mode_odds = dice, MODE_ODDS[:modes]
+        self.dice, self.mode_odds, self.variety = dice, MODE_ODDS[:modes], variety
         height, width = size[0] * OVER, size[1] * OVER
         self.size, self.side = (height, width), float(min(height, width))
         self.y, self.x = (v.astype(np.float32) for v in np.mgrid[0:height, 0:width])
@@ -218,6 +220,11 @@ class Scene:
             np.copyto(plane[window], part * diffuse * gain + mirror, where=surface.inside)
         self.seen[window][surface.inside] = place
 
+    def _usual(self, ends: tuple[float, float]) -> float:
+        """Uniform between ``ends``, drawn to their middle where there is little variety."""
+        middle = 0.5 * (ends[0] + ends[1])
+        return middle + self.variety * (self.dice.real(*ends) - middle)
+
     def _photograph(self, canvas: Floats) -> NDArray[np.uint8]:
         """(H, W, 3): the light of the place and its colour, the lens and the sensor."""
         dice = self.dice
@@ -229,9 +236,9 @@ class Scene:
         c, s = unit(dice.real(-3.0, 3.0))
         edge = c * x + s * y + 0.25 * noise(x * 3.0 + 8.0, y * 3.0 + 8.0, dice.lattice())
         shadow = clip((edge + dice.real(-0.6, 0.4)) * dice.real(3.0, 14.0) + 0.5)
-        light = dice.real(*EXPOSURE) * (1.0 - dice.real(0.1, 0.65) * shadow)
+        light = self._usual(EXPOSURE) * (1.0 - self._usual(SHADOW) * shadow)
         light = light * clip(1.0 - 0.35 * (x * x + y * y), 0.2)
-        warm, strength = dice.real(-TINT, TINT), dice.real(4.0, 14.0) / 256.0
+        warm, strength = self._usual(TINT), dice.real(4.0, 14.0) / 256.0
         grain = dice.bytes(2 * small.size).reshape(2, *small.shape).astype(np.float32)
         grain = (grain[0] - grain[1]) * strength + 0.5
         for plane, gain in zip(small, (1.0 + warm, 1.0, 1.0 - warm), strict=True):

@@ -51,6 +51,20 @@ def test_the_labels_show_every_look_and_ground(seed: int) -> None:
     assert min(pixels.values()) > 60, pixels
 
 
+def test_the_first_scenes_are_of_one_session_and_the_others_of_any_hour() -> None:
+    config = SyntheticConfig(num_labeled=40)
+    scenes = SyntheticScenes(config, "labeled")
+    means = np.array([scenes.image(index).mean((0, 1)) for index in range(40)])
+    warmth = means[:, 0] / means[:, 2]
+    # each kind of ground has its own colour
+    same = [np.arange(12)[k::4] for k in range(4)], [np.arange(12, 40)[k::4] for k in range(4)]
+    narrow, wide = (np.mean([np.log(warmth[part]).std() for part in parts]) for parts in same)
+    assert wide > 2 * narrow
+    val = SyntheticScenes(config, "val")
+    lightness = [val.image(index).mean() for index in range(32)]
+    assert np.std(lightness) > 1.2 * means[:12].mean(1).std()
+
+
 def test_dice_follow_the_stream_that_numpy_promises() -> None:
     dice = Dice([3, 0, 7])
     bits = np.random.PCG64(np.random.SeedSequence([3, 0, 7]))
