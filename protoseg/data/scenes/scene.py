@@ -133,7 +133,7 @@ class Scene:
         for rank, (solid, mode) in enumerate(wanted):
             for attempt in range(12):
                 y = height * dice.real(0.3, 1.0)
-                near = max(0.35, (y - self.horizon) / (height - self.horizon))
+                near = max(0.42, (y - self.horizon) / (height - self.horizon))
                 radius = max(3.0, self.side * near * dice.real(*RADIUS))
                 item = Item(solid, mode, width * dice.real(0.06, 0.94), y, radius)
                 due_anyhow = rank < len(due) and attempt == 11
@@ -238,7 +238,7 @@ class Scene:
         shadow = clip((edge + dice.real(-0.6, 0.4)) * dice.real(3.0, 14.0) + 0.5)
         light = self._usual(EXPOSURE) * (1.0 - self._usual(SHADOW) * shadow)
         light = light * clip(1.0 - 0.35 * (x * x + y * y), 0.2)
-        warm, strength = self._usual(TINT), dice.real(4.0, 14.0) / 256.0
+        warm, strength = self._usual(TINT), dice.real(3.0, 9.0) / 256.0
         grain = dice.bytes(2 * small.size).reshape(2, *small.shape).astype(np.float32)
         grain = (grain[0] - grain[1]) * strength + 0.5
         for plane, gain in zip(small, (1.0 + warm, 1.0, 1.0 - warm), strict=True):
