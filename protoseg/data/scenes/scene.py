@@ -27,8 +27,9 @@ from protoseg.data.scenes.solids import SOLIDS, View, shade, unit_length
 OVER = 2  # drawn at twice the size, then averaged: smooth edges
 MODE_ODDS = (6, 5, 4, 3)
 RADIUS = (0.20, 0.32)  # of the picture's shorter side, in front
-MORE = (1, 3)
-PAINT = 0.2
+MORE = (1, 3)  # solids beside the two that are due
+PAINT = 0.2  # by how much a colour differs from one solid of an appearance to the next
+# what a session has nearly the same of (``variety``): brightness, red over blue, darkness of a large shadow
 EXPOSURE, TINT, SHADOW = (0.4, 2.0), (-0.35, 0.35), (0.1, 0.65)
 _CREAM, _BLACK, _GRAY = (0.75, 0.70, 0.60), (0.05, 0.05, 0.06), (0.42, 0.40, 0.38)
 _SECOND = (_CREAM, _BLACK, _GRAY, _CREAM)
