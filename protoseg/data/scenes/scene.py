@@ -96,7 +96,7 @@ class Scene:
             solids: Kinds of solids, the first ones of ``SOLIDS``.
             modes: Appearances of each kind and of the ground.
             number: Says which ground and which two solids are there at any rate, in turn: the first
-                ``solids * modes * 3 // 4`` scenes show every appearance.
+                ``solids * (modes - 1)`` scenes show every appearance.
             dice: Everything else.
             variety: How much the light may differ from the usual one: 0 not at all, 1 from dusk to noon.
         """
@@ -108,10 +108,11 @@ class Scene:
         slant = unit(dice.real(-1.0, 1.0))[1]
         self.light = unit_length((1.2 * slant, dice.real(0.5, 1.3), dice.real(0.3, 0.9)))
         self.ambient = dice.real(0.22, 0.5)
-        self.ground = list(GROUNDS)[number % modes]
-        looks = solids * modes
-        due = [number % looks, (number + max(1, looks * 3 // 4)) % looks]
-        self.items = self._items([(look % solids, look // solids) for look in due], solids)
+        row = number // solids
+        # no ground goes with one kind of solid
+        self.ground = list(GROUNDS)[(number + row) % modes]
+        due = [(number % solids, row % modes), ((number + 1) % solids, (row + modes - 1) % modes)]
+        self.items = self._items(due, solids)
         self.seen = np.zeros(self.size, np.uint8)
 
     def draw(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
