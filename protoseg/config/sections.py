@@ -43,7 +43,7 @@ class FolderPair(Section):
 
 
 class SyntheticConfig(Section):
-    """The embedded data set: scenes whose classes each have several clearly different appearances."""
+    """The embedded data set: photo-like scenes whose classes each have several appearances."""
 
     num_labeled: int = Field(12, ge=1)
     """Images with a mask."""
@@ -58,7 +58,7 @@ class SyntheticConfig(Section):
     num_classes: int = Field(5, ge=2, le=8)
     """Classes, the background included."""
     modes: int = Field(4, ge=1, le=4)
-    """Appearances (colour and texture) that each class has."""
+    """Appearances (colours and texture) that each class has."""
     seed: int = Field(0, ge=0)
     """Seed of the scenes; the same seed gives the same bytes."""
 
@@ -501,6 +501,9 @@ class TrainConfig(Section):
     """Null leaves it to ``accelerate launch``."""
     channels_last: bool = False
     """Memory layout for convolutions on CUDA tensor cores."""
+    cpu_threads: int | None = Field(None, ge=1)
+    """Threads of a process that trains on a CPU; null: the cores it may use / processes on the machine,
+    unless ``OMP_NUM_THREADS`` says otherwise. Another number changes the last digits of results."""
     compile: bool = False
     """torch.compile the student and the teacher."""
     sync_bn: bool = True

@@ -30,6 +30,7 @@ from protoseg.train.data import RunData
 from protoseg.train.optim import make_optimizer, make_scheduler
 from protoseg.train.state import CONFIG_NAME, FINISHED_NAME, STATE_DIR, States, state_folders
 from protoseg.train.teacher import Outside, calibrate
+from protoseg.train.threads import cpu_threads
 from protoseg.train.tracker_kinds import Run
 from protoseg.train.trackers import Trackers
 
@@ -37,7 +38,7 @@ logger = logging.getLogger("protoseg")
 
 
 def make_accelerator(train: TrainConfig, folder: Path) -> Accelerator:
-    """Accelerator with this run's numerics, and the TF32 setting.
+    """Accelerator with this run's numerics, the TF32 setting and, on a CPU, the number of threads.
 
     Raises:
         ConfigError: If accelerate refuses a setting, or the processes would not find each other.
@@ -61,6 +62,9 @@ def make_accelerator(train: TrainConfig, folder: Path) -> Accelerator:
             f"{started} processes were started, but each would train alone: accelerate found no GPU. Set "
             "ACCELERATE_USE_CPU=true to train with several processes on CPUs"
         )
+    if accelerator.device.type == "cpu":
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        torch.set_num_threads(cpu_threads(train.cpu_threads, here))
     return accelerator
 
 
@@ -201,6 +205,8 @@ def begin(
         logger.warning(
             "warning: train.max_bad_steps has no effect: a run stops at its first loss that is not finite"
         )
+    if train.cpu_threads is not None and accelerator.device.type != "cpu":
+        logger.warning("warning: train.cpu_threads has no effect on a GPU")
     for text in ignored_settings(config):
         logger.warning("warning: %s", text)
     labels = config.pseudo_labels
