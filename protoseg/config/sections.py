@@ -57,7 +57,7 @@ class SyntheticConfig(Section):
     """Image width in pixels."""
     num_classes: int = Field(5, ge=2, le=8)
     """Classes, the background included."""
-    modes: int = Field(4, ge=1, le=4)
+    modes: int = Field(2, ge=1, le=4)
     """Appearances (colours and texture) that each class has."""
     seed: int = Field(0, ge=0)
     """Seed of the scenes; the same seed gives the same bytes."""

@@ -94,7 +94,7 @@ class Scene:
         Args:
             size: Height and width of the image in pixels.
             solids: Kinds of solids, the first ones of ``SOLIDS``.
-            modes: Appearances of each kind and of the ground.
+            modes: Appearances of each kind; grounds are always four.
             number: Says which ground and which two solids are there at any rate, in turn: the first
                 ``solids * (modes - 1)`` scenes show every appearance.
             dice: Everything else.
@@ -110,7 +110,7 @@ class Scene:
         self.ambient = dice.real(0.22, 0.5)
         row = number // solids
         # no ground goes with one kind of solid
-        self.ground = list(GROUNDS)[(number + row) % modes]
+        self.ground = list(GROUNDS)[(number + row) % len(GROUNDS)]
         due = [(number % solids, row % modes), ((number + 1) % solids, (row + modes - 1) % modes)]
         self.items = self._items(due, solids)
         self.seen = np.zeros(self.size, np.uint8)
