@@ -37,9 +37,10 @@ def test_neighbours_on_the_colour_circle_are_other_solids() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_labels_show_every_look_and_ground(seed: int) -> None:
-    scenes = SyntheticScenes(SyntheticConfig(seed=seed), "labeled")
-    pixels: dict[tuple[int, int], int] = dict.fromkeys(product(range(4), range(4)), 0)
+@pytest.mark.parametrize("modes", [2, 4])
+def test_the_labels_show_every_look_and_ground(seed: int, modes: int) -> None:
+    scenes = SyntheticScenes(SyntheticConfig(seed=seed, modes=modes), "labeled")
+    pixels: dict[tuple[int, int], int] = dict.fromkeys(product(range(4), range(modes)), 0)
     grounds = set()
     for index in range(len(scenes)):
         scene = scenes.scene(index)
