@@ -51,7 +51,7 @@ NETWORKS: dict[str, tuple[str, list[str], int]] = {
     "dinov2_dpt": ("DPT, DINOv2 ViT-S/14 (`dinov2_small_dpt`)", ["model.preset=dinov2_small_dpt"], 80),
     "dinov3_dpt": ("DPT, DINOv3 ViT-S/16 (`dinov3_small_dpt`)", ["model.preset=dinov3_small_dpt"], 80),
     "convnext_upernet": (
-        "UPerNet, ConvNeXt-T (`convnext_tiny_upernet`)", ["model.preset=convnext_tiny_upernet"], 60,
+        "UPerNet, ConvNeXt-T (`convnext_tiny_upernet`)", ["model.preset=convnext_tiny_upernet"], 30,
     ),
     "mobilenetv4": (
         "DeepLabV3+, MobileNetV4-M (`mobilenetv4_medium`)", ["model.preset=mobilenetv4_medium"], 80,

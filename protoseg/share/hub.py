@@ -30,6 +30,8 @@ def client() -> ModuleType:
     """
     try:
         import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors  # neither is found as an attribute unless somebody has imported it
     except ImportError as error:
         raise HubError(
             "cards and hf:// need the package huggingface_hub: pip install 'huggingface_hub>=1,<3'"
@@ -82,10 +84,12 @@ def hub_errors(address: HubAddress, doing: str) -> Iterator[None]:
     errors = client().errors
     try:
         yield
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+    except errors.OfflineModeIsEnabled as error:
+        raise HubError(f"cannot {doing} {address}: HF_HUB_OFFLINE is set") from error
+    except errors.LocalEntryNotFoundError as error:
         raise HubError(
-            f"cannot {doing} {address}: {endpoint()} is not reached"
-            f"{_offline()}, and the cache ({_cache()}) does not hold all of it"
+            f"cannot {doing} {address}: {endpoint()} is not reached{_offline()}, and the cache ({_cache()}) "
+            "does not hold all of it; load it once with a network, or set HF_ENDPOINT to another hub"
         ) from error
     except errors.GatedRepoError as error:
         raise HubError(
