@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,7 +66,8 @@ def load(
         reference: A checkpoint folder, a bundle folder, a ``.onnx`` or an engine in a bundle, or a run
             folder, which may hold both: then ``prefer`` decides, and what is there where there is but one.
             ``hf://user/name[@revision]`` is a run folder of the Hugging Face Hub: what is needed of it is
-            downloaded once (``HF_HUB_OFFLINE=1``: not at all), and hashes are compared.
+            downloaded once (``HF_HUB_OFFLINE=1``: not at all), and hashes are compared. Where torch is not
+            installed, that is the bundle.
         prefer: For a run folder: its ``checkpoint`` (its last weights, with every head) or its ``bundle``.
         head: ``linear``, ``prototype`` or ``fused``. None takes the best on the validation images for a
             checkpoint, and what it was exported with for a bundle, which has no other.
@@ -82,6 +84,8 @@ def load(
         UserError: If there is nothing that can be loaded, or it has not what is asked for.
     """
     check_choice("prefer", prefer, ("checkpoint", "bundle"))
+    if is_address(os.fspath(reference)) and find_spec("torch") is None:
+        prefer = "bundle"  # rather than a download that nothing here can open
     path = local_path(reference, prefer, student=student)
     bundle = _bundle_in(path, prefer)
     chosen: dict[str, Any] = {"head": head, "device": device}

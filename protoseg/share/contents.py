@@ -41,6 +41,13 @@ class Model:
     left_out: tuple[str, ...] = ()
     """Files of the bundle that are not."""
 
+    @property
+    def mismatched(self) -> bool:
+        """Whether checkpoint and bundle are of different trainings."""
+        if self.info is None or self.manifest is None:
+            return False
+        return self.info.weights_sha256 != self.manifest.checkpoint_sha256
+
     def pictures(self) -> list[Path]:
         """The run's pictures: of the views, the last validation images, the curves, the confusion."""
         steps = sorted((self.folder / "pictures").glob("step_*.png"))[-1:]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from protoseg.errors import guarded
+from protoseg.errors import UserError, guarded
 from protoseg.share.address import SCHEME, HubAddress, parse_address
 from protoseg.share.card import (
     CARD_NAME,
@@ -53,6 +53,10 @@ class Upload:
         lines += [f"not as it is here: {change}" for change in self.shared.replaced]
         if self.model.left_out:
             lines.append(f"stays here: {', '.join(self.model.left_out)} (an engine, or not proven)")
+        if self.model.mismatched:
+            lines.append(
+                "the bundle was not made from this checkpoint: export again, or push one with --only"
+            )
         if self.shared.images:
             lines.append(f"these show your images: {', '.join(self.shared.images)}")
         if self.terms.license == UNKNOWN and not self.own_card:
@@ -93,6 +97,11 @@ def prepare(
     card = read_card(model.folder)
     terms = check_terms(license, datasets, terms_of(card) if card else Terms())
     own = card is not None and edited(card)
+    if own and (license or datasets):
+        raise UserError(
+            f"{model.folder / CARD_NAME} was edited, and is uploaded as it is: write licence and data sets "
+            "into it, and leave --license and --dataset out"
+        )
     if card is None or not own:
         known = {file.relative_to(model.folder).as_posix() for file in model.pictures()}
         card = card_text(model, terms, address, [name for name in shared.files if name in known])

@@ -62,6 +62,7 @@ def test_only_what_others_need_goes_up(run: Path, hub: Hub, capsys: pytest.Captu
     assert "data.val: ../elsewhere/val.txt -> val.txt" in listed
     assert b"lists/labeled.txt" in files["checkpoint/config.json"]
     assert "these show your images: bundle/samples/0.png, pictures/step_00000002.png" in listed
+    assert "the bundle was not made from this checkpoint: export again" in listed
     assert not edited(files["README.md"].decode())
     assert ADDRESS in files["README.md"].decode()
 
@@ -136,6 +137,8 @@ def test_a_card_that_was_edited_stays(run: Path, hub: Hub, capsys: pytest.Captur
     pushed(run, "--force")
     assert hub.files("me/cracks")["README.md"] != files["README.md"]
     (run / "README.md").write_text("mine", encoding="utf-8")
+    assert push([str(run), ADDRESS, "--license", "mit"]) == 1
+    assert "was edited, and is uploaded as it is" in capsys.readouterr().err
     pushed(run, "--force")
     assert hub.files("me/cracks")["README.md"] == b"mine"
 
@@ -225,7 +228,7 @@ def test_a_bundle_of_a_hub_runs_without_torch(run: Path, hub: Hub, tmp_path: Pat
     """And so as a new process sees it, with nothing but the variables that users set."""
     script = (
         "import sys\nsys.modules['torch'] = None\nimport numpy as np, protoseg\n"
-        f"model = protoseg.load('{ADDRESS}', prefer='bundle', device='cpu')\n"
+        f"model = protoseg.load('{ADDRESS}', device='cpu')\n"
         "print(model(np.zeros((40, 48, 3), np.uint8)).labels.shape)"
     )
     environment = {**quiet_environment(), "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_writer",
