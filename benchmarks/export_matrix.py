@@ -49,7 +49,17 @@ NETWORKS: dict[str, tuple[str, list[str], int]] = {
     ),
     "upernet": ("UPerNet, ResNet-18", ["model.architecture=upernet", "model.encoder=resnet18"], 80),
     "dinov2_dpt": ("DPT, DINOv2 ViT-S/14 (`dinov2_small_dpt`)", ["model.preset=dinov2_small_dpt"], 80),
+    "dinov3_dpt": ("DPT, DINOv3 ViT-S/16 (`dinov3_small_dpt`)", ["model.preset=dinov3_small_dpt"], 80),
+    "convnext_upernet": (
+        "UPerNet, ConvNeXt-T (`convnext_tiny_upernet`)", ["model.preset=convnext_tiny_upernet"], 30,
+    ),
+    "mobilenetv4": (
+        "DeepLabV3+, MobileNetV4-M (`mobilenetv4_medium`)", ["model.preset=mobilenetv4_medium"], 80,
+    ),
+    "regnety": ("DeepLabV3+, RegNetY-1.6GF (`regnety_1_6gf`)", ["model.preset=regnety_1_6gf"], 80),
 }  # fmt: skip
+STATIC: dict[str, tuple[int, int, int]] = {"upernet": (1, 96, 128), "convnext_upernet": (1, 96, 128)}
+"""UPerNet's pooling pyramid is traced at one size."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 RESULT = "export_matrix"
 NO_GPU = "not run: no GPU"
@@ -109,7 +119,7 @@ def measure(name: str, folder: Path, precisions: tuple[Precision, ...]) -> dict[
         "files": {},
         "rtx": {},
     }
-    settings = ExportSettings(precisions=precisions, num_calibration=16)
+    settings = ExportSettings(precisions=precisions, num_calibration=16, static=STATIC.get(name))
     try:
         bundle, manifest = export_bundle(checkpoint, folder / name / "bundle", settings)
     except ExportError as error:

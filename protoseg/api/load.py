@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from protoseg.errors import CheckpointError, UserError, check_choice
 from protoseg.manifest import MANIFEST_NAME
+from protoseg.share.address import is_address, parse_address
 
 if TYPE_CHECKING:
     from protoseg.api.model import Model
@@ -17,18 +19,27 @@ _NETWORK_FILES = (".onnx", ".plan")
 BUNDLE_DIR = "bundle"
 
 
-def local_path(reference: str | os.PathLike[str]) -> Path:
+def local_path(
+    reference: str | os.PathLike[str], prefer: str = "checkpoint", *, student: bool = False
+) -> Path:
     """The file or folder that a reference means: the one place that knows other than paths.
 
     Args:
-        reference: A path, ``~`` included.
+        reference: A path, ``~`` included, or ``hf://user/name[@revision]``, which is downloaded.
+        prefer: What to download of an address, ``checkpoint`` or ``bundle``.
+        student: Download the student's weights too.
 
     Raises:
-        UserError: If it is an address of another kind, or nothing is there.
+        UserError: If it is an address of another kind, it cannot be downloaded, or nothing is there.
     """
     text = os.fspath(reference)
+    if is_address(text):
+        from protoseg.share.download import download
+
+        only = ("bundle",) if prefer == "bundle" else ("checkpoint", "bundle")
+        return download(parse_address(text), only, student=student)
     if "://" in text:
-        raise UserError(f"cannot load {text}: only paths are known here; download it first")
+        raise UserError(f"cannot load {text}: paths and hf://user/name are known here; download it first")
     path = Path(text).expanduser()
     if not path.exists():
         raise CheckpointError(
@@ -54,6 +65,9 @@ def load(
     Args:
         reference: A checkpoint folder, a bundle folder, a ``.onnx`` or an engine in a bundle, or a run
             folder, which may hold both: then ``prefer`` decides, and what is there where there is but one.
+            ``hf://user/name[@revision]`` is a run folder of the Hugging Face Hub: what is needed of it is
+            downloaded once (``HF_HUB_OFFLINE=1``: not at all), and hashes are compared. Where torch is not
+            installed, that is the bundle.
         prefer: For a run folder: its ``checkpoint`` (its last weights, with every head) or its ``bundle``.
         head: ``linear``, ``prototype`` or ``fused``. None takes the best on the validation images for a
             checkpoint, and what it was exported with for a bundle, which has no other.
@@ -70,23 +84,31 @@ def load(
         UserError: If there is nothing that can be loaded, or it has not what is asked for.
     """
     check_choice("prefer", prefer, ("checkpoint", "bundle"))
-    path = local_path(reference)
+    if is_address(os.fspath(reference)) and find_spec("torch") is None:
+        prefer = "bundle"  # rather than a download that nothing here can open
+    path = local_path(reference, prefer, student=student)
     bundle = _bundle_in(path, prefer)
     chosen: dict[str, Any] = {"head": head, "device": device}
     if precision is not None:
         chosen["precision"] = precision
-    if bundle is not None:
-        if student:
-            raise UserError(f"{bundle} is a bundle, which holds the teacher only; load the checkpoint")
-        # the service's engine room, which needs no torch: the one way up out of this package
-        from serving.local import Bundle
-
-        return Bundle(bundle, threads=threads, **chosen)
-    if threads is not None:
+    if bundle is not None and student:
+        raise UserError(f"{bundle} is a bundle, which holds the teacher only; load the checkpoint")
+    if bundle is None and threads is not None:
         raise UserError("threads is for bundles; for a checkpoint: torch.set_num_threads")
-    from protoseg.api.segmenter import Segmenter
+    try:
+        if bundle is not None:
+            # the service's engine room, which needs no torch: the one way up out of this package
+            from serving.local import Bundle
 
-    return Segmenter(path, student=student, **chosen)
+            return Bundle(bundle, threads=threads, **chosen)
+        from protoseg.api.segmenter import Segmenter
+
+        return Segmenter(path, student=student, **chosen)
+    except UserError as error:
+        # the plain kind is about the options, its kinds are about the files
+        if type(error) is UserError or not is_address(os.fspath(reference)):
+            raise
+        raise type(error)(f"{error} ({reference}; delete {path} to download it again)") from error
 
 
 def _bundle_in(path: Path, prefer: str) -> Path | None:

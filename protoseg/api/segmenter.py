@@ -6,19 +6,22 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 
 from protoseg.api.inputs import FileReader, Pixels
 from protoseg.api.model import Maps, Model
 from protoseg.api.result import ModelInfo
-from protoseg.checkpoint import load_checkpoint
+from protoseg.checkpoint import CHECKPOINT_DIR, load_checkpoint
 from protoseg.data.pictures import reading
 from protoseg.errors import UserError, check_choice
 from protoseg.inference import HEADS, available_heads, usable_device
 from protoseg.manifest import Head
 from protoseg.predict.images import predict_image
+from protoseg.share.address import is_address, parse_address
+from protoseg.share.download import download
+from protoseg.share.push import prepare, send
 
 CheckpointPrecision = Literal["fp32", "fp16", "bf16"]
 _TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -73,6 +76,77 @@ class Segmenter(Model):
             ModelInfo(info.name, str(info.step), self._head, tuple(info.classes)),
             info.input, info.metrics, FileReader(info.input.channels, how), how,
         )  # fmt: skip
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Load a checkpoint from the Hugging Face Hub, or from a folder.
+
+        The signature is that of ``huggingface_hub.ModelHubMixin``. The mixin itself would keep weights and
+        settings a second time, in a layout of its own.
+
+        Args:
+            pretrained_model_name_or_path: ``user/name``, ``hf://user/name[@revision]``, or what the class
+                takes itself, which goes first where it is there.
+            revision: Branch, tag or commit; None is the main branch.
+            token: Access token; None takes ``HF_TOKEN``, else what ``hf auth login`` stored.
+            cache_dir: Where downloads are kept; None takes ``HF_HUB_CACHE``.
+            force_download: Download what is there, too.
+            local_files_only: Ask no hub.
+            options: As for the class: ``head``, ``device``, ``precision``, ``student``.
+
+        Raises:
+            UserError: If it cannot be had or loaded.
+        """
+        named = str(pretrained_model_name_or_path)
+        if not is_address(named) and Path(named).expanduser().exists():
+            return cls(named, **options)
+        folder = download(
+            parse_address(named, revision), only=("checkpoint",), student=options.get("student", False),
+            token=token, cache_dir=cache_dir, force_download=force_download,
+            local_files_only=local_files_only,
+        )  # fmt: skip
+        return cls(folder, **options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool = True,
+        token: str | None = None,
+        branch: str | None = None,
+        license: str | None = None,  # noqa: A002
+    ) -> str:
+        """Upload the checkpoint it was loaded from, as ``protoseg push RUN --only checkpoint`` does.
+
+        Args:
+            repo_id: ``user/name`` or ``hf://user/name[@branch]``; a repository that is not there is made.
+            commit_message: Message of the commit.
+            private: Whether the repository is private. A public one is not written to unless this is false.
+            token: Access token; None takes ``HF_TOKEN``, else what ``hf auth login`` stored.
+            branch: Branch; None is the main one.
+            license: For the card, ``apache-2.0`` say; None keeps what the card there says, else ``unknown``.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            UserError: If it cannot be uploaded; the repository is then as it was.
+        """
+        # of a run its card and pictures belong to it
+        folder = self.path.parent if self.path.name == CHECKPOINT_DIR else self.path
+        upload = prepare(folder, parse_address(repo_id, branch), only="checkpoint", license=license)
+        return send(upload, public=not private, message=commit_message, token=token)[0]
 
     @property
     def device(self) -> str:

@@ -41,6 +41,10 @@ _GROUPS = {
         ("parity", "export.parity", "prove a bundle again, on this machine"),
         ("inspect", "export.inspect", "what a bundle holds, and what runs here"),
     ],
+    "sharing": [
+        ("card", "protoseg.share.card", "write a model card: README.md in the folder of a run or bundle"),
+        ("push", "protoseg.share.push", "upload checkpoint, bundle and card to hf://user/name"),
+    ],
     "service": [
         ("serve", "serving.serve", "answer HTTP requests from a bundle"),
     ],

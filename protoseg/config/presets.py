@@ -36,6 +36,19 @@ MODEL_PRESETS: dict[str, dict[str, Any]] = {
     "dinov2_base_dpt": {
         "architecture": "dpt", "encoder": "vit_base_patch14_dinov2.lvd142m", "decoder_channels": 128,
     },
+    "dinov3_small_dpt": {
+        "architecture": "dpt", "encoder": "vit_small_patch16_dinov3.lvd1689m", "decoder_channels": 64,
+    },
+    "convnext_tiny_upernet": {
+        "architecture": "upernet", "encoder": "convnext_tiny.in12k_ft_in1k", "decoder_channels": 256,
+    },
+    "mobilenetv4_medium": {
+        "architecture": "deeplabv3plus", "encoder": "mobilenetv4_conv_medium.e500_r256_in1k",
+        "decoder_channels": 128,
+    },
+    "regnety_1_6gf": {
+        "architecture": "deeplabv3plus", "encoder": "regnety_016.tv2_in1k", "decoder_channels": 256,
+    },
 }  # fmt: skip
 
 

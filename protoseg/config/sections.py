@@ -231,7 +231,10 @@ class ViewConfig(Section):
 class ModelConfig(Section):
     """The network: encoder, decoder, the feature both heads share, and the linear head."""
 
-    preset: Literal["pcr_resnet101", "dinov2_small_dpt", "dinov2_base_dpt"] | None = None
+    preset: Literal[
+        "pcr_resnet101", "dinov2_small_dpt", "dinov2_base_dpt", "dinov3_small_dpt", "convnext_tiny_upernet",
+        "mobilenetv4_medium", "regnety_1_6gf",
+    ] | None = None  # fmt: skip
     """Named network; every key of this section still overrides it."""
     architecture: Literal[
         "deeplabv3plus", "deeplabv3", "unet", "unetplusplus", "fpn", "upernet", "segformer",

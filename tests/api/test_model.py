@@ -153,7 +153,7 @@ def test_what_a_reference_opens(run: Path, tmp_path: Path) -> None:
     for options, says in (
         ({"reference": tmp_path / "absent"}, "absent does not exist"),
         ({"reference": tmp_path}, "no checkpoint at"),
-        ({"reference": "hf://user/name"}, "cannot load hf://user/name"),
+        ({"reference": "s3://bucket/name"}, "cannot load s3://bucket/name"),
         ({"reference": run, "prefer": "bundle"}, "has no bundle; make one with: python -m export.onnx"),
         ({"reference": run, "prefer": "onnx"}, "prefer must be one of checkpoint, bundle, got 'onnx'"),
         ({"reference": run, "head": "both"}, "head must be one of linear, prototype, fused"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from protoseg.errors import UserError
+from protoseg.manifest import read_manifest
 from serving.errors import BundleError
 from serving.model.bundle import check_bundle, find_bundle
 from serving.settings import Settings
@@ -138,3 +139,20 @@ def test_proven_engines_come_first_and_onnx_steps_in(copy: Path, caplog: pytest.
         open_model(copy, Settings(backend="tensorrt"))
     with pytest.raises(BundleError, match=r"export\.tensorrt"):
         check_bundle(copy, Settings(backend="tensorrt", precision="int8"))
+
+
+def test_files_may_be_links_but_no_name_leads_out(bundle: Path, tmp_path: Path) -> None:
+    """As huggingface_hub's cache and mounted volumes have them."""
+    linked = tmp_path / "linked"
+    (linked / "samples").mkdir(parents=True)
+    for file in bundle.rglob("*.*"):
+        (linked / file.relative_to(bundle)).symlink_to(file)
+    assert check_bundle(linked, Settings())[0].artifact.name == "model.onnx"
+    manifest = read_manifest(bundle)
+    shutil.copy(bundle / "model.onnx", tmp_path / "model.onnx")
+    for name in ("../model.onnx", str(tmp_path / "model.onnx")):
+        files = [manifest.files[0].model_copy(update={"name": name})]
+        (linked / "manifest.json").unlink(missing_ok=True)
+        (linked / "manifest.json").write_text(manifest.model_copy(update={"files": files}).model_dump_json())
+        with pytest.raises(BundleError, match="lies outside of the bundle"):
+            check_bundle(linked, Settings())

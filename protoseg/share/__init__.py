@@ -1,0 +1,1 @@
+"""Giving a model away: its card, its way to the Hugging Face Hub, and back."""
