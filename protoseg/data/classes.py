@@ -10,7 +10,7 @@ from protoseg.config.sections import BUILT_IN_MAPS, DataConfig
 from protoseg.data.class_files import read_class_file
 from protoseg.data.known import known_classes
 from protoseg.data.lists import data_root, find_file
-from protoseg.data.palette import Color, voc_palette
+from protoseg.data.palette import Color, default_palette
 from protoseg.data.synthetic import synthetic_classes
 from protoseg.data.text import read_lines
 from protoseg.errors import DataError
@@ -63,20 +63,20 @@ def read_classes(config: DataConfig) -> list[ClassInfo]:
     """Names and colours of the classes by id.
 
     Names come from ``data.classes`` (a list or a file, see ``protoseg.data.class_files``); colours from
-    ``data.palette``, else from that file or a ``labelmap.txt``, else the VOC colours.
+    ``data.palette``, else from that file or a ``labelmap.txt``, else they are ``default_palette``'s.
 
     Raises:
         DataError: If names are missing, repeated or too many, or colours do not match in number.
     """
-    if config.kind == "synthetic":
-        return synthetic_classes(config.synthetic)
     colors: dict[str, Color] = {}
     if config.label_map in BUILT_IN_MAPS:
         colors = known_classes(str(config.label_map))
     elif isinstance(config.label_map, str):
         colors = read_labelmap(find_file(data_root(config), config.label_map, "data.label_map"))
     names = config.classes
-    if names is None and config.label_map in BUILT_IN_MAPS:
+    if config.kind == "synthetic":
+        names = [item.name for item in synthetic_classes(config.synthetic)]
+    elif names is None and config.label_map in BUILT_IN_MAPS:
         names = list(colors)
     if isinstance(names, str):
         try:
@@ -110,9 +110,5 @@ def read_classes(config: DataConfig) -> list[ClassInfo]:
         )
     if config.palette is not None and len(config.palette) != len(names):
         raise DataError(f"data.palette has {len(config.palette)} colours for {len(names)} classes")
-    palette = config.palette or voc_palette(len(names))
-    chosen = [
-        palette[i] if config.palette is not None else colors.get(name, palette[i])
-        for i, name in enumerate(names)
-    ]
+    chosen = config.palette or default_palette(names, colors)
     return [ClassInfo(name=name, color=color) for name, color in zip(names, chosen, strict=True)]
