@@ -11,11 +11,10 @@ BACKGROUND_NAMES = frozenset(
 )
 """What a class is called, in small letters, that is black: an overlay leaves the image there as it is."""
 
-# Okabe and Ito's seven, and three that are farthest from them and each other to the eye and to red- and
-# green-blind ones. Each later one is the farthest from all before it, with those eyes counting half. Distances
-# are those of OKLab, colour blindness that of Machado et al. 2009 (tests/data/test_palette.py); all keep
-# away from black, white, grey and the hatching of ignored pixels. Fixed here, so that no release of numpy
-# changes a class's colour.
+# Okabe and Ito's seven; three that are farthest from all before them to red- and green-blind and other eyes
+# alike; then each the farthest, where what the colour-blind see counts half. Black, white and the hatching
+# of ignored pixels are kept away from, too. Distances are those of OKLab, colour blindness that of Machado
+# et al. 2009; tests/data/test_palette.py finds the table again. Fixed here: a class keeps its colour.
 _DEFAULT = """
     e69f00 56b4e9 009e73 f0e442 0072b2 d55e00 cc79a7 960000 0000ff 5a87ff 780096 00e187 d200b4 0f5a4b 875a78
     964be1 875a00 96b487 96ffb4 ff3c69 5a1ed2 ffb4ff 4b4b78 f03cff ff78e1 a5005a d20f1e 87874b b4d200 9678d2
@@ -49,7 +48,9 @@ def default_palette(names: Sequence[str], given: Mapping[str, Color] | None = No
     """
     given = given or {}
     taken = [given[name] for name in names if name in given]
-    background = next((name for name in names if name.lower() in BACKGROUND_NAMES and name not in given), None)
+    background = next(
+        (name for name in names if name.lower() in BACKGROUND_NAMES and name not in given), None
+    )
     table = [(int(word[:2], 16), int(word[2:4], 16), int(word[4:], 16)) for word in _DEFAULT.split()]
     # what resembles a given colour comes last
     table.sort(key=lambda color: any(_near(color, other) for other in taken))

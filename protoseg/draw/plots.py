@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ Series = list[tuple[int, float]]
 _INK, _FAINT, _GRID = "#262a30", "#787e86", "#e6e8ec"
 _HEAD_COLORS = {"linear": "#2f6fb3", "prototype": "#d9822b", "fused": "#3c9a5f"}
 _CYCLE = ("#2f6fb3", "#d9822b", "#3c9a5f", "#b5475f", "#7a5ea8", "#8a6d3b", "#4aa3a3", "#555b63")
+_SWATCH: dict[str, Any] = {"marker": "s", "markeredgecolor": _FAINT, "markeredgewidth": 0.5}
 _GROUP_COLORS = ("#2f6fb3", "#d9822b", "#8d94a0")
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 9.5, "axes.titlesize": 11, "axes.titleweight": "bold",
@@ -147,31 +148,27 @@ def class_curves(
         outline = [patheffects.Stroke(linewidth=2.6, foreground=_FAINT), patheffects.Normal()]
         for item, series in lines:
             _draw(axes, series, item.name, _rgb(item), marker=True)
-            axes.lines[-1].set_path_effects(outline)  # pale colours are seen on white, too
+            # pale colours are seen on white, too, and an end at the frame is seen whole
+            axes.lines[-1].set(path_effects=outline, clip_on=False)
         axes.set(
             title=f"Validation IoU by class, {head} head", xlabel="step", xlim=(0, last), ylim=(-0.02, 1.02)
         )
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _name_ends(axes, lines, height)
+        _name_ends(axes, lines, last, height)
         _save(figure, path)
 
 
-def _name_ends(axes: Axes, lines: Sequence[tuple[ClassInfo, Series]], height: float) -> None:
+def _name_ends(axes: Axes, lines: Sequence[tuple[ClassInfo, Series]], last: int, height: float) -> None:
     """Name each line beside its end, moved up or down so that no name covers another."""
     ends = [series[-1][1] for _, series in lines]
     apart = 0.2 / (height - 1.0)  # a line of text, in axes
     place = spread(ends, apart, -0.02, 1.02)
     for (item, series), end, y in zip(lines, ends, place, strict=True):
-        axes.annotate(
-            f"{end:.1%}  {item.name}", xy=(series[-1][0], end), xytext=(1.06, y),
-            textcoords=axes.get_yaxis_transform(), va="center", fontsize=9, color=_INK,
-            arrowprops={"arrowstyle": "-", "color": _FAINT, "linewidth": 0.6, "shrinkA": 9, "shrinkB": 2},
-        )  # fmt: skip
-        axes.plot(
-            [1.045], [y], "s", color=_rgb(item), markersize=6, markeredgecolor=_FAINT, markeredgewidth=0.5,
-            transform=axes.get_yaxis_transform(), clip_on=False, zorder=5,
-        )  # fmt: skip
+        beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "clip_on": False}
+        axes.plot([series[-1][0] / last, 1.045], [end, y], color=_FAINT, linewidth=0.6, zorder=1, **beside)
+        axes.plot([1.045], [y], color=_rgb(item), markersize=6, zorder=5, **_SWATCH, **beside)
+        axes.text(1.06, y, f"{end:.1%}  {item.name}", va="center", fontsize=9, **beside)
 
 
 def spread(values: Sequence[float], apart: float, low: float, high: float) -> list[float]:
@@ -216,19 +213,20 @@ def label_histogram(
     order = sorted(range(len(classes)), key=lambda index: -first[index])
     # a share of 0.01 % is what one looks for: shares are logarithmic
     lowest = min((share for values in shares.values() for share in values if share > 0), default=0.1)
-    left = 10.0 ** math.floor(math.log10(min(lowest, 0.1)) - 0.01)
+    left = max(10.0 ** math.floor(math.log10(min(lowest, 0.1)) - 0.01), 1e-6)
     with mpl.rc_context({**_STYLE, "axes.spines.left": False}):
         figure = Figure(figsize=(11.0, max(2.6, 0.34 * len(classes) + 1.5)), layout=_layout())
         pixels, count = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         for number, (name, values) in enumerate(shares.items()):
-            _bars(pixels, [values[i] for i in order], number, len(shares), name, left, "{:.2%}")
-        pixels.set(title="Share of the pixels", xscale="log", xlim=(left, 3))
+            _bars(pixels, [values[i] for i in order], number, len(shares), name, left, _share)
+        pixels.set(title="Share of the pixels", xscale="log", xlim=(left, 2.5))
+        pixels.minorticks_off()
         # as many decimals as a share needs and no more
         pixels.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
         for number, (name, numbers) in enumerate(images.items()):
-            _bars(count, [numbers[i] for i in order], number, len(images), name, 0, "{:.0f}")
+            _bars(count, [numbers[i] for i in order], number, len(images), name, 0, str)
         most = max([1, *(value for numbers in images.values() for value in numbers)])
-        count.set(title="Images that hold it", xlim=(0, 1.15 * most))
+        count.set(title="Images with the class", xlim=(0, 1.15 * most))
         count.xaxis.set_major_locator(MaxNLocator(integer=True))
         pixels.set(ylim=(len(classes) - 0.4, -0.6), yticks=range(len(classes)))
         pixels.set_yticklabels([classes[i].name for i in order], color=_INK)
@@ -237,24 +235,30 @@ def label_histogram(
             axes.grid(visible=False, axis="y")
         for row, index in enumerate(order):
             pixels.plot(
-                [-0.018], [row], "s", color=_rgb(classes[index]), markersize=8, markeredgecolor=_FAINT,
-                markeredgewidth=0.5, transform=pixels.get_yaxis_transform(), clip_on=False,
+                [-0.018], [row], color=_rgb(classes[index]), markersize=8, clip_on=False,
+                transform=pixels.get_yaxis_transform(), **_SWATCH,
             )  # fmt: skip
         handles, names = pixels.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=len(names))
         _save(figure, path)
 
 
+def _share(value: float) -> str:
+    """A share in percent with the digits that count."""
+    return f"{value:.1%}" if value >= 0.01 else f"{100 * value:.2g}%" if value >= 1e-6 else "< 0.0001%"
+
+
 def _bars(
-    axes: Axes, values: Sequence[float], number: int, count: int, name: str, left: float, form: str
-) -> None:
+    axes: Axes, values: Sequence[float], number: int, count: int, name: str, left: float,
+    form: Callable[[Any], str],
+) -> None:  # fmt: skip
     """A group's bars from ``left``, with their values at the end; none for 0, whose place says so."""
     thick = 0.8 / count
     rows = [row - 0.4 + thick * (number + 0.5) for row in range(len(values))]
     long = [max(value - left, 0.0) for value in values]
     axes.barh(rows, long, thick * 0.86, left=left, color=_GROUP_COLORS[number], label=name)
     for row, value in zip(rows, values, strict=True):
-        text = form.format(value) if value else "none"
+        text = form(value) if value else "none"
         axes.annotate(
             text, (max(value, left), row), (3, 0), textcoords="offset points", va="center", fontsize=7,
             color=_FAINT,

@@ -48,13 +48,22 @@ def labeled_views(path: Path, sample: Sample, classes: Sequence[ClassInfo], step
     _write(path, sheet)
 
 
+def first_mixed(sample: Sample, strong: StrongViews) -> int | None:
+    """The first strong view that mixing changed, by its number from 0; None if there is none."""
+    count, views = sample["strong"].shape[:2]
+    for view in range(views):
+        if not torch.equal(sample["strong"][:, view], strong.image[view * count : (view + 1) * count]):
+            return view
+    return None
+
+
 def unlabeled_views(
     path: Path, sample: Sample, strong: StrongViews, classes: Sequence[ClassInfo], step: int
 ) -> None:
     """Write a picture of unlabelled images as the networks are given them.
 
-    A row for each image: weak view, up to two strong views, the first of them mixed, its pseudo-labels, and
-    those that are believed.
+    A row for each image: weak view, strong views, one of them mixed, its pseudo-labels, and those that are
+    believed.
 
     Args:
         path: PNG file; its folder is made.
@@ -66,22 +75,27 @@ def unlabeled_views(
     Raises:
         DataError: If the file cannot be written.
     """
-    shown = min(2, sample["strong"].shape[1])
+    count, views = sample["strong"].shape[:2]
+    mixed = first_mixed(sample, strong) or 0
     tiles = []
-    for index in range(min(IMAGES, len(sample["weak"]))):
-        valid = strong.valid[index]
-        label = _ids(torch.where(valid, strong.label[index], NOTHING), len(classes))
-        believed = _ids(torch.where(strong.believed[index], strong.label[index], NOTHING), len(classes))
-        share = float(strong.believed[index].sum()) / max(float(valid.sum()), 1.0)
-        views = [_photo(sample["strong"][index, view]) for view in range(shown)]
-        pictures = [_photo(sample["weak"][index]), *views, _photo(strong.image[index])]
-        pictures += [_map(label, classes), _map(believed, classes)]
-        captions = ["the teacher labels it", *[""] * shown, "the student learns on it"]
+    for index in range(min(IMAGES, count)):
+        place = mixed * count + index
+        label, valid, trusted = strong.label[place], strong.valid[place], strong.believed[place]
+        share = float(trusted.sum()) / max(float(valid.sum()), 1.0)
+        same = torch.equal(strong.image[place], sample["strong"][index, mixed])
+        pictures = [
+            _photo(sample["weak"][index]),
+            *(_photo(view) for view in sample["strong"][index]),
+            _photo(strong.image[place]),
+            _map(_ids(torch.where(valid, label, NOTHING), len(classes)), classes),
+            _map(_ids(torch.where(trusted, label, NOTHING), len(classes)), classes),
+        ]
+        captions = ["the teacher labels it", *[""] * views, "not mixed this time" if same else ""]
         captions += ["the teacher's, mixed alike", f"{share:.1%} of the pixels"]
         tiles.append(Tile(pictures, captions=captions))
-    titles = ["weak view", *(f"strong view {view + 1}" if shown > 1 else "strong view" for view in range(shown))]
-    titles += ["strong view, mixed" if shown == 1 else "strong view 1, mixed", "its pseudo-labels", "believed"]
-    headline = f"Unlabelled images of step {step}, the first with pseudo-labels"
+    names = [f"strong view {view + 1}" for view in range(views)] if views > 1 else ["strong view"]
+    titles = ["weak view", *names, f"{names[mixed]}, mixed", "its pseudo-labels", "believed"]
+    headline = f"Unlabelled images of step {step}: the student learns the believed labels on the mixed view"
     sheet = draw_sheet(
         tiles, classes, columns=1, headline=headline, titles=titles, hatched="not believed, or no image"
     )

@@ -36,8 +36,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m protoseg.predict",
-        description="Segment images: class-id masks, confidence and disagreement maps at the image's own size, and "
-        "overlays with a legend.",
+        description="Segment images: class-id masks, confidence and disagreement maps at the image's own "
+        "size, and overlays with a legend.",
     )
     add = parser.add_argument
     add("checkpoint", metavar="CKPT", help="run folder, checkpoint folder, or a file in it")
@@ -84,9 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
     failed = 0
     pause = 0.1 if sys.stderr.isatty() else 10.0
     with tqdm(total=len(found.images), desc="predict", unit="image", mininterval=pause) as bar:
-        for _path, reason in predict_files(
-            segmenter, info, found.images, out, head=head, config=config, parts=parts, legend=not arguments.no_legend
-        ):
+        results = predict_files(segmenter, info, found.images, out, head=head, config=config, parts=parts,
+                                legend=not arguments.no_legend)  # fmt: skip
+        for _path, reason in results:
             bar.update()
             if reason is not None:
                 failed += 1

@@ -107,9 +107,8 @@ def train(
             # dropout and the like: a function of seed, position and process, so that a resumed run agrees
             torch.manual_seed(int(generator(seed, "steps", number, processes.rank).integers(2**31)))
             last = number + 1 == (step + 1) * settings.accumulate
-            see = None
-            if step in (0, schedule.warmup_steps) and number == step * settings.accumulate:
-                see = results.draw_views(step, labeled, unlabeled)
+            begins = number in (0, schedule.warmup_steps * settings.accumulate)
+            see = results.draw_views(step, labeled, unlabeled, begins=begins)
             with nullcontext() if last else accelerator.no_sync(networks.student):
                 found = compute_step(networks, method, labeled, unlabeled, phase, processes=processes,
                                      draw=partial(generator, seed, "global", number),

@@ -40,6 +40,8 @@ from protoseg.train.tracker_kinds import PICTURE
 
 PICTURE_DIR = "pictures"
 PANEL_IMAGES = 4
+LOOKS = 10
+"""Batches within which one is waited for that is mixed."""
 PICTURES = ("views.png", "labels.png", "curves.png", "class_curves.png")
 """Pictures in the run folder; those in ``PICTURE_DIR`` are of one evaluation each."""
 
@@ -106,6 +108,7 @@ class Results:
         self.samples, self.processes, self.autocast = samples, processes, autocast
         self.log, self.states = log, states
         self.segmenter = Segmenter(networks.teacher, networks.bank).eval()
+        self.looks = 0
 
     @property
     def best_folder(self) -> Path | None:
@@ -137,34 +140,42 @@ class Results:
         return result
 
     def draw_views(
-        self, step: int, labeled: Sample, unlabeled: Sample | None
+        self, step: int, labeled: Sample, unlabeled: Sample | None, *, begins: bool
     ) -> Callable[[StrongViews], None] | None:
-        """Draw what the networks are given: the labelled images now, or the unlabelled ones.
+        """Draw what the networks are given, once: the labelled images, later the unlabelled ones.
 
         Args:
             step: Optimiser steps done.
             labeled: A labelled batch.
             unlabeled: An unlabelled batch, if there is one yet.
+            begins: Whether labelled or unlabelled images are used for the first time.
 
         Returns:
-            What draws the unlabelled images once they have pseudo-labels; else None.
+            What draws the unlabelled images once they have pseudo-labels; None where nothing is to be drawn.
         """
-        path, classes = self.folder / "views.png", self.info.classes
         if self.processes.rank > 0:
             return None
-        if unlabeled is not None:
-            batch = unlabeled
+        path, classes = self.folder / "views.png", self.info.classes
+        if begins:
+            self.looks = LOOKS if unlabeled is not None else 0
+            if step == 0:
+                self._draw_labels(step, {}, {})
+                if unlabeled is None:
+                    with self._drawing(path, step):
+                        views.labeled_views(path, labeled, classes, step)
+        if unlabeled is None or self.looks == 0:
+            return None
+        batch = unlabeled
 
-            def draw(strong: StrongViews) -> None:
+        def draw(strong: StrongViews) -> None:
+            mixed = views.first_mixed(batch, strong) is not None
+            if begins or mixed:
                 with self._drawing(path, step):
                     views.unlabeled_views(path, batch, strong, classes, step)
+            # a batch is mixed or not by chance, and the picture is to show it
+            self.looks = 0 if mixed else self.looks - 1
 
-            return draw
-        if step == 0:
-            with self._drawing(path, step):
-                views.labeled_views(path, labeled, classes, step)
-            self._draw_labels(step, {}, {})
-        return None
+        return draw
 
     def _save(self, step: int, result: EvalResult, *, best: bool) -> None:
         """Write the checkpoint; ``best`` also keeps it as the best so far."""

@@ -16,7 +16,16 @@ import numpy as np
 
 from protoseg.errors import ConfigError
 from protoseg.files import write_text_whole
-from protoseg.train.tracker_kinds import PICTURE, Comet, MLflow, Run, TensorBoard, Tracker, Trackio, WeightsAndBiases
+from protoseg.train.tracker_kinds import (
+    PICTURE,
+    Comet,
+    MLflow,
+    Run,
+    TensorBoard,
+    Tracker,
+    Trackio,
+    WeightsAndBiases,
+)  # fmt: skip
 
 logger = logging.getLogger("protoseg")
 
