@@ -104,8 +104,10 @@ def batch_of(bundle: Path, manifest: Manifest, shape: tuple[int, int, int]) -> N
     return np.ascontiguousarray(np.broadcast_to(pixels, (batch, *pixels.shape)))
 
 
-def take_turns(calls: dict[str, Call], image: NDArray[np.uint8], rounds: int) -> dict[str, Any]:
-    """Wall and CPU milliseconds of every contestant, which are printed.
+def take_turns(
+    calls: dict[str, Call], image: NDArray[np.uint8], rounds: int, *, title: str | None = None
+) -> dict[str, Any]:
+    """Wall and CPU milliseconds of every contestant, which are printed after ``title`` (the image's shape).
 
     On a machine that does other work ``cpu_ms`` of one thread is the one to trust.
     """
@@ -121,7 +123,7 @@ def take_turns(calls: dict[str, Call], image: NDArray[np.uint8], rounds: int) ->
     times = {name: {"wall_ms": spread(wall[name]), "cpu_ms": spread(cpu[name])} for name in calls}
     for name, entry in times.items():
         figures = ", ".join(f"{clock} {middle(value, 2)}" for clock, value in entry.items())
-        print(f"{'x'.join(map(str, image.shape))} {name}: {figures}")
+        print(f"{title or 'x'.join(map(str, image.shape))} {name}: {figures}")
     return times
 
 

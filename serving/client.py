@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import httpx
 import numpy as np
 
+from protoseg.data.names import IMAGE_SUFFIXES
 from protoseg.errors import INTERRUPTED, UserError, guarded
 from protoseg.files import write_bytes_whole
 
@@ -36,7 +37,8 @@ SUFFIXES = {
     "mask": ".png", "json": ".json", "rle": ".json", "polygons": ".json", "overlay": ".jpg",
     "confidence": ".png", "agreement": ".png", "hf": ".json",
 }  # fmt: skip
-_IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+# arrays are no pictures that a service decodes
+_IMAGES = frozenset({*IMAGE_SUFFIXES, ".gif"} - {".npy"})
 _RETRIED = frozenset({429, 502, 503})
 _LONGEST_WAIT_S = 30.0
 _CONCURRENT = 4

@@ -86,13 +86,14 @@ class Runner:
                     wanted.append(run)
                 else:
                     say(f"{run.name}: kept as it is; --redo trains it again")
-        # the weights of a first stage are needed even where its record came from another machine
-        needed = {run.start.name for run in wanted if run.start is not None and not self._ready(run.start)}
+        # weights that others start from or learn from are needed even where their record came from elsewhere
+        chains = [one for run in wanted for need in run.needs for one in (*need.needs, need)]
+        needed = {run.name for run in chains if not self._ready(run)}
         kept = {run.name for run in wanted}
         return [run for run in with_starts(runs) if run.name in kept | needed]
 
     def _ready(self, run: Run) -> bool:
-        """Whether the folder of a first stage can be started from."""
+        """Whether the folder of a first stage or a teacher can be used."""
         return finished(run, self.places.runs / run.name)
 
     def train(self, runs: list[Run]) -> int:
@@ -132,14 +133,17 @@ class Runner:
     def _start_next(self, pending: list[Run]) -> Run | None:
         """Start the first run that nobody holds, or write its record if its folder is complete."""
         for run in pending:
-            if run.start is not None and not self._ready(run.start):
+            if not all(self._ready(need) for need in run.needs):
                 continue
             lock = claim(self.places.runs / f"{run.name}.lock")
             if lock is None:
                 continue
             record = read_record(self.places.record(run.name))
             known = record is not None and record.config_hash == run.hash
-            if record is not None and known and (run.method.name != START or self._ready(run)):
+            for_others = run.method.name == START or run.name in {
+                one.name for other in self.planned for one in other.needs
+            }
+            if record is not None and known and (not for_others or self._ready(run)):
                 # another runner was faster
                 lock.close()
                 self.done += 1
@@ -245,9 +249,10 @@ class Runner:
         if self.stops:
             say(f"stopped; {len(pending)} not started. The same command goes on")
             return 130
-        stuck = [run for run in pending if run.start is not None and run.start.name in self.failed]
+        stuck = [run for run in pending if {one.name for one in run.needs} & set(self.failed)]
         for run in stuck:
-            say(f"{run.name}: not trained, its first stage {run.start.name if run.start else ''} failed")
+            lost = ", ".join(one.name for one in run.needs if one.name in self.failed)
+            say(f"{run.name}: not trained, {lost} failed")
         pending = [run for run in pending if run not in stuck]
         if pending:
             say(f"{len(pending)} are being trained by another runner: {', '.join(r.name for r in pending)}")
@@ -278,6 +283,8 @@ def trainer_command(study: Study, run: Run, runs: Path, *, resume: bool) -> list
            f"train.save_every={max(1, run.steps // 12)}"]  # fmt: skip
     if run.start is not None:
         own.append(f"train.start_from={short(runs / run.start.name)}")
+    if run.teacher is not None:
+        own.append(f"pseudo_labels.teacher={short(runs / run.teacher.name)}")
     return ["python", "-m", "protoseg.train", *flag, "--config", study.config, *own, *run.overrides]
 
 

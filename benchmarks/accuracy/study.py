@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from benchmarks.common import ROOT
-from protoseg.config.load import explain_problems, load_config, read_yaml
+from protoseg.config.load import apply_override, explain_problems, find_config, parse_config, read_config
 from protoseg.config.sections import Config
 from protoseg.errors import ConfigError, UserError
 
@@ -25,7 +27,8 @@ NO_EFFECT = {"run.name", "run.dir", "run.project", "data.cache", "data.num_worke
              "train.save_every", "train.keep_states"}  # fmt: skip
 # settings that the study itself decides
 OWN = NO_EFFECT - {"data.num_workers"} | {"train.seed", "train.max_steps", "train.warmup_steps",
-                                          "train.eval_every", "train.start_from"}  # fmt: skip
+                                          "train.eval_every", "train.start_from",
+                                          "pseudo_labels.teacher"}  # fmt: skip
 START = "start"
 
 
@@ -95,6 +98,9 @@ class Method(Part):
     """Label counts it is trained with; null: all."""
     seeds: list[int] | None = None
     """Seeds it is trained with; null: those of the label count."""
+    teacher: str | None = None
+    """Method of the study whose network labels the unlabelled images of this one (``pseudo_labels.teacher``):
+    that of the same budget, labels and seed."""
 
 
 class Start(Part):
@@ -156,6 +162,20 @@ class Study(Part):
                 raise ValueError(f"{part.name}: unknown labels {unknown}; the study has {sorted(known)}")
         if self.start is not None and any(method.name == START for method in self.methods):
             raise ValueError(f"{START!r} is the name of the first stage; give the method another")
+        for item in self.methods:
+            if item.teacher is None:
+                continue
+            found = next((one for one in self.methods if one.name == item.teacher), None)
+            if (
+                found is None
+                or found.teacher is not None
+                or found.labels is not None
+                or found.seeds is not None
+            ):
+                raise ValueError(
+                    f"{item.name}: teacher {item.teacher!r} must be a method of the study without a teacher, "
+                    "labels or seeds of its own"
+                )
         if self.baseline is not None and self.baseline not in {item.name for item in self.methods}:
             raise ValueError(f"baseline {self.baseline!r} is no method of the study")
         return self
@@ -190,6 +210,13 @@ class Run:
     cost: Cost
     start: Run | None = None
     """The run whose weights this one starts from."""
+    teacher: Run | None = None
+    """The run whose network labels for this one."""
+
+    @property
+    def needs(self) -> list[Run]:
+        """Runs that must be finished before this one."""
+        return [run for run in (self.start, self.teacher) if run is not None]
 
     @property
     def steps(self) -> int:
@@ -212,7 +239,7 @@ class Cell:
 
 
 def load_study(path: str | Path) -> Study:
-    """Read a study file; a bare name is looked up in ``benchmarks/studies``.
+    """Read a study file (over its ``base``, if any); a bare name is looked up in ``benchmarks/studies``.
 
     Raises:
         StudyError: With a line for each problem.
@@ -224,7 +251,7 @@ def load_study(path: str | Path) -> Study:
         known = ", ".join(sorted(item.stem for item in STUDIES.glob("*.yaml")))
         raise StudyError(f"study file {path} not found; benchmarks/studies has {known}")
     try:
-        return Study.model_validate(read_yaml(file))
+        return Study.model_validate(read_config(file))
     except ConfigError as error:
         raise StudyError(str(error).replace("config file", "study file")) from error
     except ValidationError as error:
@@ -258,12 +285,12 @@ def unique_runs(cells: list[Cell]) -> list[Run]:
 
 
 def with_starts(runs: list[Run]) -> list[Run]:
-    """``runs`` with the first stages they need, each once."""
+    """``runs`` with the first stages and teachers they need, each once."""
     found: dict[str, Run] = {}
     for run in runs:
-        for item in (run.start, run):
-            if item is not None:
-                found.setdefault(item.name, item)
+        needed = [*(one for need in run.needs for one in (*need.needs, need)), run]
+        for item in needed:
+            found.setdefault(item.name, item)
     return list(found.values())
 
 
@@ -277,13 +304,16 @@ def make_run(study: Study, budget: Budget, labels: Labels, method: Method, seed:
     texts = override_texts(seed, study.overrides, labels.overrides, method.overrides)
     place = f"{study.name}: {method.name}, {labels.name} labels, seed {seed}, budget {budget.name}"
     try:
-        draft = load_config(study.config, [*texts, "train.max_steps=1", "train.warmup_steps=0"])
+        teacher = next((item for item in study.methods if item.name == method.teacher), None)
+        taught = [] if teacher is None else [f"pseudo_labels.teacher={teacher.name}"]
+        draft = resolve(study.config, [*texts, *taught, "train.max_steps=1", "train.warmup_steps=0"])
         steps = steps_within(budget, draft, study.warmup_share)
         warmup = warmup_steps(steps, study.warmup_share)
         if draft.method.unlabeled and warmup >= steps:
             raise StudyError(f"{place}: {steps} step(s) leave none for unlabelled images; raise the budget")
         texts += length_texts(seed, steps, warmup, study.evaluations)
-        return _run(study, method, labels, seed, texts, start)
+        taught_by = make_run(study, budget, labels, teacher, seed) if teacher is not None else None
+        return _run(study, method, labels, seed, texts, start, taught_by)
     except ConfigError as error:
         raise StudyError(f"{place}: {error}") from error
 
@@ -306,9 +336,13 @@ def make_start(study: Study, labels: Labels, seed: int) -> Run | None:
         raise StudyError(f"{study.name}: {START}, {labels.name} labels, seed {seed}: {error}") from error
 
 
-def _run(study: Study, method: Method, labels: Labels, seed: int, texts: list[str], start: Run | None) -> Run:
+def _run(
+    study: Study, method: Method, labels: Labels, seed: int, texts: list[str], start: Run | None,
+    teacher: Run | None = None,
+) -> Run:  # fmt: skip
     own = [] if start is None else [f"train.start_from={start.name}"]
-    config = load_config(study.config, [*texts, *own])
+    own += [] if teacher is None else [f"pseudo_labels.teacher={teacher.name}"]
+    config = resolve(study.config, [*texts, *own])
     steps, warmup = config.train.max_steps, config.train.warmup_steps
     assert steps is not None
     assert warmup is not None
@@ -317,7 +351,27 @@ def _run(study: Study, method: Method, labels: Labels, seed: int, texts: list[st
         # what starts from it carries this name in its settings, and so is known to start from these weights
         name += f"_{config_hash(config)[:6]}"
     config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
-    return Run(name, method, labels, seed, config, tuple(texts), cost_of(config, steps, warmup), start)
+    return Run(name, method, labels, seed, config, tuple(texts), cost_of(config, steps, warmup), start,
+               teacher)  # fmt: skip
+
+
+def resolve(path: str, overrides: list[str]) -> Config:
+    """A configuration file with overrides, as ``load_config`` reads it; the file is parsed once.
+
+    Raises:
+        ConfigError: If the settings are wrong.
+    """
+    file = find_config(path)
+    stamp = file.stat().st_mtime_ns if file.is_file() else 0
+    raw = copy.deepcopy(_parsed(path, stamp))
+    for item in overrides:
+        apply_override(raw, item)
+    return parse_config(raw, path)
+
+
+@functools.lru_cache(maxsize=32)
+def _parsed(path: str, stamp: int) -> dict[str, Any]:
+    return read_config(path)
 
 
 def override_texts(seed: int, *parts: dict[str, Any]) -> list[str]:
@@ -411,8 +465,9 @@ def config_hash(config: Config) -> str:
     settings = {
         key: value
         for key, value in changed_settings(config).items()
-        if key not in NO_EFFECT and not key.startswith(tuple(off))
+        if key not in NO_EFFECT and (key == "pseudo_labels.held_out" or not key.startswith(tuple(off)))
     }
-    if "train.start_from" in settings:
-        settings["train.start_from"] = Path(settings["train.start_from"]).name
+    for key in ("train.start_from", "pseudo_labels.teacher"):
+        if key in settings:
+            settings[key] = Path(settings[key]).name
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -190,8 +190,15 @@ STUDIES: dict[str, tuple[str, dict[str, Callable[..., str]]]] = {
     "camvid_long": (
         "how far labels alone go: supervised, 1,300 steps, 46 and all 367 labels", {"": by_labels},
     ),
-    "quickstart": ("methods on the embedded scenes", {"": by_method, "_paired": paired, "_plots": plots}),
-    "quickstart_gpu": ("six of the seeds, trained on a GPU", {"": by_method, "_paired": paired}),
+    "scenes": (
+        "12 labels, unlabelled images and all labels on the embedded scenes",
+        {"": by_method, "_labels": by_labels, "_paired": paired, "_plots": partial(plots, names=["steps"])},
+    ),
+    "quickstart": (
+        "methods on the flat scenes that came before them",
+        {"": by_method, "_paired": paired, "_plots": plots},
+    ),
+    "quickstart_gpu": ("six of the seeds there, trained on a GPU", {"": by_method, "_paired": paired}),
     "nuclei": ("methods on nuclei with 24 labels", {"": by_method, "_paired": paired, "_plots": plots}),
     "camvid_ablations": ("one change at a time from `protoseg`", {"": ablations, "_plots": plots}),
 }  # fmt: skip

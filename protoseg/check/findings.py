@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from protoseg.data.lists import EntryList, Split
+
 Level = Literal["error", "warning"]
 
 TITLES = {
@@ -52,6 +54,8 @@ class Report:
 
     problems: dict[str, Problem] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    lists: dict[Split, EntryList] = field(default_factory=dict)
+    """The lists that were read: there may be millions of lines, which need not be read again."""
 
     def add(self, kind: str, text: str, level: Level = "error") -> None:
         """Note a finding; the worst level of its kind counts."""

@@ -13,10 +13,14 @@ from protoseg.check.settings import check_crop, check_weights, describe_length
 from protoseg.check.tally import Tally, check_labels, check_orientation, check_values, read_on
 from protoseg.config.sections import Config, DataConfig
 from protoseg.data.classes import read_classes
+from protoseg.data.lines import Entry
 from protoseg.data.lists import SPLITS, EntryList, Split, data_root, scan_entries
+from protoseg.data.long_list import FolderEntries, ListedEntries, MissingEntryError
 from protoseg.data.masks import mask_reader
+from protoseg.data.names import Places
 from protoseg.data.pictures import reading
 from protoseg.data.ranges import with_value_range
+from protoseg.data.shards.roles import ShardEntries
 from protoseg.data.sources import FileSource, Source, open_source
 from protoseg.errors import DataError
 from protoseg.manifest import ClassInfo
@@ -45,8 +49,9 @@ def inspect(config: Config, *, quick: bool, processes: int = 1, progress: bool =
     except DataError as error:
         report.add("settings", str(error))
         return report
+    report.lists = lists
     report.facts["splits"] = _describe(sources, lists)
-    _overlap(report, {split: _by_path(found) for split, found in lists.items()}, quick=quick)
+    _overlap(report, _by_path(lists), quick=quick)
     tallies = {
         split: _look(data, report, split, source, len(classes), quick=quick, progress=progress)
         for split, source in sources.items()
@@ -98,10 +103,7 @@ def _open(
         for text in found.warnings:
             report.add("list", f"data.{split}: {text}", "warning")
         lists[split] = found
-    labeled, unlabeled = (
-        [entry.image for entry in lists[split].entries] if split in lists else [] for split in SPLITS[:2]
-    )
-    used = with_value_range(data, labeled, unlabeled)
+    used = with_value_range(data, *(lists[split].entries if split in lists else () for split in SPLITS[:2]))
     sources: dict[Split, Source] = {
         split: FileSource(found.entries, data.in_channels, reader, found.sha256, reading(used))
         for split, found in lists.items()
@@ -122,12 +124,25 @@ def _describe(sources: dict[Split, Source], lists: dict[Split, EntryList]) -> di
     return facts
 
 
-def _by_path(found: EntryList) -> dict[str, list[str]]:
-    """Images as listed, by the file behind them."""
-    table: dict[str, list[str]] = {}
-    for entry in found.entries:
-        table.setdefault(str(entry.image.resolve()), []).append(str(entry.image))
-    return table
+def _by_path(lists: dict[Split, EntryList]) -> dict[Split, dict[str, list[str]]]:
+    """Images as listed, by the file behind them; of many only those whose names are in other splits."""
+    places = Places()
+    tables: dict[Split, dict[str, list[str]]] = {}
+    plain = {split: found.entries for split, found in lists.items() if isinstance(found.entries, tuple)}
+    names = {entry.image.name for entries in plain.values() for entry in entries}
+    for split, found in lists.items():
+        many = found.entries
+        entries: Iterable[Entry] = many
+        if isinstance(many, ListedEntries | FolderEntries):
+            some = many.names().find(names)
+            entries = (many[i] for indices in some.values() for i in indices)
+        table = tables[split] = {}
+        # what is labelled or for validation in shards is left out of the unlabelled images there
+        if isinstance(many, ShardEntries) and split == "unlabeled":
+            continue
+        for entry in entries:
+            table.setdefault(str(places.resolve(entry.image)), []).append(str(entry.image))
+    return tables
 
 
 def _overlap(report: Report, tables: dict[Split, dict[str, list[str]]], *, quick: bool) -> None:
@@ -179,6 +194,9 @@ def _look_at(
         image = source.image(index)
         tally.sizes[image.shape[0], image.shape[1]] += 1
         tally.add_values(source, index)
+    except MissingEntryError as error:
+        report.add("missing", str(error))
+        return
     except DataError as error:
         report.add("unreadable-image", str(error), level)
     try:

@@ -46,6 +46,10 @@ class Phase(NamedTuple):
     """The prototype head is trained and prototypes move."""
     prototype_weight: float
     """w_p."""
+    unsupervised_share: float = 1.0
+    """Share of w_u, see ``loss.unsupervised_start``."""
+    outside: bool = False
+    """A teacher from outside labels instead of the moving average."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,14 @@ class Schedule:
     log_every: int
     eval_every: int
     save_every: int
+    unsupervised_start: float = 1.0
+    """Share of w_u with which unlabelled images begin."""
+    unsupervised_ramp: int = 0
+    """Steps of its rise to 1."""
+    outside_until: int = 0
+    """Step before which a teacher from outside labels."""
+    calibrate_every: int | None = None
+    """Steps between measurements of the own teacher on held-out labels; None: never."""
 
     @property
     def max_steps(self) -> int:
@@ -76,7 +88,23 @@ class Schedule:
         """Parts of the method that are on."""
         since = step - self.prototype_starts[0] if self.prototype_starts else -1
         unlabeled = self.unlabeled and step >= self.warmup_steps
-        return Phase(unlabeled, since >= 0, self.weight_after(since))
+        return Phase(
+            unlabeled, since >= 0, self.weight_after(since), self._unsupervised_share(step),
+            step < self.outside_until,
+        )  # fmt: skip
+
+    def _unsupervised_share(self, step: int) -> float:
+        since = max(0, step - self.warmup_steps)
+        if since >= self.unsupervised_ramp:
+            return 1.0
+        start = self.unsupervised_start
+        return start + (1 - start) * since / self.unsupervised_ramp
+
+    def calibrates(self, step: int) -> bool:
+        """Whether the own teacher is to be measured before this step."""
+        first = max(self.warmup_steps, self.outside_until)
+        due = self.calibrate_every is not None and step >= first
+        return due and (step - first) % (self.calibrate_every or 1) == 0
 
     def weight_after(self, steps: int) -> float:
         """w_p with its cosine rise: 0 before the start, all of it ``weight_ramp`` steps after."""
@@ -147,6 +175,9 @@ def make_schedule(config: Config, num_labeled: int, num_unlabeled: int, world: i
         )
     eval_every = train.eval_every or max(1, math.ceil(length.max_steps / 5))
     starts = (start,) if restart is None else (start, restart)
+    labels = config.pseudo_labels
+    measured = config.method.unlabeled and labels.measured and labels.held_out > 0
+    outside = round(labels.teacher_until * length.max_steps) if labels.from_outside else 0
     return Schedule(
         length=length,
         warmup_steps=warmup,
@@ -157,4 +188,8 @@ def make_schedule(config: Config, num_labeled: int, num_unlabeled: int, world: i
         log_every=train.log_every,
         eval_every=eval_every,
         save_every=train.save_every or eval_every,
+        unsupervised_start=config.loss.unsupervised_start,
+        unsupervised_ramp=config.loss.unsupervised_ramp,
+        outside_until=outside,
+        calibrate_every=labels.calibrate_every if measured else None,
     )

@@ -43,7 +43,7 @@ class FolderPair(Section):
 
 
 class SyntheticConfig(Section):
-    """The embedded data set: scenes whose classes each have several clearly different appearances."""
+    """The embedded data set: photo-like scenes whose classes each have several appearances."""
 
     num_labeled: int = Field(12, ge=1)
     """Images with a mask."""
@@ -58,7 +58,7 @@ class SyntheticConfig(Section):
     num_classes: int = Field(5, ge=2, le=8)
     """Classes, the background included."""
     modes: int = Field(4, ge=1, le=4)
-    """Appearances (colour and texture) that each class has."""
+    """Appearances (colours and texture) that each class has."""
     seed: int = Field(0, ge=0)
     """Seed of the scenes; the same seed gives the same bytes."""
 
@@ -69,13 +69,17 @@ class DataConfig(Section):
     kind: Literal["synthetic", "files"] = "synthetic"
     """``synthetic`` is the embedded data set; ``files`` reads lists or folders below ``root``."""
     root: str = "."
-    """Folder that list entries are relative to; environment variables and ``~`` are expanded."""
+    """Folder that list entries are relative to; environment variables and ``~`` are expanded. Or a folder or
+    URL (``s3://``, ``gs://``, ``hf://``) of WebDataset ``.tar`` or parquet files, or a pattern of such files
+    (``set/train-{000..099}.tar``)."""
     labeled: str | FolderPair | None = None
-    """List file of labelled images, or a pair of folders; relative to root."""
+    """List file of labelled images, or a pair of folders; relative to root. Of shards: a pattern
+    (``labeled-*.tar``), or a list of keys."""
     unlabeled: str | FolderPair | None = None
-    """List file or folder of unlabelled images; no mask is ever opened. Null: none."""
+    """List file or folder of unlabelled images; no mask is ever opened. Of shards: a pattern, whose labelled
+    and validation images are left out, or a list of keys. Null: none."""
     val: str | FolderPair | None = None
-    """List file or pair of folders for validation; relative to root."""
+    """List file or pair of folders for validation; relative to root. Of shards: as ``labeled``."""
     image_dir: str | None = None
     """Folder of images for lists of bare ids (null: the VOC rule ``JPEGImages``)."""
     mask_dir: str | None = None
@@ -85,6 +89,10 @@ class DataConfig(Section):
     mask_suffix: str | None = None
     """What masks end in after the stem of their image (``_mask``, ``_mask.png``, ``.png``); null: nothing,
     or a usual ending (``_mask``, ``_label``, ``_seg``, ...), whichever pairs more."""
+    image_column: str | None = None
+    """Column of images in parquet files; null: a usual name (``image``, ``img``, ...)."""
+    mask_column: str | None = None
+    """Column of masks in parquet files; null: a usual name (``mask``, ``label``, ``annotation``, ...)."""
     classes: list[str] | str | None = None
     """Class names in the order of their ids, or a file that has them (relative to root): one name a line,
     ``_classes.csv``, ``class_dict.csv``, ``labelmap.txt``, TSV, JSON or YAML."""
@@ -273,6 +281,9 @@ class PrototypeConfig(Section):
     """Dimension of the prototype space when there is a projection."""
     pooling: Literal["max", "logsumexp"] = "max"
     """How the K similarities of a class become its logit."""
+    feature: Literal["decoder", "stage3", "stage4"] = "decoder"
+    """What the prototype head reads: the feature z that it shares with the linear head, or the third or
+    fourth stage of the encoder, projected and brought to the size of z (needs a projection)."""
     start: Literal["kmeans", "random"] = "kmeans"
     """Prototypes from k-means over labelled pixels, or from random labelled pixels."""
     start_delay: int = Field(0, ge=0)
@@ -290,8 +301,9 @@ class PrototypeConfig(Section):
     count; its start counts for 10."""
     normalize: bool = True
     """Average unit vectors (true) or raw features (false) in an update."""
-    update_from: Literal["labeled", "both"] = "both"
-    """Pixels that move prototypes: labelled ones, or confident pseudo-labelled ones too."""
+    update_from: Literal["labeled", "both", "clean"] = "both"
+    """Pixels that move prototypes: labelled ones, or confident pseudo-labelled ones too. ``clean``: labelled
+    ones that the student's linear head gets right, drawn evenly over the classes [PixCon]."""
     update_features: Literal["student", "teacher"] = "student"
     """Network whose unlabelled features move prototypes. ``teacher`` sees the unmixed weak view."""
     sampling: Literal["grid", "balanced"] = "grid"
@@ -315,6 +327,15 @@ class PrototypeConfig(Section):
     """Steps over which w_p rises from 0 (cosine), counted from the start of the branch."""
     detach: bool = False
     """Stop the prototype losses' gradient at z: only projection and prototypes learn from them."""
+    consistency: float = Field(0.0, ge=0)
+    """Weight of the divergence between the soft assignments of weak and strong views to all prototypes
+    [RankMatch]; 0.1 is usual, 0 leaves it out. ``weight`` 0 with this above 0 leaves it alone."""
+    consistency_temperature: float = Field(0.1, gt=0)
+    """Divides the student's cosines in a soft assignment."""
+    consistency_teacher_temperature: float = Field(0.05, gt=0)
+    """Divides the teacher's; lower than the student's, so that its assignments are sharper."""
+    consistency_pixels: Literal["valid", "believed"] = "valid"
+    """Pixels that it is drawn from: all of the image, or those whose pseudo-label is believed."""
 
 
 class PseudoLabelConfig(Section):
@@ -326,10 +347,64 @@ class PseudoLabelConfig(Section):
     """Scale tau by each class's running mean confidence relative to the best class."""
     agreement: Literal["none", "heads"] = "none"
     """``heads``: a pixel also needs the teacher's prototype head to name the same class."""
-    source: Literal["linear", "fused"] = "linear"
-    """Teacher head(s) that label: linear [P], or the mean of both heads' probabilities."""
+    source: Literal["linear", "fused", "reweighted"] = "linear"
+    """Teacher head(s) that label: linear [P], the mean of both heads' probabilities, or the linear head's
+    probabilities times a softmax over each class's nearest prototype, normalised again [ProDA]."""
+    distance_temperature: float = Field(0.1, gt=0)
+    """Divides the cosines in that softmax: the lower, the more prototypes decide."""
+    target_precision: float | None = Field(None, gt=0, lt=1)
+    """Choose tau by held-out labels: the lowest at which this share of the believed pixels is right
+    [CW-BASS v2]. Null: tau is ``threshold``."""
+    calibration: Literal["none", "one", "class"] = "none"
+    """Temperature of the teacher's scores from held-out labels: none, one, or one for each class that it
+    names. Changes confidences, never labels."""
+    held_out: float = Field(0.0, ge=0, lt=1)
+    """Share of the labelled images that is kept from training for both. 0: a teacher from outside is measured
+    on all labelled images, which flatters it if it was trained on them."""
+    calibrate_every: int = Field(500, ge=1)
+    """Steps between two such measurements of the own teacher; one from outside is measured once."""
+    teacher: str | None = None
+    """Run or checkpoint folder of any network with the same classes that labels in place of the moving
+    average. It gets no gradient and is not in the checkpoint."""
+    folder: str | None = None
+    """Folder of labels by image name, made by any tool, in place of a teacher: ``NAME.npz`` or ``.npy``
+    probabilities (C, h, w), or ``NAME.png`` class ids; see docs/method.md."""
+    teacher_until: float = Field(1.0, gt=0, le=1)
+    """Share of the run after which the moving average takes over from ``teacher`` or ``folder``."""
+    teacher_size: tuple[int, int] | None = None
+    """Height and width in pixels that weak views are brought to for ``teacher``; null: as they are."""
     normalization: Literal["masked", "valid", "u2pl"] = "valid"
     """Mean over believed pixels, over all valid pixels, or U2PL's B*H*W / believed factor."""
+
+    @property
+    def from_outside(self) -> bool:
+        """Whether something else than the moving average labels, at least at first."""
+        return self.teacher is not None or self.folder is not None
+
+    @property
+    def measured(self) -> bool:
+        """Whether labels decide about confidences."""
+        return self.target_precision is not None or self.calibration != "none"
+
+    @model_validator(mode="after")
+    def _check(self) -> PseudoLabelConfig:
+        if self.teacher is not None and self.folder is not None:
+            raise ValueError("give pseudo_labels.teacher or pseudo_labels.folder, not both")
+        if self.from_outside and (self.source != "linear" or self.agreement != "none"):
+            raise ValueError(
+                "pseudo_labels.source and pseudo_labels.agreement are about the own teacher's heads; leave "
+                "them out with pseudo_labels.teacher or pseudo_labels.folder"
+            )
+        if self.measured and not self.held_out and not self.from_outside:
+            raise ValueError(
+                "pseudo_labels.target_precision and pseudo_labels.calibration need labels that the teacher "
+                "is not trained on: set pseudo_labels.held_out, as 0.1"
+            )
+        if self.teacher_size is not None and min(self.teacher_size) < 8:
+            raise ValueError(
+                f"pseudo_labels.teacher_size must be at least 8x8 pixels, got {list(self.teacher_size)}"
+            )
+        return self
 
 
 class LossConfig(Section):
@@ -346,6 +421,19 @@ class LossConfig(Section):
     share ** -0.5, scaled so that the mean weight of a labelled pixel is 1."""
     unsupervised_weight: float = Field(1.0, ge=0)
     """w_u: weight of the unlabelled linear loss."""
+    unsupervised_start: float = Field(1.0, ge=0, le=1)
+    """Share of w_u with which unlabelled images begin."""
+    unsupervised_ramp: int = Field(0, ge=0)
+    """Steps over which that share rises to 1, evenly."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LossConfig:
+        if (self.unsupervised_start < 1) != (self.unsupervised_ramp > 0):
+            raise ValueError(
+                "loss.unsupervised_start below 1 and loss.unsupervised_ramp above 0 belong together, got "
+                f"{self.unsupervised_start:g} and {self.unsupervised_ramp}"
+            )
+        return self
 
 
 class MethodConfig(Section):
@@ -405,10 +493,17 @@ class TrainConfig(Section):
     """Largest decay of the teacher; the ramp is min(1 - 1/(t+1), ema_decay)."""
     seed: int = Field(0, ge=0)
     """Seed of weights, order, views, mixing and sampling."""
+    rare_class_temperature: float | None = Field(None, gt=0)
+    """Draw labelled images by class, rare ones more often: class c with probability proportional to
+    exp((1 - f_c) / this), f_c its share of the labelled pixels, then an image that shows it [DAFormer, 0.01].
+    Null: each image once a pass."""
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     """Null leaves it to ``accelerate launch``."""
     channels_last: bool = False
     """Memory layout for convolutions on CUDA tensor cores."""
+    cpu_threads: int | None = Field(None, ge=1)
+    """Threads of a process that trains on a CPU; null: the cores it may use / processes on the machine,
+    unless ``OMP_NUM_THREADS`` says otherwise. Another number changes the last digits of results."""
     compile: bool = False
     """torch.compile the student and the teacher."""
     sync_bn: bool = True
@@ -515,10 +610,21 @@ class Config(Section):
     def _check(self) -> Config:
         if self.method.prototypes is False and self.pseudo_labels.agreement == "heads":
             raise ValueError("pseudo_labels.agreement=heads needs method.prototypes=true")
-        if self.method.prototypes is False and self.pseudo_labels.source == "fused":
-            raise ValueError("pseudo_labels.source=fused needs method.prototypes=true")
         if self.method.prototypes is False and self.eval.best != "linear":
             raise ValueError(f"eval.best={self.eval.best} needs method.prototypes=true")
+        if self.method.prototypes is False and self.pseudo_labels.source != "linear":
+            raise ValueError(f"pseudo_labels.source={self.pseudo_labels.source} needs method.prototypes=true")
+        if self.method.prototypes and self.prototypes.feature != "decoder":
+            if self.prototypes.projection == "none":
+                raise ValueError(
+                    f"prototypes.feature={self.prototypes.feature} needs prototypes.projection=linear or mlp"
+                )
+            if self.model.architecture == "dpt":
+                raise ValueError(
+                    "prototypes.feature is of convolutional encoders; model.architecture=dpt has none"
+                )
+        if self.pseudo_labels.folder is not None and self.data.kind == "synthetic":
+            raise ValueError("pseudo_labels.folder goes by image files; data.kind=synthetic has none")
         if self.model.architecture == "dpt" and "vit" not in self.model.encoder:
             raise ValueError(
                 f"model.architecture=dpt needs a vision transformer, got encoder {self.model.encoder!r}; "

@@ -9,7 +9,7 @@ from pathlib import Path
 from protoseg.config.sections import BUILT_IN_MAPS, DataConfig
 from protoseg.data.class_files import read_class_file
 from protoseg.data.known import known_classes
-from protoseg.data.lists import data_root, find_file
+from protoseg.data.lists import named_file
 from protoseg.data.palette import Color, default_palette
 from protoseg.data.synthetic import synthetic_classes
 from protoseg.data.text import read_lines
@@ -68,19 +68,19 @@ def read_classes(config: DataConfig) -> list[ClassInfo]:
     Raises:
         DataError: If names are missing, repeated or too many, or colours do not match in number.
     """
+    if config.kind == "synthetic":
+        return synthetic_classes(config.synthetic)
     colors: dict[str, Color] = {}
     if config.label_map in BUILT_IN_MAPS:
         colors = known_classes(str(config.label_map))
     elif isinstance(config.label_map, str):
-        colors = read_labelmap(find_file(data_root(config), config.label_map, "data.label_map"))
+        colors = read_labelmap(named_file(config, config.label_map, "data.label_map"))
     names = config.classes
-    if config.kind == "synthetic":
-        names = [item.name for item in synthetic_classes(config.synthetic)]
-    elif names is None and config.label_map in BUILT_IN_MAPS:
+    if names is None and config.label_map in BUILT_IN_MAPS:
         names = list(colors)
     if isinstance(names, str):
         try:
-            path = find_file(data_root(config), names, "data.classes")
+            path = named_file(config, names, "data.classes")
         except DataError as error:
             if "," not in names:
                 raise

@@ -13,7 +13,7 @@ from protoseg.data.lines import Resolver
 from protoseg.data.listed import read_listed
 from protoseg.data.lists import data_root
 from protoseg.data.names import IMAGE_SUFFIXES, MASK_ENDINGS, beside_ending, ends_with
-from protoseg.data.text import read_lines, refuse_annotations
+from protoseg.data.text import read_text, refuse_annotations
 from protoseg.errors import DataError
 
 RESULT_FOLDERS = ("masks", "overlays", "confidence", "disagreement")
@@ -114,10 +114,11 @@ def read_list(path: Path, roots: Sequence[Path], image_dir: str | None) -> tuple
         DataError: If the list cannot be read, is empty, or no root fits.
     """
     try:
-        lines = read_lines(path)
+        text = read_text(path)
     except DataError as error:
         raise DataError(f"{path} is neither an image nor a list that can be read: {error}") from error
-    refuse_annotations(path, lines, "list")
+    refuse_annotations(path, text, "list")
+    lines = [line.strip() for line in text.split("\n")]
     first = next((line for line in lines if line), None)
     if first is None:
         raise DataError(f"list {path} is empty; it needs one image a line")
@@ -133,7 +134,7 @@ def read_list(path: Path, roots: Sequence[Path], image_dir: str | None) -> tuple
         )
     listed = read_listed(lines, resolver)
     found = []
-    for image in (entry.image for entry in listed.entries):
+    for image in (entry.image for entry in listed.entries if isinstance(entry.image, Path)):
         name = image.relative_to(root).as_posix() if image.is_relative_to(root) else str(image)
         found.append(FoundImage(name, image, PurePath(image.name)))
     return found, [f"{path}, line {number}: {text}" for number, text in listed.problems]

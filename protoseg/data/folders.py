@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from protoseg.data.names import HEIF
@@ -48,11 +49,19 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Folder:
-    """Files below a folder with a wanted suffix, sorted, and the rest."""
+    """Files below a folder with a wanted suffix, sorted by folders and names, and the rest."""
 
     root: Path
-    files: list[Path]
+    names: list[str]
+    """Relative, with slashes."""
     left: LeftOut
+    links: frozenset[str] = frozenset()
+    """Those that are links."""
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The files as paths; ``names`` cost a tenth of the memory."""
+        return [self.root / name for name in self.names]
 
 
 def scan_folder(root: Path, suffixes: Iterable[str], skip: Mapping[Path, str] | None = None) -> Folder:
@@ -70,7 +79,8 @@ def scan_folder(root: Path, suffixes: Iterable[str], skip: Mapping[Path, str] | 
     """
     wanted = frozenset(suffixes)
     left = LeftOut()
-    files: list[Path] = []
+    names: list[str] = []
+    file_links: list[str] = []
     skip = skip or {}
     start = root.resolve()
     seen = {start}
@@ -94,7 +104,15 @@ def scan_folder(root: Path, suffixes: Iterable[str], skip: Mapping[Path, str] | 
                 raise
             left.add(f"folder(s) that cannot be opened ({error.strerror})", folder)
             continue
+        within = folder.relative_to(root).as_posix()
+        prefix = "" if within == "." else f"{within}/"
         for item in items:
+            # the type is in the listing: no file is looked at, and none becomes an object
+            if not item.name.startswith(".") and _suffix(item.name) in wanted and item.is_file():
+                names.append(prefix + item.name)
+                if item.is_symlink():
+                    file_links.append(prefix + item.name)
+                continue
             path = folder / item.name
             if item.name.startswith("."):
                 left.add("hidden", path)
@@ -111,11 +129,17 @@ def scan_folder(root: Path, suffixes: Iterable[str], skip: Mapping[Path, str] | 
                     folders.append(path)
             elif not item.is_file():
                 left.add("link(s) to nothing" if item.is_symlink() else "neither file nor folder", path)
-            elif path.suffix.lower() in wanted:
-                files.append(path)
             else:
                 left.add(_unwanted(path), path)
-    return Folder(root, sorted(files), left)
+    # folder by folder: a slash comes before every letter
+    names.sort(key=lambda name: name.replace("/", "\0"))
+    return Folder(root, names, left, frozenset(file_links))
+
+
+def _suffix(name: str) -> str:
+    """As ``Path.suffix``, lower case."""
+    at = name.rfind(".")
+    return name[at:].lower() if 0 < at < len(name) - 1 else ""
 
 
 def _unwanted(path: Path) -> str:

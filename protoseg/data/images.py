@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from protoseg.data.members import File
 from protoseg.data.palette import Color, voc_palette
 from protoseg.data.pictures import (
     DECODE_ERRORS,
@@ -41,7 +42,7 @@ PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 IGNORE_COLOR: Color = (224, 224, 192)
 
 
-def read_image(path: Path, channels: int = 3, how: Reading = PLAIN) -> NDArray[np.uint8]:
+def read_image(path: File, channels: int = 3, how: Reading = PLAIN) -> NDArray[np.uint8]:
     """Read an image upright, as 8-bit HWC.
 
     Grey, palette, CMYK and RGBA (alpha dropped) images are converted. Values of more than 8 bits become bytes
@@ -59,7 +60,7 @@ def read_image(path: Path, channels: int = 3, how: Reading = PLAIN) -> NDArray[n
     Raises:
         DataError: If the file is missing, damaged, of several pages or has another number of channels.
     """
-    return stored_to_bytes(read_stored(Path(path), channels, how), how, f"image {path}")
+    return stored_to_bytes(read_stored(path, channels, how), how, f"image {path}")
 
 
 def stored_to_bytes(stored: NDArray[Any], how: Reading, what: str) -> NDArray[np.uint8]:
@@ -85,7 +86,7 @@ def stored_to_bytes(stored: NDArray[Any], how: Reading, what: str) -> NDArray[np
     return to_bytes(stored, FULL_16_BIT)
 
 
-def read_stored(path: Path, channels: int, how: Reading) -> NDArray[Any]:
+def read_stored(path: File, channels: int, how: Reading) -> NDArray[Any]:
     """As ``read_image``, but values of more than 8 bits stay as they are.
 
     Returns:
@@ -136,7 +137,7 @@ def _reason(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _values(image: Image.Image, head: bytes, channels: int, how: Reading, path: Path) -> NDArray[Any] | None:
+def _values(image: Image.Image, head: bytes, channels: int, how: Reading, path: File) -> NDArray[Any] | None:
     """``(H, W, channels)`` of a loaded picture, as Pillow converts it; None where it cannot."""
     if channels not in PILLOW_MODES:
         return None
@@ -154,7 +155,7 @@ def _values(image: Image.Image, head: bytes, channels: int, how: Reading, path: 
 
 
 def _choose(
-    array: NDArray[Any], layout: TiffLayout | None, channels: int, how: Reading, path: Path
+    array: NDArray[Any], layout: TiffLayout | None, channels: int, how: Reading, path: File
 ) -> NDArray[Any]:
     """The bands that become channels."""
     if array.ndim == 2:
@@ -177,7 +178,7 @@ def _choose(
     raise DataError(_channels_text(path, found, channels, array.shape, how))
 
 
-def _channels_text(path: Path, found: str, channels: int, shape: tuple[int, ...], how: Reading) -> str:
+def _channels_text(path: File, found: str, channels: int, shape: tuple[int, ...], how: Reading) -> str:
     bands = shape[-1]
     text = f"image {path} has {found}, expected (H, W, {channels}) by data.in_channels={channels}; "
     if not how.settings:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protoseg.data.columns import Header, other_readings
+from protoseg.data.members import File
 from protoseg.data.names import (
     IMAGE_SUFFIXES,
     MASK_ENDINGS,
@@ -27,6 +28,8 @@ MASK_FOLDERS = (
 NO_MASK = frozenset({"none", "null", "-"})
 CITYSCAPES_IMAGE = "_leftImg8bit"
 CITYSCAPES_MASK = "_gtFine_labelTrainIds"
+CITYSCAPES_IDS = "_gtFine_labelIds"
+"""What masks end in to which ``data.label_map=cityscapes`` is to be applied."""
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
@@ -34,8 +37,8 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 class Entry:
     """One image and, where it is labelled, its mask."""
 
-    image: Path
-    mask: Path | None
+    image: File
+    mask: File | None
 
 
 class Resolver:
@@ -48,6 +51,7 @@ class Resolver:
         need_mask: Whether an entry has a mask.
         image_suffix: ``data.image_suffix``.
         mask_suffix: ``data.mask_suffix``.
+        city_mask: What masks of Cityscapes end in.
     """
 
     def __init__(
@@ -58,7 +62,9 @@ class Resolver:
         need_mask: bool,
         image_suffix: str | None = None,
         mask_suffix: str | None = None,
+        city_mask: str = CITYSCAPES_MASK,
     ) -> None:
+        self.city_mask = city_mask
         self.root = root
         self.image_dir = image_dir
         self.mask_dir = mask_dir
@@ -195,7 +201,7 @@ class Resolver:
         names = mask_names(stem, self.mask_suffix or "")
         if image.stem.endswith(CITYSCAPES_IMAGE):
             city = image.stem.removesuffix(CITYSCAPES_IMAGE)
-            names = [f"{city}{CITYSCAPES_MASK}.png", *names]
+            names = [f"{city}{self.city_mask}.png", *names]
             yield from _swap(base, parts, "leftImg8bit", ["gtFine"], names[:1])
         guesses = [] if self.mask_suffix else [n for end in MASK_ENDINGS for n in mask_names(stem, end)]
         for some in (names, guesses):
@@ -251,7 +257,7 @@ class Resolver:
         for path in tried:
             ids = path.with_name(path.name.replace("labelTrainIds", "labelIds"))
             if ids != path and ids.is_file():
-                cure = f"; {ids.name} is there: make the train ids with cityscapesscripts"
+                cure = f"; {ids.name} is there: set data.label_map=cityscapes and data.classes=null"
         raise DataError(
             f"{what} {text} not found below {root} (tried {places}){cure}{self._drive_cure(text)}"
         )

@@ -24,6 +24,10 @@ class Listed:
     problems: list[tuple[int, str]] = field(default_factory=list)
     """Line number and what is wrong with it."""
     remarks: list[str] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    """Line number of each entry."""
+    header: Header | None = None
+    """Columns, where a header line names them."""
 
 
 def read_listed(lines: Sequence[str], resolver: Resolver) -> Listed:
@@ -37,13 +41,12 @@ def read_listed(lines: Sequence[str], resolver: Resolver) -> Listed:
         DataError: If the header divides the images into parts.
     """
     listed = Listed()
-    header: Header | None = None
     first = True
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
-            entry, family = resolver.resolve(line, header)
+            entry, family = resolver.resolve(line, listed.header)
         except DataError as error:
             if line.startswith("#") or _EXCEL.fullmatch(line):
                 continue
@@ -54,11 +57,12 @@ def read_listed(lines: Sequence[str], resolver: Resolver) -> Listed:
             if found is None:
                 listed.problems.append((number, str(error)))
             elif found.separator != " ":
-                header = found
+                listed.header = found
             if found is not None and found.unread:
                 listed.remarks.append(f"columns that are not read: {', '.join(found.unread)}")
         else:
             listed.entries.append(entry)
+            listed.numbers.append(number)
             listed.families[family] = None
         first = False
     if resolver.respelled:

@@ -19,21 +19,28 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePath
 from typing import Literal, get_args
 
+import numpy as np
+
 from protoseg.config.sections import DataConfig, FolderPair
-from protoseg.data.lines import Entry, Resolver
+from protoseg.data.compact import join_names, split_lines
+from protoseg.data.lines import CITYSCAPES_IDS, CITYSCAPES_MASK, Entry, Resolver
 from protoseg.data.listed import read_listed
+from protoseg.data.long_list import LONG, FolderEntries, ListedEntries, MissingEntryError, read_long
+from protoseg.data.members import File
 from protoseg.data.names import Listings, plain
 from protoseg.data.pairs import pair_folders, unlabeled_folder
-from protoseg.data.text import read_lines, refuse_annotations
+from protoseg.data.shards.roles import ShardEntries, absolute_root, choose_images, shard_root
+from protoseg.data.storage import cache_folder, expand_text, is_url, read_blob
+from protoseg.data.text import read_text, refuse_annotations
 from protoseg.errors import DataError
-from protoseg.files import PROJECT_ROOT
+from protoseg.files import write_bytes_whole
 
 Split = Literal["labeled", "unlabeled", "val"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -54,7 +61,7 @@ class EntryList:
     list format; ``known_name`` is the published list with that hash, if it is one.
     """
 
-    entries: tuple[Entry, ...]
+    entries: Sequence[Entry]
     family: str
     sha256: str
     known_name: str | None
@@ -67,26 +74,55 @@ def expand_path(text: str) -> Path:
     Raises:
         DataError: If a variable is not set.
     """
-    default = PROJECT_ROOT.parent / "shared" / "data"
-    if "PROTOSEG_DATA" not in os.environ and default.is_dir():
-        text = re.sub(r"\$(PROTOSEG_DATA\b|\{PROTOSEG_DATA\})", lambda _: str(default), text)
-    expanded = os.path.expandvars(text)
-    left = re.search(r"\$\{?([A-Za-z_]\w*)\}?", expanded)
-    if left is not None and left.group(1) not in os.environ:
-        raise DataError(f"{text!r} uses the environment variable {left.group(1)}, which is not set")
-    return Path(expanded).expanduser()
+    return Path(expand_text(text))
 
 
 def data_root(config: DataConfig) -> Path:
-    """The folder that entries are relative to, absolute.
+    """The folder that entries are relative to, absolute; of shards behind a URL, the working directory.
 
     Raises:
         DataError: If it is not a folder.
     """
-    root = expand_path(config.root).absolute()
+    shards = shard_root(config)
+    root = expand_path(config.root if shards is None else shards.folder).absolute()
+    if shards is not None and is_url(shards.folder):
+        return Path.cwd()
     if not root.is_dir():
         raise DataError(f"data.root={config.root} is not a folder ({root}); set data.root")
     return root
+
+
+def portable_root(config: DataConfig) -> str:
+    """``data.root`` as it means the same from any folder.
+
+    Raises:
+        DataError: If it is not there.
+    """
+    shards = shard_root(config)
+    return str(data_root(config).resolve()) if shards is None else absolute_root(config, shards)
+
+
+def named_file(config: DataConfig, text: str, setting: str) -> Path:
+    """A file or folder that a setting names: below root, or from the working directory.
+
+    What lies beside shards behind a URL is fetched.
+
+    Raises:
+        DataError: If it is nowhere.
+    """
+    shards = shard_root(config)
+    if shards is None or not is_url(shards.folder) or Path(text).is_absolute() or Path(text).exists():
+        return find_file(data_root(config), text, setting)
+    place = text if is_url(text) else f"{shards.folder}/{text}"
+    name = f"{hashlib.sha256(place.encode()).hexdigest()[:16]}-{PurePath(text).name}"
+    path = cache_folder() / "fetched" / name
+    try:
+        data = read_blob(place)
+    except DataError as error:
+        raise DataError(f"{setting}={text}: {error}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes_whole(path, data)
+    return path
 
 
 def find_file(root: Path, text: str, setting: str) -> Path:
@@ -107,7 +143,7 @@ def find_file(root: Path, text: str, setting: str) -> Path:
     raise DataError(f"{setting}={text} not found; looked for {places}")
 
 
-def hash_stems(images: list[Path]) -> str:
+def hash_stems(images: Sequence[File]) -> str:
     """SHA-256 of the sorted stems (composed Unicode form), joined by newlines."""
     stems = sorted(plain(path.stem) for path in images)
     return hashlib.sha256("\n".join(stems).encode()).hexdigest()
@@ -134,6 +170,7 @@ def scan_entries(config: DataConfig, split: Split) -> tuple[EntryList, list[str]
     Raises:
         DataError: If the list or folder itself cannot be read or holds nothing.
     """
+    shards = shard_root(config)
     root = data_root(config)
     source = getattr(config, split)
     setting = f"data.{split}"
@@ -141,6 +178,9 @@ def scan_entries(config: DataConfig, split: Split) -> tuple[EntryList, list[str]
         if split != "unlabeled":
             raise DataError(f"{setting} is not set; give a list file or a pair of folders")
         return _finish([], "none", []), []
+    if shards is not None:
+        chosen = choose_images(config, split, shards, partial(_read_keys, config, f"data.{split}"))
+        return _finish(chosen.entries, chosen.family, chosen.remarks), chosen.problems
     if isinstance(source, FolderPair):
         images = find_file(root, source.images, f"{setting}.images")
         if split == "unlabeled":
@@ -148,7 +188,9 @@ def scan_entries(config: DataConfig, split: Split) -> tuple[EntryList, list[str]
         if source.masks is None:
             raise DataError(f"{setting}.masks is not set; it names the folder of masks")
         masks = find_file(root, source.masks, f"{setting}.masks")
-        pairs = pair_folders(images, masks, setting, config.image_suffix, config.mask_suffix)
+        pairs = pair_folders(
+            images, masks, setting, config.image_suffix, config.mask_suffix, _city_mask(config)
+        )
         return _finish(pairs.entries, pairs.family, pairs.warnings), pairs.problems
     path = find_file(root, source, setting)
     if path.is_dir():
@@ -160,47 +202,100 @@ def scan_entries(config: DataConfig, split: Split) -> tuple[EntryList, list[str]
     return _scan_list(config, path, root, split)
 
 
-def _finish(entries: list[Entry], family: str, warnings: list[str]) -> EntryList:
-    digest = hash_stems([entry.image for entry in entries])
-    repeated = [p for p, n in Counter(entry.image for entry in entries).items() if n > 1]
-    if repeated:
-        warnings = [*warnings, f"{len(repeated)} image(s) are listed more than once, as {repeated[0]}"]
-    return EntryList(tuple(entries), family, digest, KNOWN_LISTS.get(digest), tuple(warnings))
+def _read_keys(config: DataConfig, setting: str, source: str) -> tuple[str, list[str]]:
+    """A list of keys: its name and lines."""
+    path = named_file(config, source, setting)
+    if path.is_dir():
+        raise DataError(
+            f"{setting}={source} is a folder, data.root holds shards; give a pattern or a list of keys"
+        )
+    text = read_text(path, "list")
+    refuse_annotations(path, text, setting)
+    return source, [line.strip() for line in text.split("\n")]
+
+
+def _finish(entries: Sequence[Entry], family: str, warnings: list[str]) -> EntryList:
+    if isinstance(entries, ShardEntries | ListedEntries | FolderEntries):
+        digest = entries.stems().digest()
+        if not isinstance(entries, ShardEntries):
+            count, first = entries.texts.first_repeated()
+        else:
+            rows, counts = np.unique(entries.which, return_counts=True)
+            count = int((counts > 1).sum())
+            first = str(entries.shards.table.names()[int(rows[counts.argmax()])]) if count else ""
+    else:
+        entries = tuple(entries)
+        digest = hash_stems([entry.image for entry in entries])
+        repeated = [p for p, n in Counter(entry.image for entry in entries).items() if n > 1]
+        count, first = len(repeated), str(repeated[0]) if repeated else ""
+    if count:
+        warnings = [*warnings, f"{count} image(s) are listed more than once, as {first}"]
+    return EntryList(entries, family, digest, KNOWN_LISTS.get(digest), tuple(warnings))
 
 
 def _scan_list(config: DataConfig, path: Path, root: Path, split: Split) -> tuple[EntryList, list[str]]:
-    lines = read_lines(path, "list")
-    refuse_annotations(path, lines, f"data.{split}")
-    if not any(lines):
+    text = read_text(path, "list")
+    refuse_annotations(path, text, f"data.{split}")
+    if not text.strip():
         raise DataError(f"list {path} is empty; it needs one image a line")
     resolver = Resolver(
-        root, config.image_dir, config.mask_dir, split != "unlabeled", config.image_suffix, config.mask_suffix
-    )
+        root, config.image_dir, config.mask_dir, split != "unlabeled", config.image_suffix,
+        config.mask_suffix, _city_mask(config),
+    )  # fmt: skip
     try:
-        listed = read_listed(lines, resolver)
+        long = None
+        if split == "unlabeled" and text.count("\n") >= LONG:
+            long = read_long(path, split_lines(text), resolver)
+        listed = (
+            read_listed([line.strip() for line in text.split("\n")], resolver) if long is None else long[1]
+        )
     except DataError as error:
         raise DataError(f"{path}, {error}") from error
+    entries: Sequence[Entry] = listed.entries if long is None else long[0]
     problems = [f"{path}, line {number}: {text}" for number, text in listed.problems]
-    if not listed.entries and not problems:
+    if not entries and not problems:
         raise DataError(f"list {path} names no image; it needs one image a line")
-    entries, remarks = listed.entries, [f"{path}: {text}" for text in listed.remarks]
+    remarks = [f"{path}: {text}" for text in listed.remarks]
     if split == "unlabeled":
-        masks = {entry.mask.resolve() for entry in _labeled_entries(config) if entry.mask is not None}
-        mask_names = {path.name for path in masks}
-        used = [e for e in entries if e.image.name in mask_names and e.image.resolve() in masks]
-        if used:
-            entries = [entry for entry in entries if entry not in used]
-            remarks.append(
-                f"{path}: {len(used)} line(s) name masks of labelled images, as {used[0].image}: left out"
-            )
-            if not entries:
-                raise DataError(f"list {path} names only masks of labelled images")
-    return _finish(entries, " + ".join(listed.families), remarks), problems
+        entries, remark = _without_masks(config, entries)
+        remarks += [f"{path}: {remark}"] if remark else []
+        if remark and not entries:
+            raise DataError(f"list {path} names only masks of labelled images")
+    family = " + ".join(listed.families) + (", looked up as they are drawn" if long is not None else "")
+    return _finish(entries, family, remarks), problems
+
+
+def _city_mask(config: DataConfig) -> str:
+    return CITYSCAPES_IDS if config.label_map == "cityscapes" else CITYSCAPES_MASK
+
+
+def _without_masks(config: DataConfig, entries: Sequence[Entry]) -> tuple[Sequence[Entry], str]:
+    """Entries that are no masks of labelled images, and a remark on the others."""
+    masks = {entry.mask.resolve() for entry in _labeled_entries(config) if entry.mask is not None}
+    names = {path.name for path in masks}
+    if isinstance(entries, ListedEntries):
+        candidates = sorted(i for some in entries.names().find(names).values() for i in some)
+    else:
+        candidates = [i for i, entry in enumerate(entries) if entry.image.name in names]
+    used = []
+    for i in candidates:
+        with contextlib.suppress(MissingEntryError):
+            used += [i] if entries[i].image.resolve() in masks else []
+    if not used:
+        return entries, ""
+    remark = f"{len(used)} line(s) name masks of labelled images, as {entries[used[0]].image}: left out"
+    if isinstance(entries, ListedEntries):
+        return entries.take(np.delete(np.arange(len(entries)), used)), remark
+    left = set(used)
+    return [entry for i, entry in enumerate(entries) if i not in left], remark
 
 
 def _scan_unlabeled(config: DataConfig, folder: Path, setting: str) -> EntryList:
-    files, warnings = unlabeled_folder(folder, setting, _labeled_entries(config), config.mask_suffix)
-    return _finish([Entry(path, None) for path in files], "folder", warnings)
+    names, warnings = unlabeled_folder(folder, setting, _labeled_entries(config), config.mask_suffix)
+    entries: Sequence[Entry] = FolderEntries(folder, join_names(names))
+    if len(names) < LONG:
+        entries = [*entries]
+    return _finish(entries, "folder", warnings)
 
 
 def _labeled_entries(config: DataConfig) -> list[Entry]:

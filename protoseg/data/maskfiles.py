@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from protoseg.data.members import File
 from protoseg.data.pictures import (
     DECODE_ERRORS,
     Reading,
@@ -46,7 +46,7 @@ class StoredMask:
     orientation: int = 1
 
 
-def load_mask(path: Path, white: int, how: Reading) -> StoredMask:
+def load_mask(path: File, white: int, how: Reading) -> StoredMask:
     """Read a mask file; one-bit white becomes ``white``.
 
     Raises:
@@ -99,7 +99,7 @@ def load_mask(path: Path, white: int, how: Reading) -> StoredMask:
         raise DataError(f"mask {path} cannot be decoded ({error}); replace the file") from error
 
 
-def _from_picture(image: Image.Image, white: int, scale: int, path: Path) -> StoredMask:
+def _from_picture(image: Image.Image, white: int, scale: int, path: File) -> StoredMask:
     mode = image.mode
     if mode == "1":
         return StoredMask(np.asarray(image, np.uint8) * np.uint8(white))
@@ -132,7 +132,7 @@ def _restored(found: StoredMask, orientation: int) -> StoredMask:
     return StoredMask(turn(found.values, back), found.palette, clear, orientation)
 
 
-def _colored(path: Path, bands: NDArray[Any], alpha: bool, orientation: int) -> StoredMask:
+def _colored(path: File, bands: NDArray[Any], alpha: bool, orientation: int) -> StoredMask:
     """Colours of more than 8 bits: class values in three equal bands, bytes, or bytes times 257."""
     if bands.shape[2] == 4 and not alpha:
         raise DataError(f"mask {path} has 4 bands; a mask has one band of values, or three of colours")
@@ -146,18 +146,18 @@ def _colored(path: Path, bands: NDArray[Any], alpha: bool, orientation: int) -> 
     return StoredMask(colors.astype(np.uint8), clear=clear, orientation=orientation)
 
 
-def _tag(path: Path) -> int:
+def _tag(path: File) -> int:
     return file_orientation(path)[0]
 
 
-def _refuse_lossy(path: Path, head: bytes) -> None:
+def _refuse_lossy(path: File, head: bytes) -> None:
     if head[:3] == b"\xff\xd8\xff":
         raise DataError(_lossy_text(path, "JPEG"))
     if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8 ":
         raise DataError(_lossy_text(path, "lossy WebP"))
 
 
-def _lossy_text(path: Path, kind: str) -> str:
+def _lossy_text(path: File, kind: str) -> str:
     called = "" if path.suffix.lower() in (".jpg", ".jpeg") or kind != "JPEG" else ", whatever its name says"
     return (
         f"mask {path} holds {kind} data{called}: {kind} is lossy and changes mask values; export masks as "

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +26,9 @@ from numpy.typing import NDArray
 from protoseg.config.sections import BUILT_IN_MAPS, DataConfig
 from protoseg.data.classes import IGNORE_NAMES, parse_color, read_labelmap
 from protoseg.data.known import known_map
-from protoseg.data.lists import data_root, find_file
+from protoseg.data.lists import named_file
 from protoseg.data.maskfiles import load_mask
+from protoseg.data.members import File
 from protoseg.data.palette import Color
 from protoseg.data.pictures import PLAIN, Reading, file_orientation, reading
 from protoseg.data.tiff import turn
@@ -62,7 +62,7 @@ def label_map_entries(config: DataConfig, names: Sequence[str]) -> dict[str, int
                 "set data.classes=null to take the map's own"
             )
         return dict(table)
-    path = find_file(data_root(config), config.label_map, "data.label_map")
+    path = named_file(config, config.label_map, "data.label_map")
     colors = read_labelmap(path)
     unknown = [n for n in colors if n not in names and n.lower() not in IGNORE_NAMES]
     if unknown:
@@ -142,7 +142,7 @@ class MaskReader:
         object.__setattr__(self, "_keys", keys)
         object.__setattr__(self, "_labels", np.array([table[int(k)] for k in keys], np.int16))
 
-    def read(self, path: Path, image: Path | None = None) -> NDArray[np.uint8]:
+    def read(self, path: File, image: File | None = None) -> NDArray[np.uint8]:
         """Class ids of a mask.
 
         Args:
@@ -160,7 +160,7 @@ class MaskReader:
             raise DataError(self.explain(path, unknown))
         return labels
 
-    def decode(self, path: Path, image: Path | None = None) -> tuple[NDArray[np.uint8], dict[str, int]]:
+    def decode(self, path: File, image: File | None = None) -> tuple[NDArray[np.uint8], dict[str, int]]:
         """As ``read``, but values without a meaning become ``ignore_index`` and are counted.
 
         Returns:
@@ -215,7 +215,7 @@ class MaskReader:
                 labels[raw == value] = label
         return labels
 
-    def _orientation(self, own: int, size: tuple[int, ...], image: Path | None) -> int:
+    def _orientation(self, own: int, size: tuple[int, ...], image: File | None) -> int:
         """How to turn a mask: by its own tag, or by its image's where only that fits the image's size."""
         if not self.how.upright:
             return 1
@@ -235,7 +235,7 @@ class MaskReader:
         at = np.minimum(np.searchsorted(self._keys, packed), len(self._keys) - 1)
         return np.where(self._keys[at] == packed, self._labels[at], np.int16(_UNKNOWN))
 
-    def explain(self, path: Path, unknown: Mapping[str, int]) -> str:
+    def explain(self, path: File, unknown: Mapping[str, int]) -> str:
         """What is wrong with a mask that has unknown values; the cure depends on all masks."""
         shown = ", ".join(f"{v} ({n} pixels)" for v, n in list(unknown.items())[:8])
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""

@@ -6,9 +6,13 @@ import importlib
 import unicodedata
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
+from typing import overload
 
 from PIL import features
+
+from protoseg.data.members import File, Member
 
 HEIF = (".heic", ".heif")
 
@@ -70,14 +74,26 @@ def mask_names(stem: str, end: str) -> list[str]:
 
 def beside_ending(name: str, stems: Collection[str | None], endings: Sequence[str]) -> str | None:
     """The ending by which a file is the mask of one beside it, whose stem is in ``stems``."""
-    lower, bare = name.lower(), name.rpartition(".")[0].lower()
-    for end in endings:
-        # most files have none of the endings, and there may be millions
-        if lower.endswith(end.lower()) or bare.endswith(end.lower()):
-            stem = ends_with(name, end)
-            if stem in stems and stem != ends_with(name, None):
-                return end
+    for end in fitting_endings(name, endings):
+        stem = ends_with(name, end)
+        if stem in stems and stem != ends_with(name, None):
+            return end
     return None
+
+
+def fitting_endings(name: str, endings: Sequence[str]) -> list[str]:
+    """Those of some endings that a name may end in, with its extension or without it."""
+    lower = name.lower()
+    bare, known = lower.rpartition(".")[0], _lowered(tuple(endings))
+    # most files have none of the endings, and there may be millions
+    if not (lower.endswith(known) or bare.endswith(known)):
+        return []
+    return [end for end in endings if lower.endswith(end.lower()) or bare.endswith(end.lower())]
+
+
+@lru_cache(maxsize=8)
+def _lowered(endings: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(end.lower() for end in endings)
 
 
 def plain(text: str) -> str:
@@ -89,16 +105,27 @@ class Places:
     """Resolves files whose folders are resolved once each."""
 
     def __init__(self) -> None:
-        self._folders: dict[Path, Path] = {}
+        self._folders: dict[tuple[Path, str], Path] = {}
 
-    def resolve(self, path: Path) -> Path:
+    @overload
+    def resolve(self, path: Path) -> Path: ...
+    @overload
+    def resolve(self, path: File) -> File: ...
+    def resolve(self, path: File) -> File:
         """As ``path.resolve()``."""
+        if isinstance(path, Member):
+            return path
         if path.is_symlink():
             return path.resolve()
-        folder = self._folders.get(path.parent)
-        if folder is None:
-            folder = self._folders[path.parent] = path.parent.resolve()
-        return folder / path.name
+        return self.folder(path.parent, path.name) / path.name
+
+    def folder(self, root: Path, name: str) -> Path:
+        """The folder, resolved, of a file below ``root`` by its relative name."""
+        key = (root, name.rpartition("/")[0])
+        found = self._folders.get(key)
+        if found is None:
+            found = self._folders[key] = (root / key[1]).resolve()
+        return found
 
 
 class Listings:

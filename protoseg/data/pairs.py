@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from protoseg.data.folders import Folder, scan_folder
 from protoseg.data.lines import CITYSCAPES_IMAGE, CITYSCAPES_MASK, Entry
 from protoseg.data.names import (
@@ -16,6 +18,7 @@ from protoseg.data.names import (
     Places,
     beside_ending,
     ends_with,
+    fitting_endings,
     plain,
 )
 from protoseg.data.text import masks_needed
@@ -37,7 +40,12 @@ class Pairs:
 
 
 def pair_folders(
-    images: Path, masks: Path, setting: str, image_suffix: str | None, mask_suffix: str | None
+    images: Path,
+    masks: Path,
+    setting: str,
+    image_suffix: str | None,
+    mask_suffix: str | None,
+    city_mask: str = CITYSCAPES_MASK,
 ) -> Pairs:
     """Pair the files of two folders (or of one) by their relative names.
 
@@ -50,6 +58,7 @@ def pair_folders(
         setting: What to call them in messages.
         image_suffix: ``data.image_suffix``.
         mask_suffix: ``data.mask_suffix``.
+        city_mask: What masks of Cityscapes end in.
 
     Raises:
         DataError: If a folder holds nothing, or there is no pair at all.
@@ -68,7 +77,7 @@ def pair_folders(
         ending = mask_suffix or _usual_ending(image_index, folders[1])
         mask_index = _index(folders[1], ending)
     pairs = Pairs(f"folder pair, masks end in {ending}" if ending and not mask_suffix else "folder pair")
-    _pair(pairs, _single(image_index, setting), _single(mask_index, setting), folders, setting)
+    _pair(pairs, _single(image_index, setting), _single(mask_index, setting), folders, setting, city_mask)
     if not pairs.entries:
         raise DataError(_no_pair(image_index, mask_index, folders, setting))
     pairs.warnings += [text for folder in folders if (text := folder.left.describe(folder.root))]
@@ -77,7 +86,7 @@ def pair_folders(
 
 def unlabeled_folder(
     folder: Path, setting: str, labeled: Sequence[Entry], mask_suffix: str | None
-) -> tuple[list[Path], list[str]]:
+) -> tuple[list[str], list[str]]:
     """Images below a folder, without those that are masks of others, and what was left out.
 
     Args:
@@ -86,12 +95,20 @@ def unlabeled_folder(
         labeled: Entries whose masks, and whose folders of masks, are no images.
         mask_suffix: ``data.mask_suffix``.
 
+    Returns:
+        Relative names in sorted order, and remarks.
+
     Raises:
         DataError: If the folder holds no image, or two of the same stem.
     """
     found = _scan(folder, IMAGE_SUFFIXES, setting)
-    pairs = [(entry.image.resolve(), entry.mask.resolve()) for entry in labeled if entry.mask is not None]
+    pairs = [
+        (entry.image.resolve(), entry.mask.resolve())
+        for entry in labeled
+        if isinstance(entry.image, Path) and isinstance(entry.mask, Path)
+    ]
     masks = {mask for _, mask in pairs}
+    mask_names = {mask.name for mask in masks}
     mask_folders = {mask.parent for _, mask in pairs} - {image.parent for image, _ in pairs}
     beside = {
         mask.stem.removeprefix(image.stem)
@@ -99,29 +116,54 @@ def unlabeled_folder(
         if image.parent == mask.parent and mask.stem.startswith(image.stem)
     }
     endings = [mask_suffix] if mask_suffix else [*MASK_ENDINGS, *(beside - {"", *MASK_ENDINGS})]
-    names = {path: plain(path.relative_to(folder).as_posix()) for path in found.files}
-    stems = {ends_with(name, None) for name in names.values()}
-    lossy = {ends_with(n, None) for p, n in names.items() if p.suffix.lower() not in MASK_SUFFIXES}
-    images: Index = {}
+    # stems are kept only where a file may be the mask of one of them
+    names = [plain(name) for name in found.names]
+    wanted = {ends_with(name, end) for name in names for end in fitting_endings(name, endings)}
+    stems = {stem for name in names if (stem := ends_with(name, None)) in wanted} if wanted else set()
+    lossy = {ends_with(name, None) for name in names if "" in beside and not _may_be_mask(name)}
     places = Places()
-    for path, name in names.items():
-        stem = ends_with(name, None) or ""
+    images = []
+    for name, written in zip(names, found.names, strict=True):
+        last = written.rpartition("/")[2]
         ending = beside_ending(name, stems, endings)
-        place = places.resolve(path) if masks else path
-        if place in masks:
-            found.left.add("mask(s) of labelled images", path)
-        elif place.parent in mask_folders:
-            found.left.add("in a folder of masks", path)
+        # only a link can be a mask by another name
+        linked = written in found.links
+        place = places.resolve(folder / written) if masks and (linked or last in mask_names) else None
+        parent = place.parent if place is not None else places.folder(folder, written) if masks else None
+        if place is not None and place in masks:
+            found.left.add("mask(s) of labelled images", folder / written)
+        elif parent in mask_folders:
+            found.left.add("in a folder of masks", folder / written)
         elif ending is not None:
-            found.left.add(f"mask(s) beside their images (ending {ending})", path)
-        elif "" in beside and stem in lossy and path.suffix.lower() in MASK_SUFFIXES:
-            found.left.add("mask(s) beside their images", path)
+            found.left.add(f"mask(s) beside their images (ending {ending})", folder / written)
+        elif "" in beside and ends_with(name, None) in lossy and _may_be_mask(name):
+            found.left.add("mask(s) beside their images", folder / written)
         else:
-            images.setdefault(stem, []).append(path)
+            images.append(written)
     text = found.left.describe(folder)
     if not images:
         raise DataError(f"{setting}: {folder} has no image but masks; {text}")
-    return list(_single(images, setting).values()), [text] if text else []
+    _refuse_same_stems(images, setting)
+    return images, [text] if text else []
+
+
+def _may_be_mask(name: str) -> bool:
+    return name.lower().endswith(MASK_SUFFIXES)
+
+
+def _refuse_same_stems(names: Sequence[str], setting: str) -> None:
+    """Refuse two files of one stem; without a set of all stems, of which there may be millions."""
+    hashes = np.fromiter((hash(plain(name).rpartition(".")[0]) for name in names), np.int64, len(names))
+    values, counts = np.unique(hashes, return_counts=True)
+    if len(values) == len(names):
+        return
+    again = set(values[counts > 1].tolist())
+    index: Index = {}
+    for name in names:
+        stem = plain(name).rpartition(".")[0]
+        if hash(stem) in again:
+            index.setdefault(stem, []).append(Path(name))
+    _single(index, setting)
 
 
 def _scan(
@@ -135,7 +177,7 @@ def _scan(
     if not folder.is_dir():
         raise DataError(f"{setting}: {folder} is not a folder")
     found = scan_folder(folder, suffixes, skip)
-    if not found.files:
+    if not found.names:
         text = f"{setting}: {folder} has no file ending in {', '.join(suffixes)}"
         if found.left.count:
             text += f"; {found.left.describe(folder)}"
@@ -203,7 +245,12 @@ def _divide(
 
 
 def _pair(
-    pairs: Pairs, images: dict[str, Path], masks: dict[str, Path], folders: Sequence[Folder], setting: str
+    pairs: Pairs,
+    images: dict[str, Path],
+    masks: dict[str, Path],
+    folders: Sequence[Folder],
+    setting: str,
+    city_mask: str,
 ) -> None:
     """Pair by name, and by name in another letter case where only one mask can be meant."""
     at, folder, left = folders[0].root, folders[-1].root, folders[-1].left
@@ -214,7 +261,7 @@ def _pair(
     }
     used, respelled = set(), []
     for key, image in images.items():
-        city = key.removesuffix(CITYSCAPES_IMAGE) + CITYSCAPES_MASK
+        city = key.removesuffix(CITYSCAPES_IMAGE) + city_mask
         name = next((k for k in (key, city, by_case.get(key.casefold())) if k in masks), None)
         if name is None:
             text = f"{setting}: {image} has no mask {key}.png below {folder}"

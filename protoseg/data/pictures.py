@@ -9,13 +9,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from protoseg.data.members import File, Member
 from protoseg.data.names import know_heif
 from protoseg.data.tiff import is_tiff, read_layout
 from protoseg.errors import DataError
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 # the limit that counts is data.max_pixels, and it is looked at before any pixel is decoded
 Image.MAX_IMAGE_PIXELS = None
-# what is wrong with a file's metadata is no reason for a line that names a module of Pillow
-warnings.filterwarnings("ignore", module="PIL")
+# what is wrong with a file's metadata is no reason for a line that names a module of Pillow; what it says of
+# our own calls (DeprecationWarning) is shown
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # what Pillow's plugins raise for damaged files; SyntaxError is theirs for broken PNG chunks
 DECODE_ERRORS = (
@@ -69,7 +70,7 @@ def reading(config: DataConfig, rule: InputRule | None = None) -> Reading:
 
 
 @contextmanager
-def open_picture(path: Path, how: Reading, what: str) -> Iterator[Image.Image]:
+def open_picture(path: File, how: Reading, what: str) -> Iterator[Image.Image]:
     """Open a picture with Pillow within ``how``'s limits, at its page.
 
     Raises:
@@ -82,7 +83,7 @@ def open_picture(path: Path, how: Reading, what: str) -> Iterator[Image.Image]:
         # Pillow maps plain TIFFs of a named file into memory, and garbles those that it turns by a quarter
         tiff = is_tiff(file.read(8))
         file.seek(0)
-        with Image.open(file if tiff else path) as image:
+        with Image.open(file if tiff or isinstance(path, Member) else path) as image:
             check_pixels(path, image.size[::-1], how, what)
             layout = read_layout(path) if tiff else None
             frames = layout.pages if layout is not None else getattr(image, "n_frames", 1)
@@ -94,7 +95,7 @@ def open_picture(path: Path, how: Reading, what: str) -> Iterator[Image.Image]:
             yield image
 
 
-def _know_heic(path: Path, what: str) -> None:
+def _know_heic(path: File, what: str) -> None:
     if not know_heif():
         raise DataError(
             f"{what} {path} is HEIC, which needs another package: pip install pi-heif, or convert it to PNG "
@@ -102,7 +103,7 @@ def _know_heic(path: Path, what: str) -> None:
         )
 
 
-def check_pixels(path: Path, size: tuple[int, int], how: Reading, what: str = "image") -> None:
+def check_pixels(path: File, size: tuple[int, int], how: Reading, what: str = "image") -> None:
     """Refuse a (height, width) beyond the limit.
 
     Raises:
@@ -119,7 +120,7 @@ def check_pixels(path: Path, size: tuple[int, int], how: Reading, what: str = "i
         )
 
 
-def check_pages(path: Path, pages: int, how: Reading, what: str = "image") -> int:
+def check_pages(path: File, pages: int, how: Reading, what: str = "image") -> int:
     """The page to read.
 
     Raises:
@@ -138,14 +139,15 @@ def check_pages(path: Path, pages: int, how: Reading, what: str = "image") -> in
     return how.page or 0 if pages > 1 else 0
 
 
-def load_array(path: Path, what: str, ndim: int | None = None, *, floats: bool = False) -> NDArray[Any]:
+def load_array(path: File, what: str, ndim: int | None = None, *, floats: bool = False) -> NDArray[Any]:
     """Load a ``.npy`` of numbers without unpickling.
 
     Raises:
         DataError: If it is missing, damaged, of another rank or not of integers (``floats``: or floats).
     """
     try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            array: NDArray[Any] = np.load(file, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{what} {path} not found") from None
     except (*DECODE_ERRORS, tokenize.TokenError) as error:
@@ -170,7 +172,7 @@ def read_orientation(image: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def file_orientation(path: Path) -> tuple[int, tuple[int, int]]:
+def file_orientation(path: File) -> tuple[int, tuple[int, int]]:
     """EXIF orientation, and (height, width) as stored, of an image file; (1, (0, 0)) if unknown."""
     if path.suffix.lower() == ".npy":
         return 1, (0, 0)
@@ -188,19 +190,29 @@ def file_orientation(path: Path) -> tuple[int, tuple[int, int]]:
         return 1, (0, 0)
 
 
-def _png_has_tag(path: Path) -> bool:
+def _png_has_tag(path: File) -> bool:
     # Pillow decodes a whole PNG to be sure that no tag follows the pixels
     data = path.read_bytes()
     return any(mark in data for mark in (b"eXIf", b"Orientation", b"Raw profile type exif"))
 
 
-def deep_kind(path: Path) -> bool:
+def _array_type(file: BinaryIO) -> np.dtype[Any]:
+    """Type of the numbers of a ``.npy``, from its head."""
+    read = np.lib.format.read_array_header_1_0
+    if np.lib.format.read_magic(file) != (1, 0):
+        read = np.lib.format.read_array_header_2_0
+    found: np.dtype[Any] = read(file)[2]
+    return found
+
+
+def deep_kind(path: File) -> bool:
     """Whether an image file holds values of more than 8 bits of unknown range; False if unreadable."""
     if path.suffix.lower() in (".jpg", ".jpeg", ".bmp", ".webp"):
         return False
     try:
         if path.suffix.lower() == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False).dtype not in (np.uint8, np.bool_)
+            with path.open("rb") as file:
+                return _array_type(file) not in (np.uint8, np.bool_)
         with path.open("rb") as file:
             head = file.read(32)
         if is_tiff(head):

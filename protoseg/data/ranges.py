@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from protoseg.config.sections import DataConfig
 from protoseg.data.images import read_stored
-from protoseg.data.lists import read_entries
+from protoseg.data.lines import Entry
+from protoseg.data.members import File
 from protoseg.data.pictures import Reading, deep_kind, reading
 from protoseg.errors import DataError
 from protoseg.manifest import FULL_16_BIT, ValueRange
@@ -47,7 +47,7 @@ class Values:
         return self.low, self.high if self.high > self.low else self.low + 1
 
 
-def image_values(path: Path, channels: int, how: Reading) -> Values | None:
+def image_values(path: File, channels: int, how: Reading) -> Values | None:
     """Values of one image; None where it has 8 bits, or says itself what its largest value is.
 
     Raises:
@@ -65,13 +65,13 @@ def image_values(path: Path, channels: int, how: Reading) -> Values | None:
     return Values(float(finite.min()), float(finite.max()), stored.dtype.kind in "iu")
 
 
-def sample_values(config: DataConfig, *lists: Sequence[Path]) -> Values | None:
+def sample_values(config: DataConfig, *lists: Sequence[Entry]) -> Values | None:
     """Values of up to ``SAMPLED`` images of each list; the doctor names those that cannot be read."""
     found = None
-    for paths in lists:
-        for path in _spread(paths):
+    for entries in lists:
+        for index in _spread(len(entries)):
             try:
-                values = image_values(path, config.in_channels, reading(config))
+                values = image_values(entries[index].image, config.in_channels, reading(config))
             except DataError:
                 continue
             if values is not None:
@@ -79,12 +79,12 @@ def sample_values(config: DataConfig, *lists: Sequence[Path]) -> Values | None:
     return found
 
 
-def _spread(paths: Sequence[Path]) -> Iterable[Path]:
-    count = min(SAMPLED, len(paths))
-    return (paths[i * len(paths) // count] for i in range(count))
+def _spread(length: int) -> Iterable[int]:
+    count = min(SAMPLED, length)
+    return (i * length // count for i in range(count))
 
 
-def with_value_range(config: DataConfig, labeled: Sequence[Path], unlabeled: Sequence[Path]) -> DataConfig:
+def with_value_range(config: DataConfig, labeled: Sequence[Entry], unlabeled: Sequence[Entry]) -> DataConfig:
     """``config`` with ``value_range`` filled in where it is null and the images have more than 8 bits.
 
     The same lists give the same range.
@@ -93,15 +93,3 @@ def with_value_range(config: DataConfig, labeled: Sequence[Path], unlabeled: Seq
         return config
     found = sample_values(config, labeled, unlabeled)
     return config if found is None else config.model_copy(update={"value_range": found.range()})
-
-
-def run_value_range(config: DataConfig) -> DataConfig:
-    """``with_value_range`` of the run's own lists.
-
-    Raises:
-        DataError: If a list cannot be read.
-    """
-    if config.kind != "files" or config.value_range is not None:
-        return config
-    lists = [[entry.image for entry in read_entries(config, s).entries] for s in ("labeled", "unlabeled")]
-    return with_value_range(config, *lists)

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from protoseg.config.sections import DataConfig
 from protoseg.data.images import read_image, resize_image, resize_mask
 from protoseg.data.lines import Entry
-from protoseg.data.lists import Split, read_entries
+from protoseg.data.lists import EntryList, Split, read_entries
+from protoseg.data.long_list import ListedEntries
 from protoseg.data.masks import MaskReader, mask_reader
+from protoseg.data.members import Member
 from protoseg.data.pictures import PLAIN, Reading, reading
 from protoseg.data.synthetic import SyntheticScenes
 from protoseg.errors import DataError
@@ -109,7 +111,10 @@ class FileSource(Source):
         return len(self.entries)
 
     def name(self, index: int) -> str:
-        """Path of the image."""
+        """Path of the image, or what a long list calls it."""
+        if isinstance(self.entries, ListedEntries):
+            # it need not be there
+            return self.entries.texts[index]
         return str(self.entries[index].image)
 
     def image(self, index: int) -> Pixels:
@@ -126,8 +131,13 @@ class FileSource(Source):
 
     def digest(self, index: int) -> str:
         """SHA-256 of the file."""
+        image = self.entries[index].image
         try:
-            return sha256_file(self.entries[index].image)
+            return (
+                hashlib.sha256(image.read_bytes()).hexdigest()
+                if isinstance(image, Member)
+                else sha256_file(image)
+            )
         except OSError as error:
             raise DataError(f"image {self.name(index)} cannot be read: {error}") from error
 
@@ -166,7 +176,11 @@ def open_source(config: DataConfig, split: Split, classes: list[ClassInfo]) -> S
     """
     if config.kind == "synthetic":
         return SceneSource(SyntheticScenes(config.synthetic, split))
-    listed = read_entries(config, split)
+    return listed_source(config, split, read_entries(config, split), classes)
+
+
+def listed_source(config: DataConfig, split: Split, listed: EntryList, classes: list[ClassInfo]) -> Source:
+    """The images of a split whose list was read."""
     masks = None if split == "unlabeled" else mask_reader(config, classes)
     return FileSource(listed.entries, config.in_channels, masks, listed.sha256, reading(config))
 

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -32,6 +32,7 @@ Stream = Literal["labeled", "unlabeled"]
 OnError = Literal["raise", "skip"]
 Draw = tuple[int, int]
 Sample = dict[str, Tensor]
+GiveLabels = Callable[[int, tuple[int, int]], NDArray[np.uint8]]
 MAX_REPLACEMENTS = 20
 
 
@@ -50,6 +51,8 @@ class TrainDataset(Dataset[Sample]):
         fill: (C,) uint8 value of padding.
         ignore_index: Target value of padding.
         on_error: Stop at an unreadable image, or take the next one and count.
+        labels: Gives labels of an unlabelled image, by its number and (height, width), as bytes (3, H, W),
+            see ``SoftLabels.packed``; samples then have them as ``given``, (3, H, W) uint8.
     """
 
     def __init__(
@@ -62,7 +65,9 @@ class TrainDataset(Dataset[Sample]):
         fill: Tensor,
         ignore_index: int,
         on_error: OnError = "raise",
+        labels: GiveLabels | None = None,
     ) -> None:
+        self.labels = labels
         self.source, self.views, self.stream, self.seed = source, views, stream, seed
         self.fill, self.ignore_index, self.on_error = fill, ignore_index, on_error
 
@@ -112,7 +117,12 @@ class TrainDataset(Dataset[Sample]):
         outside = torch.zeros(1, dtype=torch.uint8)
         valid = apply_geometry(inside, geometry, self.views.crop, outside, nearest=True)[0].bool()
         strong = [color_view(weak, self.views, rng) for _ in range(self.views.strong_views)]
-        return {"weak": weak, "strong": torch.stack(strong), "valid": valid}
+        sample = {"weak": weak, "strong": torch.stack(strong), "valid": valid}
+        if self.labels is not None:
+            given = torch.from_numpy(self.labels(index, (image.shape[1], image.shape[2])))
+            nothing = torch.zeros(3, dtype=torch.uint8)
+            sample["given"] = apply_geometry(given, geometry, self.views.crop, nothing, nearest=True)
+        return sample
 
 
 def to_tensor(image: NDArray[np.uint8]) -> Tensor:
@@ -135,6 +145,7 @@ class StreamSampler(Sampler[list[Draw]]):
         stop: Micro-step before which to end.
         rank: This process.
         world: Number of processes.
+        pick: The image at a position, in place of the random order.
     """
 
     def __init__(
@@ -148,7 +159,9 @@ class StreamSampler(Sampler[list[Draw]]):
         stop: int,
         rank: int = 0,
         world: int = 1,
+        pick: Callable[[int], int] | None = None,
     ) -> None:
+        self.pick = pick
         self.length, self.batch_size, self.seed, self.stream = length, batch_size, seed, stream
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
 
@@ -165,6 +178,9 @@ class StreamSampler(Sampler[list[Draw]]):
             first = (micro_step * self.world + self.rank) * self.batch_size
             batch = []
             for position in range(first, first + self.batch_size):
+                if self.pick is not None:
+                    batch.append((self.pick(position), position))
+                    continue
                 number, place = divmod(position, self.length)
                 if number not in known:
                     known = {k: v for k, v in known.items() if k >= number - 1}
@@ -191,6 +207,8 @@ def make_stream(
     stop: int,
     rank: int,
     world: int,
+    pick: Callable[[int], int] | None = None,
+    labels: GiveLabels | None = None,
 ) -> Iterator[Sample]:
     """Batches of one stream for one process, micro-steps ``start`` to ``stop``.
 
@@ -206,14 +224,17 @@ def make_stream(
         stop: Micro-step before which to end.
         rank: This process.
         world: Number of processes.
+        pick: See ``StreamSampler``.
+        labels: See ``TrainDataset``.
     """
     dataset = TrainDataset(
         source, views, stream, seed=seed, fill=padding_fill(mean), ignore_index=data.ignore_index,
-        on_error=data.on_error,
+        on_error=data.on_error, labels=labels,
     )  # fmt: skip
     sampler = StreamSampler(
-        len(source), batch_size, seed=seed, stream=stream, start=start, stop=stop, rank=rank, world=world
-    )
+        len(source), batch_size, seed=seed, stream=stream, start=start, stop=stop, rank=rank, world=world,
+        pick=pick,
+    )  # fmt: skip
     loader: DataLoader[Sample] = DataLoader(
         dataset,
         batch_sampler=sampler,

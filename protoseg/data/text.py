@@ -17,12 +17,26 @@ _MARKS = (
 
 
 def read_lines(path: Path, what: str = "", *, strip: bool = True) -> list[str]:
-    """Lines of a text; line n is at n - 1.
+    """Lines of a text, see ``read_text``; line n is at n - 1.
+
+    Args:
+        path: The file.
+        what: What to call it in a message, as ``list``.
+        strip: Take blanks off both ends of each line.
+
+    Raises:
+        DataError: As ``read_text``.
+    """
+    lines = read_text(path, what).split("\n")
+    return [line.strip() for line in lines] if strip else lines
+
+
+def read_text(path: Path, what: str = "") -> str:
+    """A text with Unix line ends.
 
     Args:
         path: Text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark or without (ASCII letters tell).
         what: What to call it in a message, as ``list``.
-        strip: Take blanks off both ends of each line.
 
     Raises:
         DataError: If it cannot be read, or is no text; names the line where there is one.
@@ -49,8 +63,7 @@ def read_lines(path: Path, what: str = "", *, strip: bool = True) -> list[str]:
         raise DataError(f"{name} cannot be read: it is not a text file")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     # a mark inside is what joining files leaves
-    lines = text.replace("\ufeff", "").split("\n")
-    return [line.strip() for line in lines] if strip else lines
+    return text.replace("\ufeff", "")
 
 
 def _unmarked(data: bytes) -> str:
@@ -62,19 +75,19 @@ def _unmarked(data: bytes) -> str:
     return "utf-8"
 
 
-def refuse_annotations(path: Path, lines: list[str], setting: str) -> None:
+def refuse_annotations(path: Path, text: str, setting: str) -> None:
     """Refuse what an annotation tool wrote instead of masks.
 
     Raises:
-        DataError: If the lines are JSON or XML; names the command that makes masks of it.
+        DataError: If the text is JSON or XML; names the command that makes masks of it.
     """
-    first = next((line for line in lines if line), "")
+    first = text.lstrip().partition("\n")[0].strip()
     kind = "XML" if first.startswith("<") else ""
     if first[:1] in ("{", "["):
         kind = "JSON" if path.suffix.lower() in (".json", ".jsonl", ".ndjson") else ""
-        for text in ("\n".join(lines), first):
+        for part in (text, first):
             with contextlib.suppress(ValueError):
-                json.loads(text)
+                json.loads(part)
                 kind = "JSON"
     if kind:
         raise DataError(f"{setting}: {path} is {kind}, not a list of images; {masks_needed(path)}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from protoseg.data.members import File
 from protoseg.errors import DataError
 
 _COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3}
@@ -92,7 +92,7 @@ def is_tiff(head: bytes) -> bool:
     return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def read_layout(data: Path | bytes) -> TiffLayout:
+def read_layout(data: File | bytes) -> TiffLayout:
     """Read the description of a TIFF's first page, and count its pages.
 
     Raises:
@@ -141,7 +141,7 @@ def _number(directory: ImageFileDirectory_v2, tag: int, default: int) -> int:
     return int(value[0] if isinstance(value, tuple) else value)
 
 
-def read_bands(path: Path, layout: TiffLayout, page: int, what: str) -> NDArray[Any]:
+def read_bands(path: File, layout: TiffLayout, page: int, what: str) -> NDArray[Any]:
     """The bands of a page as they are stored, unturned.
 
     Returns:
@@ -161,7 +161,7 @@ def read_bands(path: Path, layout: TiffLayout, page: int, what: str) -> NDArray[
             f"{what} {path} is a TIFF of {layout.describe()}, which needs another package: "
             "pip install 'protoseg[tiff]' (or store it as .npy of height, width, bands)"
         ) from None
-    with tifffile.TiffFile(path) as file:
+    with path.open("rb") as opened, tifffile.TiffFile(opened) as file:
         try:
             array: NDArray[Any] = file.pages[layout.frames[page]].asarray()
         except ValueError as error:

@@ -33,11 +33,28 @@ _MASK_VALUES = 32
 """Values or colours up to which a picture looks drawn."""
 
 
+@dataclass(frozen=True)
+class FileEntry(Entry):
+    """An entry whose files are files of their own: a layout is looked for among these only."""
+
+    image: Path
+    mask: Path | None
+
+
+def file_entries(entries: Iterable[Entry]) -> list[FileEntry]:
+    """The entries whose files are none within shards: all of those that a folder's lists name."""
+    return [
+        FileEntry(entry.image, entry.mask)
+        for entry in entries
+        if isinstance(entry.image, Path) and (entry.mask is None or isinstance(entry.mask, Path))
+    ]
+
+
 @dataclass
 class Layout:
     """What a folder holds."""
 
-    pairs: list[Entry] = field(default_factory=list)
+    pairs: list[FileEntry] = field(default_factory=list)
     """Images with a mask, by path."""
     images: list[Path] = field(default_factory=list)
     """Images without one."""
@@ -85,7 +102,7 @@ def find_layout(root: Path, masks: Path | None = None, skip: Iterable[Path] = ()
     images = {path: name for path, name in names.items() if path not in beside and path not in inside}
     images = {path: name for path, name in images.items() if name.suffix.lower() in IMAGE_SUFFIXES}
     found = _match(images, names, beside, inside, layout)
-    layout.pairs = [Entry(image, found[image]) for image in sorted(found)]
+    layout.pairs = [FileEntry(image, found[image]) for image in sorted(found)]
     layout.images = [image for image in sorted(images) if image not in found]
     return layout
 

@@ -19,10 +19,10 @@ from protoseg.config.sections import DataConfig
 from protoseg.data.class_files import read_class_file
 from protoseg.data.classes import IGNORE_NAMES, read_labelmap
 from protoseg.data.known import known_map
-from protoseg.data.lines import Entry
 from protoseg.data.masks import TRANSPARENT, MaskReader
 from protoseg.data.names import IMAGE_SUFFIXES
 from protoseg.errors import DataError
+from protoseg.init.layout import FileEntry
 
 CLASS_FILES = (
     "classes.txt", "class_names.txt", "labelmap.txt", "label_map.txt", "_classes.csv", "class_dict.csv",
@@ -72,7 +72,7 @@ def find_class_file(root: Path) -> Path | None:
 
 
 def look_at_masks(
-    entries: Sequence[Entry], *, progress: bool
+    entries: Sequence[FileEntry], *, progress: bool
 ) -> tuple[Counter[str], dict[Path, frozenset[int]], list[str]]:
     """Pixels by value (or colour, ``"r,g,b"``), the values that each image shows, and what cannot be read.
 

@@ -12,11 +12,10 @@ import yaml
 
 from protoseg.config.sections import DataConfig
 from protoseg.convert.division import choose_val, group_names
-from protoseg.data.lines import Entry
 from protoseg.data.lists import EntryList, Split, scan_entries
 from protoseg.errors import DataError
 from protoseg.files import write_text_whole
-from protoseg.init.layout import PARTS, Layout, part_of
+from protoseg.init.layout import PARTS, FileEntry, Layout, file_entries, part_of
 from protoseg.split.divide import parse_amount
 
 _LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".lst")
@@ -27,8 +26,8 @@ _DEPTH = 5
 class Parts:
     """Images by part, and the settings that read those which a list of the user's names."""
 
-    labeled: list[Entry] = field(default_factory=list)
-    val: list[Entry] = field(default_factory=list)
+    labeled: list[FileEntry] = field(default_factory=list)
+    val: list[FileEntry] = field(default_factory=list)
     unlabeled: list[Path] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
     """List by part, relative to the root."""
@@ -108,7 +107,9 @@ def find_lists(root: Path) -> Parts | None:
     if not usable:
         return None
     folder, lists, found, problems = min(usable, key=lambda item: len(item[3]) > 0)
-    parts = Parts(labeled=list(found.entries), settings={"labeled": os.path.relpath(lists["labeled"], root)})
+    parts = Parts(
+        labeled=file_entries(found.entries), settings={"labeled": os.path.relpath(lists["labeled"], root)}
+    )
     others = [os.path.relpath(item[1]["labeled"], root) for item in usable if item[0] != folder]
     if others:
         more = f" and {len(others) - 4} more" if others[4:] else ""
@@ -127,9 +128,9 @@ def find_lists(root: Path) -> Parts | None:
             if faults:
                 parts.doubt(part, f"{len(faults)} line(s) cannot be read: {faults[0]}")
             if part == "val":
-                parts.val = list(entries.entries)
+                parts.val = file_entries(entries.entries)
             else:
-                parts.unlabeled = [entry.image for entry in entries.entries]
+                parts.unlabeled = [entry.image for entry in file_entries(entries.entries)]
     parts.remarks.insert(0, f"labeled: {lists['labeled']}, {len(parts.labeled)} images ({found.family})")
     parts.settings["test"] = os.path.relpath(lists["test"], root) if "test" in lists else ""
     return parts
@@ -144,7 +145,8 @@ def add_the_rest(parts: Parts, layout: Layout, root: Path) -> None:
         path.resolve() for entry in (*parts.labeled, *parts.val) for path in (entry.image, entry.mask) if path
     }
     if test:
-        named |= {entry.image.resolve() for entry in _read(root, "unlabeled", root / test)[0].entries}
+        others = file_entries(_read(root, "unlabeled", root / test)[0].entries)
+        named |= {entry.image.resolve() for entry in others}
     everything = sorted([*layout.images, *(pair.image for pair in layout.pairs)])
     kept = {"labeled", "unlabeled", None}
     parts.unlabeled = [

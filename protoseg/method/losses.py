@@ -170,3 +170,36 @@ def unsupervised_denominator(believed: Tensor, valid: Tensor, normalization: Nor
     if normalization == "valid":
         return valid
     return believed * believed / valid
+
+
+def assignment_divergence(
+    student_NP: Tensor,
+    teacher_NP: Tensor,
+    counted_N: Tensor,
+    present_P: Tensor,
+    *,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> Mean:
+    """Divergence of the student's soft assignment to all prototypes from the teacher's.
+
+    ``KL(softmax(s_t / T_t) || softmax(s_s / T_s))`` at each point, with ``s`` the cosines to the P = C * K
+    prototypes of all classes: the form of RankMatch's agents (CVPR 2024) and of the second term of ProDA
+    (arXiv 2101.10979). No argmax, no threshold; the teacher's side gets no gradient.
+
+    Args:
+        student_NP: Cosines of the student's points with the prototypes.
+        teacher_NP: Of the teacher's, at the same places.
+        counted_N: Points that take part, bool.
+        present_P: Prototypes that exist, bool.
+        student_temperature: T_s.
+        teacher_temperature: T_t.
+
+    Returns:
+        Sum in nats, attached to the graph, and number of points.
+    """
+    absent = torch.where(present_P, 0.0, -1e4)  # finite, so that 0 times its logarithm is 0
+    student = (student_NP.float() / student_temperature + absent).log_softmax(1)
+    teacher = (teacher_NP.detach().float() / teacher_temperature + absent).log_softmax(1)
+    each = (teacher.exp() * (teacher - student)).sum(1)
+    return Mean((each * counted_N).sum(), counted_N.sum().float())

@@ -39,6 +39,8 @@ class Mixed(NamedTuple):
     """(B, H, W) float."""
     valid: Tensor
     """(B, H, W) bool: image and not padding."""
+    source: Tensor
+    """(B, H, W) int64: image of the batch that a pixel is from; mixing keeps its place."""
 
 
 def draw_mix(
@@ -115,15 +117,16 @@ def mix(
         The mixed batch; a pasted pixel brings its label, confidence and validity along. With
         ``cutout`` the box is filled and no longer valid.
     """
-    if config.mixing == "none":
-        return Mixed(image, pseudo_label, confidence, valid)
     batch, _, height, width = image.shape
+    own = torch.arange(batch, device=image.device)
+    source = own[:, None, None].expand(batch, height, width)
+    if config.mixing == "none":
+        return Mixed(image, pseudo_label, confidence, valid, source)
     if config.mixing == "cutout":
         hole = box_mask(drawn.boxes, height, width) & drawn.apply[:, None, None]
         filled = torch.where(hole[:, None], fill.view(1, -1, 1, 1), image)
-        return Mixed(filled, pseudo_label, confidence, valid & ~hole)
-    partner = torch.arange(batch, device=image.device)
-    partner = partner.flip(0) if config.mixing_partner == "flip" else partner.roll(-1)
+        return Mixed(filled, pseudo_label, confidence, valid & ~hole, source)
+    partner = own.flip(0) if config.mixing_partner == "flip" else own.roll(-1)
     if config.mixing == "cutmix":
         paste = box_mask(drawn.boxes, height, width)
     else:
@@ -136,6 +139,7 @@ def mix(
         torch.where(paste, pseudo_label[partner], pseudo_label),
         torch.where(paste, confidence[partner], confidence),
         torch.where(paste, valid[partner], valid),
+        torch.where(paste, source[partner], source),
     )
 
 

@@ -123,7 +123,14 @@ def pixels_per_point(classes_BN: Tensor, target_BHW: Tensor, num_classes: int, b
     return own.pow(balance) * mass / classes_BN.shape[1] * known
 
 
-def features_at(features_BDYX: Tensor, index_BN: Tensor, width: int, padded_size: tuple[int, int]) -> Tensor:
+def features_at(
+    features_BDYX: Tensor,
+    index_BN: Tensor,
+    width: int,
+    padded_size: tuple[int, int],
+    *,
+    image_BN: Tensor | None = None,
+) -> Tensor:
     """Features at image pixels, as if the map were upsampled bilinearly to the image first.
 
     Args:
@@ -131,14 +138,16 @@ def features_at(features_BDYX: Tensor, index_BN: Tensor, width: int, padded_size
         index_BN: Flat pixel index ``row * width + column`` in the unpadded image.
         width: W of the unpadded image.
         padded_size: (H, W) of the image after padding, which the map covers.
+        image_BN: Image of the map that each point is in, where rows of points are not images of it.
 
     Returns:
         (B, N, D) float32. Equal to ``interpolate(..., align_corners=False)`` followed by indexing.
     """
-    batch, dim, height, columns = features_BDYX.shape
+    dim, height, columns = features_BDYX.shape[1:]
     y0, y1, fy = _neighbours(torch.div(index_BN, width, rounding_mode="floor"), height, padded_size[0])
     x0, x1, fx = _neighbours(index_BN % width, columns, padded_size[1])
-    first = torch.arange(batch, device=index_BN.device)[:, None] * (height * columns)
+    image = torch.arange(len(index_BN), device=index_BN.device)[:, None] if image_BN is None else image_BN
+    first = image * (height * columns)
     corners = [first + y * columns + x for y in (y0, y1) for x in (x0, x1)]
     weights = [wy * wx for wy in (1 - fy, fy) for wx in (1 - fx, fx)]
     # a weighted sum of four rows of the channels-last map: grid_sample's backward strides through
@@ -150,7 +159,7 @@ def features_at(features_BDYX: Tensor, index_BN: Tensor, width: int, padded_size
         mode="sum",
         per_sample_weights=torch.stack(weights, -1).view(-1, 4).to(rows.dtype),
     )
-    return sampled.view(batch, -1, dim)
+    return sampled.view(len(index_BN), -1, dim)
 
 
 def _neighbours(position: Tensor, cells: int, pixels: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from protoseg.config.sections import PrototypeConfig
-from protoseg.method.losses import Mean, cross_entropy
+from protoseg.method.losses import Mean, assignment_divergence, cross_entropy
 from protoseg.method.points import choose_points, features_at, pixels_per_point
 from protoseg.models.prototypes import PrototypeBank
 from protoseg.processes import Processes
@@ -46,6 +46,7 @@ def prototype_losses(
     class_weights: Tensor | None,
     rng: np.random.Generator,
     processes: Processes,
+    right: Tensor | None = None,
 ) -> tuple[dict[str, Mean], Points]:
     """Losses of labelled and unlabelled points, and the points that move prototypes.
 
@@ -60,6 +61,7 @@ def prototype_losses(
         class_weights: (C,) weights of the losses where they are reweighted, or None.
         rng: Source of the points, alike on every process.
         processes: Who shares the batch.
+        right: (B, H, W) bool, labelled pixels that the linear head gets right (``update_from=clean``).
 
     Returns:
         Means ``proto_sup`` and, where there are strong views, ``proto_uns``; and the points.
@@ -91,12 +93,93 @@ def prototype_losses(
         means["proto_uns"] = loss(slice(batch, None))
     if settings.update_from == "both" and taught is None:
         return means, Points(z.detach().flatten(0, 1), classes.flatten(), cosine.detach())
+    if settings.update_from == "clean":
+        assert right is not None
+        return means, clean_points(settings, features.detach()[:batch], targets[:batch], right, padded_size,
+                                   num_classes=bank.num_classes, rng=rng, processes=processes)  # fmt: skip
     moving, kept = z.detach()[:batch], classes[:batch]
     if settings.update_from == "both" and taught is not None:
         weak = index[batch : batch + len(taught[0])]
         moving = torch.cat([moving, features_at(taught[0], weak, width, padded_size)])
         kept = torch.cat([kept, taught[1].flatten(1).gather(1, weak)])
     return means, Points(moving.flatten(0, 1), kept.flatten(), None)
+
+
+def clean_points(
+    settings: PrototypeConfig,
+    features: Tensor,
+    targets: Tensor,
+    right: Tensor,
+    padded_size: tuple[int, int],
+    *,
+    num_classes: int,
+    rng: np.random.Generator,
+    processes: Processes,
+) -> Points:
+    """Labelled pixels that are classified right, drawn evenly over an image's classes.
+
+    As in PixCon (arXiv 2607.03068), which keeps a memory of such features; here the prototypes are it, which
+    move by a mean of the new ones.
+
+    Args:
+        settings: How many points.
+        features: (B, D, Y, X) of labelled images, without gradient.
+        targets: (B, H, W) class ids, -1 where there is none.
+        right: (B, H, W) bool.
+        padded_size: See ``prototype_losses``.
+        num_classes: C.
+        rng: Source of the points, alike on every process.
+        processes: Who shares the batch.
+    """
+    clean = torch.where(right, targets, -1)
+    evenly = settings.model_copy(update={"sampling": "balanced", "balance": 1.0})
+    index = choose_points(evenly, rng, clean, num_classes, batch=len(clean), processes=processes)
+    moving = features_at(features, index, targets.shape[2], padded_size)
+    return Points(moving.flatten(0, 1), clean.flatten(1).gather(1, index).flatten(), None)
+
+
+def assignment_loss(
+    bank: PrototypeBank,
+    settings: PrototypeConfig,
+    student: Tensor,
+    teacher: Tensor,
+    source: Tensor,
+    counted: Tensor,
+    padded_size: tuple[int, int],
+    *,
+    batch: int,
+    rng: np.random.Generator,
+    processes: Processes,
+) -> Mean:
+    """Divergence between the assignments of strong and weak views at one point in each cell of a grid.
+
+    Args:
+        bank: Prototypes.
+        settings: Grid, temperatures.
+        student: (V*B, D, Y, X) features of mixed strong views.
+        teacher: (B, D, Y, X) features of unmixed weak views.
+        source: (V*B, H, W) image of the batch that a pixel was mixed from, see ``Mixed.source``.
+        counted: (V*B, H, W) bool, pixels that take part.
+        padded_size: See ``prototype_losses``.
+        batch: B.
+        rng: Source of the points, alike on every process.
+        processes: Who shares the batch.
+    """
+    width = source.shape[2]
+    grid = settings.model_copy(update={"sampling": "grid"})
+    index = choose_points(grid, rng, source, bank.num_classes, batch=batch, processes=processes)
+    # a pixel of the mixed view lies at the same place of the one image that it came from
+    origin = source.flatten(1).gather(1, index)
+    ours = bank.similarity(features_at(student, index, width, padded_size).flatten(0, 1))
+    with torch.no_grad():
+        z = features_at(teacher, index, width, padded_size, image_BN=origin)
+        theirs = bank.similarity(z.flatten(0, 1))
+    return assignment_divergence(
+        ours.flatten(1), theirs.flatten(1), counted.flatten(1).gather(1, index).flatten(),
+        bank.active.repeat_interleave(bank.num_prototypes),
+        student_temperature=settings.consistency_temperature,
+        teacher_temperature=settings.consistency_teacher_temperature,
+    )  # fmt: skip
 
 
 @torch.no_grad()

@@ -17,9 +17,38 @@ def pseudo_labels(probs_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     return label, confidence
 
 
+def unpack_labels(packed_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels (B, H, W) int64 and confidences in [0, 1] from the bytes of ``protoseg.data.soft_labels``."""
+    label, high, low = packed_B3HW.long().unbind(1)
+    return label, (256 * high + low).float() / 65535
+
+
 def fuse(linear_logits: Tensor, prototype_logits: Tensor) -> Tensor:
     """Mean of both heads' probabilities; logits (B, C, H, W) each -> probabilities of that shape."""
     return (linear_logits.float().softmax(1) + prototype_logits.float().softmax(1)) / 2
+
+
+def reweight(linear_logits: Tensor, similarity: Tensor, active: Tensor, temperature: float) -> Tensor:
+    """Scores of probabilities times a softmax over prototype distances (ProDA, arXiv 2101.10979).
+
+    ``q'(c) ~ q(c) * softmax_c(-d_c / T)``, with ``d_c = 1 - cos`` of the nearest prototype of class c: half
+    the squared distance of unit vectors. Confidence is that of q', as in ProDA: the linear head's own
+    probability of a label that prototypes have changed is below 1/2 and would pass no usual threshold, so
+    that they could only take pixels away, which ``pseudo_labels.agreement`` does.
+
+    Args:
+        linear_logits: (B, C, H, W).
+        similarity: (B, C, H, W) cosine with the nearest prototype of each class.
+        active: (C,) bool, classes that have prototypes; the others count as as near as the nearest.
+        temperature: T.
+
+    Returns:
+        (B, C, H, W) scores whose softmax is q'.
+    """
+    known = active.view(1, -1, 1, 1)
+    nearest = torch.where(known, similarity, -1.0).amax(1, keepdim=True)
+    distance = 1 - torch.where(known, similarity, nearest)
+    return linear_logits.float() - distance / temperature
 
 
 def head_distance(linear_logits: Tensor, prototype_logits: Tensor) -> Tensor:
@@ -79,10 +108,11 @@ class ClassThresholds(nn.Module):
         moved = self.decay * self.mean + (1 - self.decay) * sums / counts.clamp(min=1)
         self.mean.copy_(torch.where(counts > 0, moved, self.mean))
 
-    def per_pixel(self, label_BHW: Tensor) -> Tensor:
-        """(B, H, W) threshold of each pixel's class."""
+    def per_pixel(self, label_BHW: Tensor, threshold: Tensor | float | None = None) -> Tensor:
+        """(B, H, W) threshold of each pixel's class; ``threshold``: tau in place of the one given."""
         # classes that were never predicted keep their 1, which is no measurement
         seen = torch.where(self.mean < 1, self.mean, 0.0).max()
         highest = torch.where(seen > 0, seen, 1.0)
-        scaled: Tensor = self.threshold * (self.mean / highest).clamp(max=1.0)
+        tau = self.threshold if threshold is None else threshold
+        scaled: Tensor = tau * (self.mean / highest).clamp(max=1.0)
         return scaled[label_BHW]

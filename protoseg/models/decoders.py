@@ -97,25 +97,25 @@ class Backbone(nn.Module):
         channels: D, channels of the feature map.
         stride: Stride of the feature map in pixels (may be a fraction for vision transformers).
         stride_multiple: Height and width must be a multiple of this, in pixels.
-        aux_channels: Channels of the third stage, for an auxiliary head.
+        stage_channels: Channels of the encoder's stages, the last one last.
     """
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, stride_multiple: int) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self.stride_multiple = stride_multiple
-        self.channels, self.aux_channels, self.stride = self._measure()
+        self.channels, self.stage_channels, self.stride = self._measure()
 
     @torch.no_grad()
-    def _measure(self) -> tuple[int, int, float]:
+    def _measure(self) -> tuple[int, list[int], float]:
         size = 2 * self.stride_multiple
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         channels = self.in_channels
-        z, aux = self(torch.zeros(1, channels, size, size))
+        z, stages = self(torch.zeros(1, channels, size, size))
         for module, training in modes:
             module.training = training
-        return z.shape[1], aux.shape[1], size / z.shape[2]
+        return z.shape[1], [stage.shape[1] for stage in stages], size / z.shape[2]
 
     @property
     def in_channels(self) -> int:
@@ -123,8 +123,8 @@ class Backbone(nn.Module):
         first = next(m for m in self.encoder.modules() if isinstance(m, nn.Conv2d))
         return int(first.in_channels * (first.groups if first.groups > 1 else 1))
 
-    def forward(self, image: Tensor, paired: int = 0) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) normalised image -> feature map (B, D, Y, X) and the third stage's output.
+    def forward(self, image: Tensor, paired: int = 0) -> tuple[Tensor, list[Tensor]]:
+        """(B, C, H, W) normalised image -> feature map (B, D, Y, X) and the encoder's stages, last one last.
 
         Args:
             image: Height and width multiples of ``stride_multiple``.
@@ -135,11 +135,11 @@ class Backbone(nn.Module):
         if isinstance(output, tuple):  # vision transformer: feature maps and prefix tokens
             features, prefix = output
             features = complementary_dropout(features, paired) if paired else features
-            return self.decoder(features, prefix), features[-2]
+            return self.decoder(features, prefix), list(features)
         features = list(output)
         if paired:
             features = complementary_dropout(features, paired)
-        return self.decoder(features), features[-2]
+        return self.decoder(features), features
 
 
 def complementary_dropout(features: list[Tensor], paired: int) -> list[Tensor]:

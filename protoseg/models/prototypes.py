@@ -105,6 +105,10 @@ class PrototypeBank(nn.Module):
         cosine: Tensor = F.conv2d(features, weight)
         return cosine.view(len(cosine), self.num_classes, self.num_prototypes, *cosine.shape[2:])
 
+    def nearest_map(self, features_BDYX: Tensor) -> Tensor:
+        """Cosine with the nearest prototype of each class: (B, D, Y, X) -> (B, C, Y, X), float32."""
+        return self.similarity_map(features_BDYX).amax(2)
+
     def dense_logits(self, features_BDYX: Tensor) -> Tensor:
         """Class logits of a feature map: (B, D, Y, X) -> (B, C, Y, X), float32."""
         similarity = self.similarity_map(features_BDYX)

@@ -17,6 +17,10 @@ from protoseg.models.decoders import build_backbone, conv_bn_relu
 from protoseg.models.encoders import normalization
 from protoseg.models.prototypes import PrototypeBank
 
+AUX_STAGE = -2  # the third of four
+STAGES = {"decoder": None, "stage3": -2, "stage4": -1}
+"""Place among the encoder's stages of what ``prototypes.feature`` names."""
+
 
 class NetworkOutput(NamedTuple):
     """What the trainable part computes, all at the decoder's stride."""
@@ -74,10 +78,12 @@ class SegmentationNetwork(nn.Module):
         self.backbone = build_backbone(config, in_channels)
         width = self.backbone.channels
         self.linear_head = _linear_head(config, width, num_classes)
-        self.projection, self.feature_dim = _projection(prototypes, width)
+        self.prototype_stage = STAGES[prototypes.feature]
+        source = width if self.prototype_stage is None else self.backbone.stage_channels[self.prototype_stage]
+        self.projection, self.feature_dim = _projection(prototypes, source)
         self.aux_head = (
             nn.Sequential(
-                conv_bn_relu(self.backbone.aux_channels, 256, 3),
+                conv_bn_relu(self.backbone.stage_channels[AUX_STAGE], 256, 3),
                 nn.Dropout2d(config.dropout),
                 nn.Conv2d(256, num_classes, 1),
             )
@@ -136,10 +142,16 @@ class SegmentationNetwork(nn.Module):
         x = F.pad(x, (0, padded_width - width, 0, padded_height - height))
         if self.mean.is_cuda and x.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
-        features, stage = self.backbone(x, paired)
-        aux = self.aux_head(stage) if self.aux_head is not None and self.training else None
-        shared = features.detach() if self.detach_prototypes else features
-        return NetworkOutput(self.projection(shared), self.linear_head(features), aux)
+        features, stages = self.backbone(x, paired)
+        aux = self.aux_head(stages[AUX_STAGE]) if self.aux_head is not None and self.training else None
+        shared = features if self.prototype_stage is None else stages[self.prototype_stage]
+        projected = self.projection(shared.detach() if self.detach_prototypes else shared)
+        if self.prototype_stage is not None:
+            # the decoder's size, so that scores of both heads can be added wherever they are used
+            projected = F.interpolate(
+                projected, size=features.shape[-2:], mode="bilinear", align_corners=False
+            )
+        return NetworkOutput(projected, self.linear_head(features), aux)
 
     def upsample(self, low: Tensor, height: int, width: int) -> Tensor:
         """Scores at the decoder's stride -> scores of the (unpadded) image, bilinear."""

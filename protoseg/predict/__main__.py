@@ -6,7 +6,9 @@ For each image, upright as its EXIF says and at its own size:
 * ``OUT/overlays/NAME.jpg``: the mask over the image, with a legend below it (``--no-legend``);
 * ``OUT/confidence/NAME.png``: probability of the predicted class, 0 to 255;
 * ``OUT/disagreement/NAME.png``: how little the linear head believes the mask, whichever head made it, 0 to
-  255: bright where the mask may be wrong.
+  255: bright where the mask may be wrong;
+* with ``--soft``, ``OUT/soft/NAME.npz``: the probability of each class at the working size, as bytes, for
+  ``pseudo_labels.folder`` of a training.
 
 ``NAME`` is the image's path below the folder that was given, without its suffix. ``OUT/predictions.csv`` says
 which result is whose; a later call replaces results of the same image only.
@@ -28,7 +30,7 @@ from protoseg.checkpoint import load_checkpoint
 from protoseg.data.find import find_images
 from protoseg.errors import UserError, guarded
 from protoseg.inference import HEADS, HeadName, usable_device
-from protoseg.predict.images import PARTS, predict_files
+from protoseg.predict.images import PARTS, SOFT, predict_files
 from protoseg.predict.table import TABLE_NAME
 
 
@@ -55,6 +57,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         add(f"--no-{part.removesuffix('s')}", action="store_true", help=f"do not write OUT/{part}")
     add("--no-legend", action="store_true", help="overlays of exactly the image's size, without the legend "
         "below")  # fmt: skip
+    add("--soft", action="store_true", help="write OUT/soft too, probabilities of all classes "
+        "for pseudo_labels.folder")  # fmt: skip
     add("--sliding", action="store_true", help="overlapping windows of the training crop, averaged, "
         "instead of the whole image at once")  # fmt: skip
     add("--student", action="store_true", help="use the student's weights instead of the teacher's")
@@ -78,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     for text in found.remarks:
         sys.stderr.write(f"note: {text}\n")
     parts = [part for part in PARTS if not getattr(arguments, f"no_{part.removesuffix('s')}", False)]
+    parts += [SOFT] if arguments.soft else []
     device = usable_device(arguments.device) if arguments.device else PartialState().device
     segmenter.to(device)
     config = info.eval.model_copy(update={"mode": "sliding" if arguments.sliding else "whole"})

@@ -15,16 +15,19 @@ from protoseg.config.sections import EvalConfig
 from protoseg.data.find import RESULT_FOLDERS, FoundImage
 from protoseg.data.images import read_image, resize_image
 from protoseg.data.pictures import reading
+from protoseg.data.soft_labels import write_soft_labels
 from protoseg.errors import DataError
 from protoseg.inference import Autocast, HeadName, image_batch, image_logits, inference, score, upsample
 from protoseg.manifest import InputRule
-from protoseg.method.pseudo_labels import label_probability
+from protoseg.method.pseudo_labels import fuse, label_probability
 from protoseg.models.segmenter import Segmenter
 from protoseg.predict.table import ResultTable, part_file
 from protoseg.predict.write import save_part
 
 DEFAULT_HEAD: HeadName = "linear"
 PARTS = RESULT_FOLDERS
+SOFT = "soft"
+"""Folder of probabilities, which are written only when asked for."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,26 @@ def predict_image(
     )
 
 
+def soft_labels(
+    segmenter: Segmenter,
+    image: NDArray[np.uint8],
+    rule: InputRule,
+    *,
+    head: HeadName = DEFAULT_HEAD,
+    config: EvalConfig | None = None,
+) -> NDArray[np.float32]:
+    """(C, h, w) probabilities of one image at its working size; arguments as ``predict_image``."""
+    batch = image_batch([resize_image(image, rule.resize)], segmenter.bank.prototypes.device)
+    with inference(segmenter):
+        logits = image_logits(segmenter, batch, config or EvalConfig(), rule.crop)
+        if logits.prototype is None or head == "linear":
+            probs = logits.linear.softmax(1)
+        else:
+            fused = head == "fused"
+            probs = fuse(logits.linear, logits.prototype) if fused else logits.prototype.softmax(1)
+    return probs[0].float().cpu().numpy()
+
+
 def predict_files(
     segmenter: Segmenter,
     info: CheckpointInfo,
@@ -114,6 +137,11 @@ def predict_files(
                 continue
             prediction = predict_image(segmenter, image, info.input, head=head, config=config)
             for part in parts:
+                if part == SOFT:
+                    probs = soft_labels(segmenter, image, info.input, head=head, config=config)
+                    classes = [item.name for item in info.classes]
+                    write_soft_labels(out / SOFT / f"{name}.npz", probs, classes)
+                    continue
                 save_part(out / part_file(part, name), part, prediction.labels, info.classes, legend=legend,
                           image=image, confidence=prediction.confidence,
                           label_probability=prediction.label_probability)  # fmt: skip

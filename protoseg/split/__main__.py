@@ -19,7 +19,10 @@ def main(argv: list[str] | None = None) -> int:
         "val.txt. Every class that occurs is shown by a labelled image; the rest is random.",
         epilog="example: python -m protoseg.split images masks --labeled 46 --val 0.2 -o splits/46",
     )
-    parser.add_argument("images", help="folder of images, or a list file of `image mask` lines")
+    parser.add_argument(
+        "images",
+        help="folder of images, a list file of `image mask` lines, or a pattern of shards (set/train-*.tar)",
+    )
     parser.add_argument("masks", nargs="?", help="folder of masks with the same stems")
     parser.add_argument("--labeled", required=True, help="labelled images: 46, 0.1 or 10%%")
     parser.add_argument("--val", default="10%", help="validation images, likewise (10%%; 0: none)")

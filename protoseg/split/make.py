@@ -18,6 +18,9 @@ from protoseg.data.images import write_text
 from protoseg.data.lines import Entry
 from protoseg.data.lists import SPLITS, EntryList, expand_path, hash_stems, read_entries
 from protoseg.data.masks import MaskReader, mask_reader
+from protoseg.data.members import Member
+from protoseg.data.shards.roles import names_shards
+from protoseg.data.storage import expand_text
 from protoseg.errors import DataError
 from protoseg.split.divide import Parts, divide, parse_amount
 
@@ -99,6 +102,12 @@ def _read_set(
     images: str, masks: str | None, root: str | None, classes: str | None, label_map: str | None,
     ignore_index: int,
 ) -> tuple[DataConfig, EntryList]:  # fmt: skip
+    if masks is None and names_shards(images):
+        config = DataConfig(
+            kind="files", root=expand_text(images), labeled=expand_text(images).rpartition("/")[2], val="",
+            ignore_index=ignore_index, classes=_classes(classes), label_map=_label_map(label_map),
+        )  # fmt: skip
+        return config, read_entries(config, "labeled")
     places = [_place(text, root) for text in (images, masks) if text is not None]
     for place, text in zip(places, (images, masks), strict=False):
         if not place.exists():
@@ -188,9 +197,12 @@ def _write_lists(files: dict[str, Path], parts: Parts, entries: Sequence[Entry],
     for name, path in files.items():
         lines = []
         for index in getattr(parts, name):
-            image = _relative(entries[index].image, base)
-            mask = entries[index].mask
-            if name == "unlabeled" or mask is None:
+            picture, mask = entries[index].image, entries[index].mask
+            if isinstance(picture, Member):
+                lines.append(f"{picture.shard.rpartition('/')[2]}/{picture.key}")
+                continue
+            image = _relative(picture, base)
+            if name == "unlabeled" or not isinstance(mask, Path):
                 lines.append(image)
                 continue
             label = _relative(mask, base)

@@ -73,7 +73,9 @@ def trained_images(data: DataConfig) -> list[FoundImage]:
     try:
         listed, problems = scan_entries(data, "labeled")
         found = [
-            FoundImage(str(entry.image), entry.image, PurePath(entry.image.name)) for entry in listed.entries
+            FoundImage(str(entry.image), entry.image, PurePath(entry.image.name))
+            for entry in listed.entries
+            if isinstance(entry.image, Path)
         ]
     except DataError as error:
         found, problems = [], [str(error)]

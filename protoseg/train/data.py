@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from protoseg.config.plan import Schedule
 from protoseg.config.sections import Config, DataConfig, TrainConfig, ViewConfig
 from protoseg.data.classes import read_classes
-from protoseg.data.ranges import run_value_range
-from protoseg.data.sources import CachedSource, Source, open_source
-from protoseg.data.stream import Sample, make_stream
+from protoseg.data.lists import EntryList, Split
+from protoseg.data.ranges import with_value_range
+from protoseg.data.sources import CachedSource, Labels, Pixels, Source, listed_source, open_source
+from protoseg.data.stream import GiveLabels, Sample, make_stream
 from protoseg.errors import ConfigError, DataError
 from protoseg.manifest import ClassInfo, ValueRange
 from protoseg.models.encoders import normalization
 from protoseg.processes import Processes
+from protoseg.seeds import generator
 
 logger = logging.getLogger("protoseg")
 
@@ -51,6 +54,8 @@ class RunData:
     """Hash of each list."""
     value_range: ValueRange | None = None
     """Values that become 0 and 255 in images of more than 8 bits; None where there are only 8-bit ones."""
+    held_out: CachedSource | None = None
+    """Labelled images that are kept from training (``pseudo_labels.held_out``)."""
 
     @property
     def num_unlabeled(self) -> int:
@@ -89,6 +94,99 @@ def count_classes(source: CachedSource, num_classes: int) -> ClassCount:
     return ClassCount((known / known.sum()).tolist(), images[:num_classes].tolist())
 
 
+class Part(Source):
+    """Some images of a source."""
+
+    def __init__(self, whole: Source, indices: Sequence[int]) -> None:
+        self.whole, self.indices, self.sha256 = whole, list(indices), whole.sha256
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        """What to call the image in a message."""
+        return self.whole.name(self.indices[index])
+
+    def image(self, index: int) -> Pixels:
+        """The decoded image."""
+        return self.whole.image(self.indices[index])
+
+    def labels(self, index: int) -> Labels | None:
+        """The decoded mask."""
+        return self.whole.labels(self.indices[index])
+
+    def digest(self, index: int) -> str:
+        """Hash of the image's content."""
+        return self.whole.digest(self.indices[index])
+
+
+def shown_classes(source: CachedSource, num_classes: int) -> NDArray[np.bool_]:
+    """(images, C) which class each mask shows; an unreadable mask shows none."""
+    shown = np.zeros((len(source), num_classes), np.bool_)
+    for index in range(len(source)):
+        try:
+            mask = source.mask(index)
+        except DataError:
+            if source.config.on_error == "raise":
+                raise
+            continue
+        shown[index] = np.bincount(mask.reshape(-1), minlength=256)[:num_classes] > 0
+    return shown
+
+
+def hold_out(shown: NDArray[np.bool_], share: float, rng: np.random.Generator) -> list[int]:
+    """Images to keep from training: random ones, but never the last that shows a class.
+
+    Args:
+        shown: See ``shown_classes``.
+        share: Of the images, at least one.
+        rng: Source of the choice.
+
+    Raises:
+        DataError: If there is none that could be spared.
+    """
+    wanted, left = max(1, round(share * len(shown))), shown.sum(0)
+    chosen: list[int] = []
+    for index in rng.permutation(len(shown)):
+        if len(chosen) < wanted and (left - shown[index] > 0)[shown[index]].all():
+            left = left - shown[index]
+            chosen.append(int(index))
+    if not chosen or len(chosen) == len(shown):
+        raise DataError(
+            f"pseudo_labels.held_out={share:g}: of {len(shown)} labelled images none can be spared without "
+            "losing a class; leave it out, or label more"
+        )
+    return sorted(chosen)
+
+
+def rare_class_picker(
+    shown: NDArray[np.bool_], shares: Sequence[float], temperature: float, seed: int
+) -> Callable[[int], int]:
+    """Image at a position of the labelled stream by rare-class sampling (DAFormer, arXiv 2111.14887).
+
+    Class c with probability proportional to ``exp((1 - f_c) / T)`` among those that some image shows, then
+    one of its images, each as likely. A function of seed and position alone.
+
+    Args:
+        shown: See ``shown_classes``.
+        shares: f_c, share of each class among labelled pixels.
+        temperature: T.
+        seed: Seed of the run.
+    """
+    present = shown.any(0)
+    exponent = (1 - np.asarray(shares)) / temperature
+    weight = np.exp(np.where(present, exponent - exponent[present].max(), -np.inf))
+    edges = np.cumsum(weight / weight.sum())
+    images = [np.flatnonzero(column) for column in shown.T]
+
+    def pick(position: int) -> int:
+        first, second = generator(seed, "rare classes", position).random(2)
+        own = images[int(np.searchsorted(edges, first * edges[-1], side="right"))]
+        return int(own[int(second * len(own))])
+
+    return pick
+
+
 def open_run_data(config: Config) -> RunData:
     """Open lists and images of a run and look at them quickly.
 
@@ -106,25 +204,28 @@ def open_run_data(config: Config) -> RunData:
         )
     for line in report.problem_lines(limit=3):
         logger.warning("%s", line)
-    settings, model = run_value_range(config.data), config.model
-    classes = read_classes(settings)
+    model = config.model
+    classes = read_classes(config.data)
+    settings, used = _open_splits(config.data, classes, report.lists)
     if len(classes) > settings.ignore_index:
         raise ConfigError(
             f"{len(classes)} classes and data.ignore_index={settings.ignore_index} overlap; class ids "
             "must be below it"
         )
-    used = {
-        "labeled": open_source(settings, "labeled", classes),
-        "val": open_source(settings, "val", classes),
-    }
-    if settings.kind == "synthetic" or settings.unlabeled is not None:
-        unlabeled = open_source(settings, "unlabeled", classes)
-        if len(unlabeled) or config.method.unlabeled:
-            used["unlabeled"] = unlabeled
+    if "unlabeled" in used and not (len(used["unlabeled"]) or config.method.unlabeled):
+        del used["unlabeled"]
     for split, source in used.items():
         if len(source) == 0:
             raise DataError(f"data.{split} is empty: it names no image")
-    labeled = CachedSource(used["labeled"], settings)
+    labeled, held_out = CachedSource(used["labeled"], settings), None
+    if config.pseudo_labels.held_out:
+        kept = hold_out(shown_classes(labeled, len(classes)), config.pseudo_labels.held_out,
+                        generator(config.train.seed, "held out"))  # fmt: skip
+        held_out = CachedSource(Part(used["labeled"], kept), settings)
+        rest = sorted(set(range(len(labeled))) - set(kept))
+        labeled = CachedSource(Part(used["labeled"], rest), settings)
+        logger.info("%d of %d labelled images are kept from training, to measure the teacher",
+                    len(kept), len(kept) + len(rest))  # fmt: skip
     mean, std = normalization(model.encoder, model.pretrained, settings.in_channels)
     return RunData(
         classes=classes,
@@ -136,7 +237,21 @@ def open_run_data(config: Config) -> RunData:
         labeled_count=count_classes(labeled, len(classes)),
         hashes={split: source.sha256 for split, source in used.items()},
         value_range=settings.value_range,
+        held_out=held_out,
     )
+
+
+def _open_splits(
+    data: DataConfig, classes: list[ClassInfo], read: Mapping[Split, EntryList]
+) -> tuple[DataConfig, dict[Split, Source]]:
+    """The images of each split by lists that were read, and the settings with the value range found."""
+    splits: tuple[Split, ...] = ("labeled", "val", "unlabeled")
+    if data.kind == "synthetic":
+        return data, {split: open_source(data, split, classes) for split in splits}
+    lists = {split: read[split] for split in splits if getattr(data, split) is not None}
+    labeled, unlabeled = (lists[s].entries if s in lists else () for s in ("labeled", "unlabeled"))
+    data = with_value_range(data, labeled, unlabeled)
+    return data, {split: listed_source(data, split, found, classes) for split, found in lists.items()}
 
 
 class Batches:
@@ -184,15 +299,24 @@ def open_batches(
     step: int,
     *,
     unlabeled: bool,
+    labels: GiveLabels | None = None,
 ) -> Batches:
-    """Batches of this process from step ``step`` on; ``unlabeled``: of unlabelled images, too, if any."""
+    """Batches of this process from step ``step`` on; ``unlabeled``: of unlabelled images, too, if any.
+
+    ``labels`` gives labels of unlabelled images, see ``TrainDataset``.
+    """
     stop = schedule.max_steps * train.accumulate
+    pick = None
+    if train.rare_class_temperature is not None:
+        shown = shown_classes(data.labeled, len(data.classes))
+        pick = rare_class_picker(shown, data.labeled_shares, train.rare_class_temperature, train.seed)
 
     def stream(source: CachedSource, name: Literal["labeled", "unlabeled"], first: int) -> Iterator[Sample]:
         return make_stream(
             source, name, data=settings, views=views, batch_size=train.batch_size, seed=train.seed,
             mean=data.mean, start=first * train.accumulate, stop=stop, rank=processes.rank,
-            world=processes.world,
+            world=processes.world, pick=pick if name == "labeled" else None,
+            labels=labels if name == "unlabeled" else None,
         )  # fmt: skip
 
     second = None

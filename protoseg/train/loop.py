@@ -27,6 +27,7 @@ from protoseg.train.progress import Progress
 from protoseg.train.results import Results, end_report, network_info, where
 from protoseg.train.signals import Interrupt
 from protoseg.train.state import States
+from protoseg.train.teacher import calibrate_own, check_outside, open_outside
 from protoseg.train.terminal import Output, Terminal, start_logging
 from protoseg.train.trackers import require_trackers
 
@@ -69,13 +70,20 @@ def train(
     states = States(folder, accelerator, progress, config.model_dump(mode="json"), settings.keep_states)
     if resume and states.finished(schedule.max_steps):
         return 0
+    check_outside(config.pseudo_labels, folder)
+    outside = open_outside(config, data, accelerator.device, accelerator.autocast)
     networks, method, optimizer, scheduler = setup.begin(
-        config, accelerator, data, schedule, states, resume=resume
+        config, accelerator, data, schedule, states, resume=resume, outside=outside
     )
     network, teacher, bank = networks.network, networks.teacher, networks.bank
     info = network_info(config, data, method.prototypes, network.stride_multiple)
+    if outside is not None:
+        # after the hand-over the numbers are the own teacher's
+        known = networks.calibration if progress.step < schedule.outside_until else None
+        info = info.model_copy(update={"teacher": outside.record(known)})
     batches = open_batches(config.data, config.views, settings, data, schedule, processes, progress.step,
-                           unlabeled=config.method.unlabeled)  # fmt: skip
+                           unlabeled=config.method.unlabeled,
+                           labels=outside.labels if outside is not None else None)  # fmt: skip
     setup.take_run_folder(accelerator, states)
     if output != "json":
         logger.info("%s", setup.describe(folder, info, data, schedule, accelerator, seed))
@@ -100,10 +108,16 @@ def train(
         if step in schedule.prototype_starts:
             start_prototypes(bank, teacher, data.labeled, method.prototypes, processes=processes,
                              ignore_index=method.ignore_index, seed=seed, step=step)  # fmt: skip
+        if networks.calibration is not None and step == schedule.outside_until > 0:
+            networks.calibration.set(None)  # what was measured is not about the own teacher
+        if schedule.calibrates(step) and data.held_out is not None:
+            calibrate_own(networks, data.held_out, config.pseudo_labels, processes, step,
+                          prototypes=phase.prototypes, autocast=accelerator.autocast)  # fmt: skip
 
         points, losses = [], torch.zeros((), device=processes.device)
         for number in range(step * settings.accumulate, (step + 1) * settings.accumulate):
-            labeled, unlabeled = batches.next(unlabeled=phase.unlabeled)
+            with states.saved_on_error():
+                labeled, unlabeled = batches.next(unlabeled=phase.unlabeled)
             # dropout and the like: a function of seed, position and process, so that a resumed run agrees
             torch.manual_seed(int(generator(seed, "steps", number, processes.rank).integers(2**31)))
             last = number + 1 == (step + 1) * settings.accumulate

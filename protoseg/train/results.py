@@ -19,7 +19,7 @@ from protoseg.checkpoint import (
     save_checkpoint,
 )
 from protoseg.config.sections import Config, DataConfig, PrototypeConfig
-from protoseg.data.lists import data_root
+from protoseg.data.lists import portable_root
 from protoseg.data.sources import EvalSamples
 from protoseg.data.stream import Sample
 from protoseg.draw import plots, views
@@ -302,4 +302,4 @@ def _with_absolute_root(data: DataConfig) -> DataConfig:
     """Lists are relative to the root; an absolute root finds them from any folder."""
     if data.kind == "synthetic":
         return data
-    return data.model_copy(update={"root": str(data_root(data).resolve())})
+    return data.model_copy(update={"root": portable_root(data)})

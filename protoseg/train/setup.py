@@ -13,19 +13,24 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import nn
 
 from protoseg.checkpoint import CHECKPOINT_DIR, CheckpointInfo, resolve_checkpoint, start_from_checkpoint
+from protoseg.config.ignored import ignored_settings
 from protoseg.config.plan import Schedule
 from protoseg.config.sections import Config, ModelConfig, OptimConfig, PrototypeConfig, TrainConfig
 from protoseg.data.stream import padding_fill
 from protoseg.errors import ConfigError
 from protoseg.files import write_text_whole
+from protoseg.method.calibration import Calibration
 from protoseg.method.pseudo_labels import ClassThresholds
 from protoseg.method.step import Method, Networks
 from protoseg.method.teacher import make_teacher, update_teacher, updates_behind
 from protoseg.models.depthwise import cheap_depthwise
 from protoseg.models.segmenter import build_segmenter
+from protoseg.processes import Processes
 from protoseg.train.data import RunData
 from protoseg.train.optim import make_optimizer, make_scheduler
 from protoseg.train.state import CONFIG_NAME, FINISHED_NAME, STATE_DIR, States, state_folders
+from protoseg.train.teacher import Outside, calibrate
+from protoseg.train.threads import cpu_threads
 from protoseg.train.tracker_kinds import Run
 from protoseg.train.trackers import Trackers
 
@@ -33,7 +38,7 @@ logger = logging.getLogger("protoseg")
 
 
 def make_accelerator(train: TrainConfig, folder: Path) -> Accelerator:
-    """Accelerator with this run's numerics, and the TF32 setting.
+    """Accelerator with this run's numerics, the TF32 setting and, on a CPU, the number of threads.
 
     Raises:
         ConfigError: If accelerate refuses a setting, or the processes would not find each other.
@@ -57,6 +62,9 @@ def make_accelerator(train: TrainConfig, folder: Path) -> Accelerator:
             f"{started} processes were started, but each would train alone: accelerate found no GPU. Set "
             "ACCELERATE_USE_CPU=true to train with several processes on CPUs"
         )
+    if accelerator.device.type == "cpu":
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        torch.set_num_threads(cpu_threads(train.cpu_threads, here))
     return accelerator
 
 
@@ -96,6 +104,8 @@ def build_networks(
     *,
     threshold: float,
     max_steps: int,
+    calibrated: bool = False,
+    outside: Outside | None = None,
 ) -> tuple[Networks, Any, Any]:
     """Networks, prototypes and thresholds on the device, with the prepared optimiser and its scheduler.
 
@@ -129,12 +139,18 @@ def build_networks(
     student, optimizer, scheduler = accelerator.prepare(student, optimizer, scheduler)
     if train.compile:
         teacher.compile()
+    calibration = None
+    if calibrated or outside is not None:
+        digest = outside.sha256 if outside is not None else ""
+        calibration = Calibration(len(data.classes), threshold, digest).to(accelerator.device)
     networks = Networks(
         student=student,
         network=network,
         teacher=teacher,
         bank=segmenter.bank.to(accelerator.device),
         thresholds=ClassThresholds(len(data.classes), threshold).to(accelerator.device),
+        outside=outside.network if outside is not None else None,
+        calibration=calibration,
     )
     return networks, optimizer, scheduler
 
@@ -174,6 +190,7 @@ def begin(
     states: States,
     *,
     resume: bool,
+    outside: Outside | None = None,
 ) -> tuple[Networks, Method, Any, Any]:
     """Networks and optimiser, at the last state (``resume``) or at the start of a new run.
 
@@ -188,6 +205,11 @@ def begin(
         logger.warning(
             "warning: train.max_bad_steps has no effect: a run stops at its first loss that is not finite"
         )
+    if train.cpu_threads is not None and accelerator.device.type != "cpu":
+        logger.warning("warning: train.cpu_threads has no effect on a GPU")
+    for text in ignored_settings(config):
+        logger.warning("warning: %s", text)
+    labels = config.pseudo_labels
     state = states.last if resume else None
     start = train.start_from if state is None else None
     if start:
@@ -197,9 +219,11 @@ def begin(
         prototypes = prototypes.model_copy(update={"projection": "none"})
     networks, optimizer, scheduler = build_networks(
         accelerator, data, config.model, prototypes, train, config.optim,
-        threshold=config.pseudo_labels.threshold, max_steps=schedule.max_steps,
+        threshold=labels.threshold, max_steps=schedule.max_steps,
+        calibrated=schedule.calibrate_every is not None, outside=outside,
     )  # fmt: skip
-    states.register(networks.teacher, networks.bank, networks.thresholds)
+    measured = () if networks.calibration is None else (networks.calibration,)
+    states.register(networks.teacher, networks.bank, networks.thresholds, *measured)
     if state is not None:
         states.load(state)
     elif resume:
@@ -212,6 +236,13 @@ def begin(
             config.eval.best,
         )
     progress.world = accelerator.num_processes
+    if outside is not None and networks.calibration is not None:
+        if state is None and labels.measured:
+            alike = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
+            calibrate(networks.calibration, data.held_out or data.labeled, outside.scores, labels, alike,
+                      who=outside.name)  # fmt: skip
+        if outside.labels is not None:
+            outside.labels.temperature = networks.calibration.temperature.cpu().clone()
     if start:
         progress.start_miou = start_from(networks, data, start)
         if schedule.warmup_steps == 0:

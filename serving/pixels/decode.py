@@ -34,7 +34,7 @@ from serving.errors import ServingError
 # the limit that counts is ours and runs before Pillow sees the data
 Image.MAX_IMAGE_PIXELS = None
 # a stranger's metadata is no reason for a line on our standard error
-warnings.filterwarnings("ignore", module="PIL")
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 Pixels = NDArray[np.uint8]
 

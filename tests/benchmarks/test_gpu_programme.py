@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,16 +92,21 @@ def write_voc(folder):
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     (folder / "masks").mkdir()
-    names = [f"i{number}" for number in range(8)]
+    # the names in the lists for settings are those of the data set
+    listed = PROJECT_ROOT / "benchmarks" / "studies" / "lists" / "voc" / "92" / "seed3"
+    names = [Path(line.split()[0]).stem for kind in ("labeled", "unlabeled")
+             for line in (listed / f"{kind}.txt").read_text().splitlines()]  # fmt: skip
+    image = Image.fromarray(rng.integers(0, 255, (64, 80, 3), np.uint8))
+    mask = Image.fromarray(rng.integers(0, 21, (64, 80), np.uint8))
     for name in names:
-        Image.fromarray(rng.integers(0, 255, (64, 80, 3), np.uint8)).save(folder / f"images/{name}.jpg")
-        Image.fromarray(rng.integers(0, 21, (64, 80), np.uint8)).save(folder / f"masks/{name}.png")
+        image.save(folder / f"images/{name}.jpg")
+        mask.save(folder / f"masks/{name}.png")
     pairs = [f"images/{name}.jpg masks/{name}.png" for name in names]
     for count in ("46", "92", "183"):
         lists = folder / f"splits/{count}/seed0"
         lists.mkdir(parents=True)
         (lists / "labeled.txt").write_text("\n".join(pairs[:4]) + "\n")
-        (lists / "unlabeled.txt").write_text("\n".join(f"images/{name}.jpg" for name in names[4:]) + "\n")
+        (lists / "unlabeled.txt").write_text("\n".join(f"images/{name}.jpg" for name in names[4:8]) + "\n")
     for name in ("train", "val", "val_fast", "val_third"):
         (folder / f"splits/{name}.txt").write_text("\n".join(pairs[:2]) + "\n")
     (folder / "classes.txt").write_text("\n".join(f"class{number}" for number in range(21)) + "\n")
@@ -128,7 +134,10 @@ def test_the_whole_programme_is_rehearsed_on_a_cpu(tmp_path):
     )  # fmt: skip
     states = json.loads((tmp_path / "out" / "programme.json").read_text())
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("tests", "voc_92", "step", "runtime", "compile", "voc"):
+    for name in ("tests", "voc_92", "step", "runtime", "compile", "voc", "levers", "teacher"):
         assert states[name]["state"] == "done", (name, states[name])
     records = list((tmp_path / "results" / "accuracy" / "voc_gpu_rehearsal").glob("*.json"))
     assert len(records) == 4
+    for study, count in (("voc_levers_gpu", 5), ("voc_teacher_gpu", 2)):
+        records = list((tmp_path / "results" / "accuracy" / f"{study}_rehearsal").glob("*.json"))
+        assert len(records) == count, records

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import base64
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny import PROJECT_ROOT
 
 from protoseg.data.images import read_image, resize_image, resize_mask, save_image, save_mask
 from protoseg.errors import DataError
@@ -246,3 +250,40 @@ def test_damaged_bytes_give_an_image_or_a_data_error(
     assert found.ndim == 3
     assert found.shape[2] == 3
     assert found.dtype == np.uint8
+
+
+# 64x64, red on the left and blue on the right; written once by pillow-heif, whose encoder is no dependency
+HEIC = (
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAVZtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAA"
+    "ACJpbG9jAAAAAERAAAEAAQAAAAABegABAAAAAAAAACUAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRt"
+    "AAAAAAABAAAA1mlwcnAAAAC3aXBjbwAAAHhodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMA"
+    "AAMAHroCQGEAAQArQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbqSSmubgIaDAgAAAMAyAAAAwAIQGIAAQAHRAHBcrAiQAAAABNjb2xy"
+    "bmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAABAAAAAQAAAABBwaXhpAAAAAAMICAgAAAAXaXBtYQAAAAAAAAABAAEEgQIDBAAAAC1t"
+    "ZGF0AAAAISgBrxmABolHv1X//lw+/5hml7Z5O//yoc747oP9+UdIng=="
+)
+
+
+def test_heic_is_decoded(tmp_path: Path) -> None:
+    pytest.importorskip("pi_heif", reason="needs pip install pi-heif")
+    (tmp_path / "a.heic").write_bytes(base64.b64decode(HEIC))
+    image = read_image(tmp_path / "a.heic")
+    assert image.shape == (64, 64, 3)
+    assert np.abs(image[:, :24].astype(int) - (200, 40, 40)).max() < 20
+    assert np.abs(image[:, 40:].astype(int) - (30, 60, 180)).max() < 20
+    (tmp_path / "a.heic").write_bytes(base64.b64decode(HEIC)[:300])
+    with pytest.raises(DataError, match=r"a\.heic cannot be decoded"):
+        read_image(tmp_path / "a.heic")
+
+
+def test_what_pillow_says_of_our_calls_is_shown() -> None:
+    code = (
+        "import warnings, protoseg.data.pictures\n"
+        "for kind in (UserWarning, DeprecationWarning):\n"
+        "    warnings.simplefilter('default', kind) if kind is DeprecationWarning else None\n"
+        "    warnings.warn_explicit('said', kind, 'f.py', 1, module='PIL.TiffImagePlugin')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT_ROOT
+    )
+    assert "DeprecationWarning: said" in done.stderr
+    assert "UserWarning" not in done.stderr

@@ -170,10 +170,22 @@ def test_missing_file_names_line_and_places(tmp_path: Path) -> None:
     assert "line 4: mask masks/lost.png not found" in problems[1]
 
 
-def test_cityscapes_without_train_ids_says_what_to_make(tmp_path: Path) -> None:
-    touch(tmp_path, CITY, CITY_MASK.replace("labelTrainIds", "labelIds"))
-    with pytest.raises(DataError, match=r"labelIds\.png is there: make the train ids"):
+def test_cityscapes_without_train_ids_says_what_to_set(tmp_path: Path) -> None:
+    ids = CITY_MASK.replace("labelTrainIds", "labelIds")
+    touch(tmp_path, CITY, ids)
+    with pytest.raises(
+        DataError, match=r"labelIds\.png is there: set data\.label_map=cityscapes and data\.classes=null"
+    ):
         read(tmp_path, CITY)
+    cure = {"label_map": "cityscapes", "classes": None}
+    assert relative(tmp_path, read(tmp_path, CITY, **cure)) == [(CITY, ids)]
+    # both are there: the map is for label ids only
+    touch(tmp_path, CITY_MASK)
+    assert relative(tmp_path, read(tmp_path, CITY, **cure)) == [(CITY, ids)]
+    assert relative(tmp_path, read(tmp_path, CITY)) == [(CITY, CITY_MASK)]
+    pair = {"images": "leftImg8bit/train", "masks": "gtFine/train"}
+    found = read_entries(config(tmp_path, labeled=pair, **cure), "labeled")
+    assert relative(tmp_path, found) == [(CITY, ids)]
 
 
 @pytest.mark.parametrize("text", ["", "\n\r\n \n"])
@@ -286,7 +298,7 @@ def test_protoseg_data_has_a_default_beside_the_project(
     project = tmp_path / "project"
     (tmp_path / "shared" / "data" / "camvid").mkdir(parents=True)
     monkeypatch.delenv("PROTOSEG_DATA", raising=False)
-    monkeypatch.setattr("protoseg.data.lists.PROJECT_ROOT", project)
+    monkeypatch.setattr("protoseg.data.storage.PROJECT_ROOT", project)
     assert data_root(config(Path("$PROTOSEG_DATA/camvid"))) == tmp_path / "shared/data/camvid"
 
 

@@ -102,12 +102,9 @@ def test_given_colours_stay_and_others_keep_away():
     assert len(set(default_palette(many, {"0": (1, 2, 3)}))) == 255
 
 
-def test_embedded_classes_have_default_colours_unless_others_are_given():
-    data = DataConfig()
-    names = [item.name for item in read_classes(data)]
-    assert [item.color for item in read_classes(data)] == default_palette(names)
-    own = [(index, 7, 9) for index in range(len(names))]
-    assert [item.color for item in read_classes(data.model_copy(update={"palette": own}))] == own
+def test_embedded_classes_have_default_colours():
+    classes = read_classes(DataConfig())
+    assert [item.color for item in classes] == default_palette([item.name for item in classes])
 
 
 def test_well_known_classes_without_colours_of_their_own_have_default_ones():

@@ -60,7 +60,8 @@ def test_classmix_pastes_chosen_classes_without_padding():
 def test_no_mixing_returns_the_batch():
     batch = batch_of()
     mixed = mix(ViewConfig(mixing="none"), draw_of([0, 0, 4, 4]), *batch, FILL)
-    for ours, given_ in zip(mixed, batch, strict=True):
+    assert torch.equal(mixed.source[:, 0, 0], torch.arange(len(mixed.image)))
+    for ours, given_ in zip(mixed[:4], batch, strict=True):
         assert torch.equal(ours, given_)
 
 

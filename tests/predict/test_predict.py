@@ -15,7 +15,7 @@ from protoseg.data.images import resize_image
 from protoseg.manifest import InputRule, ResizeConfig
 from protoseg.method.pseudo_labels import fuse
 from protoseg.predict.__main__ import main
-from protoseg.predict.images import DEFAULT_HEAD, predict_image
+from protoseg.predict.images import DEFAULT_HEAD, predict_image, soft_labels
 from protoseg.predict.table import ResultTable
 from protoseg.predict.write import to_grey
 
@@ -80,6 +80,20 @@ def test_heads(segmenter):
     for head, labels in expected.items():
         found = predict_image(segmenter, image, rule_with(ResizeConfig()), head=head)
         assert np.array_equal(found.labels, labels[0].numpy()), head
+
+
+def test_probabilities_at_the_working_size(segmenter):
+    rule = rule_with(ResizeConfig(mode="long_side", size=32))
+    image = photo(40, 48)
+    for head in ("linear", "prototype", "fused"):
+        probs = soft_labels(segmenter, image, rule, head=head)
+        assert probs.shape == (3, 27, 32)
+        np.testing.assert_allclose(probs.sum(0), 1, atol=1e-5)
+        own = rule.model_copy(update={"resize": ResizeConfig()})
+        said = predict_image(segmenter, image, own, head=head)
+        whole = soft_labels(segmenter, image, own, head=head)
+        np.testing.assert_array_equal(whole.argmax(0), said.labels)
+        np.testing.assert_allclose(whole.max(0), said.confidence, atol=1e-5)
 
 
 def test_sliding_uses_windows_of_the_training_crop(segmenter):

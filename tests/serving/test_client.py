@@ -86,9 +86,9 @@ def test_sends_key_and_parameters() -> None:
 
 def test_finds_images_in_folders(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    for name in ("a/x.PNG", "b.jpg", "notes.txt"):
+    for name in ("a/x.PNG", "b.jpg", "c.jfif", "notes.txt", "array.npy"):
         (tmp_path / name).write_bytes(b"")
-    assert find_images([str(tmp_path)]) == [tmp_path / "a" / "x.PNG", tmp_path / "b.jpg"]
+    assert find_images([str(tmp_path)]) == [tmp_path / "a" / "x.PNG", tmp_path / "b.jpg", tmp_path / "c.jfif"]
     with pytest.raises(FileNotFoundError):
         find_images([str(tmp_path / "absent")])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from shard_sets import parts, pictures, write_shard
 
 from protoseg.config.sections import DataConfig
 from protoseg.data.images import save_image, save_mask
@@ -139,3 +140,20 @@ def test_user_errors(
     assert error.startswith("error: ")
     assert message in error
     assert not (labeled_set / "out").exists()
+
+
+def test_shards_are_divided_into_lists_of_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROTOSEG_CACHE", str(tmp_path / "cache"))
+    samples = [sample for split in ("labeled", "val") for sample in pictures(split)]
+    (tmp_path / "set").mkdir()
+    for number, some in enumerate(parts(samples)):
+        write_shard(tmp_path / "set" / f"train-{number}.tar", some)
+    pattern = f"{tmp_path}/set/train-*.tar"
+    result = make_split(pattern, None, tmp_path / "lists", labeled="3", val="2", classes="a,b,c")
+    data = DataConfig(kind="files", **result.settings)
+    found = {name: read_entries(data, name).entries for name in ("labeled", "unlabeled", "val")}  # type: ignore[arg-type]
+    assert [len(found[name]) for name in ("labeled", "unlabeled", "val")] == [3, 3, 2]
+    names = {str(entry.image) for entries in found.values() for entry in entries}
+    assert len(names) == 8
+    assert all(entry.mask is None for entry in found["unlabeled"])
+    assert result.labeled_hash == read_entries(data, "labeled").sha256

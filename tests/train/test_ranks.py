@@ -14,7 +14,20 @@ from protoseg.train.log import read_metrics
 SCRIPT = PROJECT_ROOT / "tests" / "rank_script.py"
 
 
-def write_config(path, batch_size, name):
+LEVERS = {
+    "prototypes": {"consistency": 0.3, "update_from": "clean"},
+    "pseudo_labels": {
+        "held_out": 0.25,
+        "target_precision": 0.5,
+        "calibration": "class",
+        "calibrate_every": 2,
+    },
+    "loss": {"unsupervised_start": 0.5, "unsupervised_ramp": 3},
+    "train": {"rare_class_temperature": 0.1},
+}
+
+
+def write_config(path, batch_size, name, more=None):
     raw = {key: dict(value) for key, value in TINY.items()}
     raw["run"] = {"name": name, "dir": str(path.parent / "runs")}
     # nothing that works within one process's batch: batch statistics, dropout, mixing partners
@@ -22,6 +35,8 @@ def write_config(path, batch_size, name):
     raw["views"] |= {"mixing": "none"}
     raw["train"] |= {"batch_size": batch_size, "max_steps": 6, "eval_every": 3}
     raw["prototypes"] |= {"sampling": "balanced", "reseed_after": 2}
+    for section, values in (more or {}).items():
+        raw[section] = raw.get(section, {}) | values
     path.write_text(yaml.safe_dump(raw))
     return path
 
@@ -42,9 +57,10 @@ def run(processes, config, out):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path):
-    one = run(1, write_config(tmp_path / "one.yaml", 4, "one"), tmp_path / "out1")
-    two = run(2, write_config(tmp_path / "two.yaml", 2, "two"), tmp_path / "out2")
+@pytest.mark.parametrize("more", [{}, LEVERS], ids=["usual", "levers"])
+def test_two_processes_equal_one(tmp_path, more):
+    one = run(1, write_config(tmp_path / "one.yaml", 4, "one", more), tmp_path / "out1")
+    two = run(2, write_config(tmp_path / "two.yaml", 2, "two", more), tmp_path / "out2")
     assert len(one) == 1
     assert len(two) == 2
     for key, value in two[0].items():

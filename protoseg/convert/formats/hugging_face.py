@@ -16,14 +16,10 @@ from protoseg.convert.images import Images
 from protoseg.convert.source import Choices, Export, Notes, Sample, Tree, part_of
 from protoseg.convert.texts import expected, read_json, read_rows, read_text
 from protoseg.data.pictures import DECODE_ERRORS
+from protoseg.data.shards.parquet import MASK_COLUMNS, choose_columns, row_name
 from protoseg.errors import DataError
 
 TITLE = "Hugging Face dataset (parquet, or image folder with metadata)"
-_IMAGE_COLUMNS = ("image", "img", "pixel_values", "picture", "photo")
-_MASK_COLUMNS = (
-    "mask", "label", "labels", "annotation", "segmentation", "segmentation_mask", "semantic_segmentation",
-    "semantic_mask", "seg", "gt", "annotated",
-)  # fmt: skip
 
 
 def fits(tree: Tree) -> str | None:
@@ -77,7 +73,7 @@ def _read_parquet(tree: Tree, files: list[str], choices: Choices, notes: Notes) 
         pictures = [
             f.name for f in opened.schema_arrow if str(f.type).startswith("struct") and "bytes" in str(f.type)
         ]
-        columns[file] = _columns(pictures, file)
+        columns[file] = choose_columns(pictures, file)
 
     def samples() -> Iterator[Sample]:
         for file, (image_column, mask_column) in columns.items():
@@ -89,7 +85,7 @@ def _read_parquet(tree: Tree, files: list[str], choices: Choices, notes: Notes) 
                     data = (row[image_column] or {}).get("bytes")
                     mask = (row[mask_column] or {}).get("bytes") if mask_column is not None else None
                     if data:
-                        name = f"{Path(file).stem}/{index:06d}{_suffix(data, where)}"
+                        name = f"{row_name(file, index)}{_suffix(data, where)}"
                         labels = None if mask is None else _mask_loader(mask, where)
                         yield Sample(data, name, labels=labels, part=part_of(file, file=True))
                     else:
@@ -97,17 +93,6 @@ def _read_parquet(tree: Tree, files: list[str], choices: Choices, notes: Notes) 
                     index += 1
 
     return Export(samples(), total, names, instances=False)
-
-
-def _columns(pictures: list[str], file: str) -> tuple[str, str | None]:
-    image = next((name for name in _IMAGE_COLUMNS if name in pictures), None)
-    mask = next((name for name in _MASK_COLUMNS if name in pictures), None)
-    if image is None or (mask is None and len(pictures) > 1):
-        raise DataError(
-            f"{file} has the picture columns {pictures}; expected one of {', '.join(_IMAGE_COLUMNS)} and "
-            f"one of {', '.join(_MASK_COLUMNS)}: rename them (datasets: rename_column)"
-        )
-    return image, mask
 
 
 def _suffix(data: bytes, where: str) -> str:
@@ -144,9 +129,7 @@ def _read_folder(tree: Tree, choices: Choices, notes: Notes) -> Export:
             where = f"{file}, row {number}"
             with expected(where):
                 text = row.get("file_name") or row.get("image_file_name") or row["image"]
-                mask = next(
-                    (row[k] for c in _MASK_COLUMNS for k in (f"{c}_file_name", c) if row.get(k)), None
-                )
+                mask = next((row[k] for c in MASK_COLUMNS for k in (f"{c}_file_name", c) if row.get(k)), None)
                 name = images.find(str(text), folder, where)
             if name is None:
                 continue

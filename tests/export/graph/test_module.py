@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
-from tiny import tiny_segmenter
+from tiny import tiny_config, tiny_segmenter
 from torch import nn
 
 from export.graph.module import (
@@ -25,8 +25,9 @@ from export.graph.prepare import StaticSameConv, StaticSamePool, prepare_network
 from export.proof.reference import TorchRunner
 from protoseg.checkpoint import Checkpoint
 from protoseg.manifest import Head
-from protoseg.method.pseudo_labels import label_probability
+from protoseg.method.pseudo_labels import fuse, label_probability
 from protoseg.models.prototypes import PrototypeBank
+from protoseg.models.segmenter import build_segmenter
 
 
 def make_bank(pooling: Any = "max", active: int = 3) -> PrototypeBank:
@@ -90,6 +91,23 @@ def test_agreement_is_the_linear_heads_probability_of_the_label(head: Head) -> N
         torch.testing.assert_close(found["agreement"], found["confidence"])
     else:
         assert (found["agreement"] - found["confidence"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("feature", ["stage3", "stage4"])
+def test_prototypes_on_an_encoder_stage_are_exported_at_the_decoders_size(feature: str) -> None:
+    config = tiny_config(prototypes={"feature": feature})
+    torch.manual_seed(0)
+    segmenter = build_segmenter(config.model, config.prototypes, num_classes=3).eval()
+    bank = segmenter.bank
+    bank.start({c: torch.randn(bank.num_prototypes, bank.dim) for c in range(3)})
+    image = torch.randint(0, 256, (2, 3, 40, 48), dtype=torch.uint8)
+    module = ExportModule(segmenter, "fused").eval()
+    with torch.no_grad():
+        found = dict(zip(module.output_names, module(image), strict=True))
+        expected = segmenter(image)
+    assert found["prototype_logits_stride"].shape == found["linear_logits_stride"].shape
+    wanted = fuse(expected.linear_logits, expected.prototype_logits)
+    torch.testing.assert_close(found["confidence"], wanted.amax(1), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("count", "dtype"), [(2, torch.uint8), (256, torch.uint8), (257, torch.int32)])

@@ -1,0 +1,1 @@
+"""Images and masks within WebDataset shards (``.tar``) and parquet files, by position."""
