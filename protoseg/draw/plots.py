@@ -219,7 +219,7 @@ def label_histogram(
         pixels, count = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         for number, (name, values) in enumerate(shares.items()):
             _bars(pixels, [values[i] for i in order], number, len(shares), name, left, _share)
-        pixels.set(title="Share of the pixels", xscale="log", xlim=(left, 2.5))
+        pixels.set(title="Share of the pixels, logarithmic", xscale="log", xlim=(left, 2.5))
         pixels.minorticks_off()
         # as many decimals as a share needs and no more
         pixels.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
@@ -260,7 +260,7 @@ def _bars(
     for row, value in zip(rows, values, strict=True):
         text = form(value) if value else "none"
         axes.annotate(
-            text, (max(value, left), row), (3, 0), textcoords="offset points", va="center", fontsize=7,
+            text, (max(value, left), row), (3, 0), textcoords="offset points", va="center", fontsize=8,
             color=_FAINT,
         )  # fmt: skip
 

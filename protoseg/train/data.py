@@ -309,7 +309,7 @@ def open_batches(
     pick = None
     if train.rare_class_temperature is not None:
         shown = shown_classes(data.labeled, len(data.classes))
-        pick = rare_class_picker(shown, data.labeled_shares, train.rare_class_temperature, train.seed)
+        pick = rare_class_picker(shown, data.labeled_count.shares, train.rare_class_temperature, train.seed)
 
     def stream(source: CachedSource, name: Literal["labeled", "unlabeled"], first: int) -> Iterator[Sample]:
         return make_stream(

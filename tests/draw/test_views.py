@@ -30,7 +30,7 @@ def views():
     believed[2, :, : SIDE // 2] = True
     valid = torch.ones_like(believed)
     valid[3, :, -5:] = False
-    return {"weak": weak, "strong": strong}, StrongViews(image, label, believed, valid, None)
+    return {"weak": weak, "strong": strong}, StrongViews(image, label, believed, valid, None, label, None)
 
 
 def test_unlabelled_views_show_what_the_student_learns(tmp_path, views):
