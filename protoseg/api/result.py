@@ -165,6 +165,7 @@ class Result:
         overlay: bool = False,
         confidence: bool = False,
         disagreement: bool = False,
+        legend: bool = True,
     ) -> list[Path]:
         """Write the mask, and what else is asked for, each file whole or not at all.
 
@@ -178,6 +179,7 @@ class Result:
             overlay: In a folder: the overlay too.
             confidence: In a folder: the confidence too.
             disagreement: In a folder: 1 - agreement too, bright where the mask may be wrong.
+            legend: Name the colours below the overlay; without it the file has the image's size.
 
         Returns:
             The files written, the mask first.
@@ -189,7 +191,7 @@ class Result:
         if file.suffix and not file.is_dir():
             if more:
                 raise DataError(f"{file} is one file; name a folder to get more than the mask")
-            return [self._save_file(file)]
+            return [self._save_file(file, legend=legend)]
         wanted = {"masks": True, "overlays": overlay, "confidence": confidence, "disagreement": disagreement}
         parts = [part for part, asked in wanted.items() if asked]
         for part, scores in (("confidence", self.confidence), ("disagreement", self.agreement)):
@@ -202,22 +204,22 @@ class Result:
         written = []
         for part in parts:
             path = file / part_file(part, name)
-            self._save_part(part, path)
+            self._save_part(part, path, legend=legend)
             written.append(path)
         table.done(name, parts, self.info.head, self.info.name, self.info.version)
         table.write()
         return written
 
-    def _save_part(self, part: str, path: Path) -> None:
+    def _save_part(self, part: str, path: Path, *, legend: bool) -> None:
         image = self.image if part == "overlays" else None
-        save_part(path, part, self.labels, self.palette, image=image, confidence=self.confidence,
-                  label_probability=self.agreement)  # fmt: skip
+        save_part(path, part, self.labels, self.info.classes, legend=legend, image=image,
+                  confidence=self.confidence, label_probability=self.agreement)  # fmt: skip
 
-    def _save_file(self, file: Path) -> Path:
+    def _save_file(self, file: Path, *, legend: bool) -> Path:
         kinds = {".png": "masks", ".jpg": "overlays", ".jpeg": "overlays", ".webp": "overlays"}
         if file.suffix.lower() not in kinds:
             raise DataError(f"{file}: give a folder, or a file named .png (mask), .jpg or .webp (overlay)")
-        self._save_part(kinds[file.suffix.lower()], file)
+        self._save_part(kinds[file.suffix.lower()], file, legend=legend)
         return file
 
     def to_coco(self, image_id: int = 1, first_id: int = 1) -> dict[str, Any]:

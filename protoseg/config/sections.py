@@ -97,7 +97,7 @@ class DataConfig(Section):
     """Class names in the order of their ids, or a file that has them (relative to root): one name a line,
     ``_classes.csv``, ``class_dict.csv``, ``labelmap.txt``, TSV, JSON or YAML."""
     palette: list[tuple[int, int, int]] | None = None
-    """Colour of each class, RGB in [0, 255]; null takes the mask palette of VOC."""
+    """Colour of each class, RGB in [0, 255]; null takes ten that the colour-blind tell apart, and more."""
     label_map: dict[str, int | str] | str | None = None
     """Mask value -> class id, class name or ``ignore``. Keys are grey values (``"255"``) or colours
     (``"128,0,0"``); ``"transparent"`` are pixels of alpha 0. A file name is read as CVAT ``labelmap.txt``;

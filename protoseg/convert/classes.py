@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from protoseg.convert.draw import IGNORED
 from protoseg.convert.source import Export
-from protoseg.data.palette import Color, voc_palette
+from protoseg.data.palette import Color, default_palette
 from protoseg.errors import DataError
 
 BACKGROUND_NAMES = ("background", "_background_", "__background__")
@@ -99,8 +99,7 @@ def class_table(
     _place_others([name for name in source if name not in ids], ids, others)
     palette = None
     if export.colors:
-        plain = voc_palette(len(names))
-        palette = [export.colors.get(name, plain[i]) for i, name in enumerate(names)]
+        palette = default_palette(names, export.colors)
     values = export.values
     if values is None:
         values = {**dict(enumerate(source)), IGNORED: None}

@@ -20,6 +20,7 @@ from protoseg.convert.frames import Orientation, annotated_frame, look, turn_upr
 from protoseg.convert.lists import Entry, data_settings, divide, write_lists
 from protoseg.convert.source import Choices, Export, Notes, Sample, Tree, normal
 from protoseg.data.images import save_mask
+from protoseg.data.palette import default_palette
 from protoseg.errors import DataError
 from protoseg.files import folder_whole, write_bytes_whole, write_text_whole
 
@@ -126,6 +127,7 @@ class _Writer:
     ) -> None:
         self.partial, self.out = partial, out
         self.export, self.table, self.options, self.notes = export, table, options, notes
+        self.colors = table.palette or default_palette(table.names)
         self.order = options.order or ("file" if export.ordered else "area")
         self.entries: list[Entry] = []
         self.pixels = np.zeros(256, np.int64)
@@ -154,7 +156,7 @@ class _Writer:
             mask = self._mask_name(sample.name)
             path = self.partial / mask
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_mask(path, labels, self.table.palette or [])
+            save_mask(path, labels, self.colors)
         self.entries.append(Entry(sample.name, self._place(sample), mask, sample.part, present))
 
     def _labels(self, sample: Sample) -> NDArray[np.uint8] | None:

@@ -10,7 +10,7 @@ from protoseg.config.sections import BUILT_IN_MAPS, DataConfig
 from protoseg.data.class_files import read_class_file
 from protoseg.data.known import known_classes
 from protoseg.data.lists import named_file
-from protoseg.data.palette import Color, voc_palette
+from protoseg.data.palette import Color, default_palette
 from protoseg.data.synthetic import synthetic_classes
 from protoseg.data.text import read_lines
 from protoseg.errors import DataError
@@ -63,7 +63,7 @@ def read_classes(config: DataConfig) -> list[ClassInfo]:
     """Names and colours of the classes by id.
 
     Names come from ``data.classes`` (a list or a file, see ``protoseg.data.class_files``); colours from
-    ``data.palette``, else from that file or a ``labelmap.txt``, else the VOC colours.
+    ``data.palette``, else from that file or a ``labelmap.txt``, else they are ``default_palette``'s.
 
     Raises:
         DataError: If names are missing, repeated or too many, or colours do not match in number.
@@ -110,9 +110,5 @@ def read_classes(config: DataConfig) -> list[ClassInfo]:
         )
     if config.palette is not None and len(config.palette) != len(names):
         raise DataError(f"data.palette has {len(config.palette)} colours for {len(names)} classes")
-    palette = config.palette or voc_palette(len(names))
-    chosen = [
-        palette[i] if config.palette is not None else colors.get(name, palette[i])
-        for i, name in enumerate(names)
-    ]
+    chosen = config.palette or default_palette(names, colors)
     return [ClassInfo(name=name, color=color) for name, color in zip(names, chosen, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protoseg.data.palette import Color, voc_palette
+from protoseg.data.palette import Color, default_palette, voc_palette
 
 
 def _names(text: str) -> list[str]:
@@ -45,8 +45,9 @@ def known_classes(name: str) -> dict[str, Color]:
     """Colour by class name in the order of the ids, of a built-in map (``BUILT_IN_MAPS``)."""
     if name == "cityscapes":
         return {label: color for label, _, color in _CITYSCAPES}
-    names = _VOC if name == "voc" else _ADE20K
-    return dict(zip(names, voc_palette(len(names)), strict=True))
+    if name == "voc":
+        return dict(zip(_VOC, voc_palette(len(_VOC)), strict=True))
+    return dict(zip(_ADE20K, default_palette(_ADE20K), strict=True))
 
 
 def known_map(name: str) -> dict[str, str]:

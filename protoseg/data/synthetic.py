@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from protoseg.config.sections import SyntheticConfig
 from protoseg.data.images import save_image, save_mask, write_text
 from protoseg.data.lists import SPLITS, Split
-from protoseg.data.palette import voc_palette
+from protoseg.data.palette import default_palette
 from protoseg.data.scenes.patterns import Dice
 from protoseg.data.scenes.scene import Scene
 from protoseg.data.scenes.solids import SOLIDS
@@ -38,7 +38,7 @@ _SESSION, _SESSION_VARIETY = 12, 0.15
 def synthetic_classes(config: SyntheticConfig) -> list[ClassInfo]:
     """The classes of the embedded set, named after their solids; id 0 is the background."""
     names = ["background", *SOLIDS][: config.num_classes]
-    colors = voc_palette(config.num_classes)
+    colors = default_palette(names)
     return [ClassInfo(name=name, color=color) for name, color in zip(names, colors, strict=True)]
 
 

@@ -53,6 +53,7 @@ def draw_sheet(
     key: str = "",
     titles: Sequence[str] = (),
     num_prototypes: int = 0,
+    hatched: str = "ignored",
 ) -> Image.Image:
     """Lay out tiles in reading order.
 
@@ -64,13 +65,14 @@ def draw_sheet(
         key: What the pictures show, ending in what a scale of heat colours from 0 to 1 stands for.
         titles: A title above each picture of the first row.
         num_prototypes: Shades to show beside each class colour.
+        hatched: What the legend calls hatched pixels.
     """
     places = max(len(tile.pictures) for tile in tiles)
     span = places * (CELL + _GAP) - _GAP
     columns = min(columns, len(tiles))
     rows = [tiles[first : first + columns] for first in range(0, len(tiles), columns)]
     width = 2 * _MARGIN + columns * (span + _BETWEEN) - _BETWEEN
-    legend = class_legend(classes, num_prototypes, width - 2 * _MARGIN)
+    legend = class_legend(classes, width - 2 * _MARGIN, num_prototypes=num_prototypes, hatched=hatched)
     above = LINE * max(bool(tile.title) + bool(tile.note) for tile in tiles)
     below = LINE * any(tile.captions for tile in tiles)
     between = 2 * _GAP if below else _BETWEEN
@@ -120,30 +122,79 @@ def _heat_key(sheet: Image.Image, text: str, left: int, top: int) -> None:
     draw.text((place + 101, top + 1), "1", FAINT, _font(12))
 
 
-def class_legend(classes: Sequence[ClassInfo], num_prototypes: int, width: int) -> Image.Image:
-    """Class colours with names, each followed by its prototypes' shades; ``width`` pixels wide."""
-    font, swatch, shade = _font(13), 14, 9
-    entries = [*classes, ClassInfo(name="ignored", color=IGNORED[0])]
-    places: list[tuple[int, int, ClassInfo, list[tuple[int, int, int]]]] = []
+def class_legend(
+    classes: Sequence[ClassInfo],
+    width: int,
+    *,
+    num_prototypes: int = 0,
+    hatched: str = "",
+    scale: float = 1.0,
+) -> Image.Image:
+    """Class colours with names, ``width`` pixels wide and as high as it needs to be.
+
+    Args:
+        classes: Names and colours.
+        width: Pixels; a name that is longer is cut short with dots.
+        num_prototypes: Shades that follow each colour.
+        hatched: What hatched pixels are called, last; empty: there are none.
+        scale: Enlarges it.
+    """
+    size = round(13 * scale)
+    font, swatch, shade, gap = _font(size), round(14 * scale), round(9 * scale), round(4 * scale)
+    step, entries = round((LINE + 4) * scale), list(classes)
+    if hatched:
+        entries.append(ClassInfo(name=hatched, color=IGNORED[0]))
+    places: list[tuple[int, int, str, ClassInfo, list[tuple[int, int, int]]]] = []
     left, line = 0, 0
     for number, item in enumerate(entries):
         shades = prototype_colors(item.color, num_prototypes) if number < len(classes) else []
-        strip = swatch + 4 + (len(shades) * shade + 4 if shades else 0)
-        size = strip + math.ceil(font.getlength(item.name))
-        if left and left + size > width:
+        strip = swatch + gap + (len(shades) * shade + gap if shades else 0)
+        name = _fitted(item.name, width - strip, size)
+        wide = strip + math.ceil(font.getlength(name))
+        if left and left + wide > width:
             left, line = 0, line + 1
-        places.append((left, line * (LINE + 4) + 3, item, shades))
-        left += size + 20
-    legend = Image.new("RGB", (width, (line + 1) * (LINE + 4)), PAPER)
+        places.append((left, line * step + round(3 * scale), name, item, shades))
+        left += wide + round(20 * scale)
+    legend = Image.new("RGB", (width, (line + 1) * step), PAPER)
     draw = ImageDraw.Draw(legend)
-    for left, top, item, shades in places:
+    for left, top, name, item, shades in places:
         draw.rectangle((left, top, left + swatch, top + swatch), item.color, FAINT)
-        left += swatch + 4
+        left += swatch + gap
         for color in shades:
             draw.rectangle((left, top, left + shade - 1, top + swatch), color)
             left += shade
-        draw.text((left + (4 if shades else 0), top - 2), item.name, INK, font)
+        draw.text((left + (gap if shades else 0), top - round(2 * scale)), name, INK, font)
     return legend
+
+
+def with_legend(picture: Image.Image, labels: Picture, classes: Sequence[ClassInfo]) -> Image.Image:
+    """An overlay with the classes that it shows below it, the largest first, with their shares.
+
+    The pixels of the overlay stay as they are, at the top left; text grows with the picture. A black class,
+    which leaves the image as it is, has an empty box.
+
+    Args:
+        picture: The overlay.
+        labels: (H, W) class ids.
+        classes: Names and colours of all classes.
+    """
+    pixels = np.bincount(labels.reshape(-1), minlength=len(classes))[: len(classes)]
+    shown = [int(i) for i in np.argsort(-pixels, kind="stable") if pixels[i]]
+    entries = [
+        ClassInfo(
+            name=f"{classes[i].name} {pixels[i] / labels.size:.1%}",
+            color=classes[i].color if any(classes[i].color) else PAPER,
+        )
+        for i in shown
+    ]
+    scale = max(1.0, picture.width / 900)
+    margin = round(6 * scale)
+    width = max(picture.width, CELL)
+    legend = class_legend(entries, width - 2 * margin, scale=scale)
+    sheet = Image.new("RGB", (width, picture.height + legend.height + 2 * margin), PAPER)
+    sheet.paste(picture, (0, 0))
+    sheet.paste(legend, (margin, picture.height + margin))
+    return sheet
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -43,6 +43,8 @@ class EvalResult:
     """(C, C) int64 pixel counts; rows are targets, columns predictions."""
     num_images: int
     """Images evaluated, over all processes."""
+    class_images: list[int]
+    """Images that hold a class, by class id."""
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -86,12 +88,14 @@ class Accumulator:
         calibration: (heads, 3, bins) int64.
         boundary: (heads, 2, C) int64.
         num_images: () int64.
+        class_images: (C,) int64.
     """
 
     confusion: Tensor
     calibration: Tensor
     boundary: Tensor
     num_images: Tensor
+    class_images: Tensor
 
     @classmethod
     def empty(cls, num_heads: int, num_classes: int, device: torch.device) -> Accumulator:
@@ -105,6 +109,7 @@ class Accumulator:
             zeros(num_heads, 3, counts.DEFAULT_BINS),
             zeros(num_heads, 2, num_classes),
             zeros(),
+            zeros(num_classes),
         )
 
     def add(self, scored: Sequence[Scored], target: Tensor, ignore_index: int, boundary: bool) -> None:
@@ -112,7 +117,8 @@ class Accumulator:
         num_classes = self.confusion.shape[-1]
         valid = counts.counted(target, num_classes, ignore_index)
         for index, (label, confidence) in enumerate(scored):
-            self.confusion[index] += counts.confusion_matrix(label[0], target, num_classes, ignore_index)
+            table = counts.confusion_matrix(label[0], target, num_classes, ignore_index)
+            self.confusion[index] += table
             right = label[0] == target
             self.calibration[index] += counts.calibration_counts(confidence[0], right, valid)
         if boundary:
@@ -120,10 +126,11 @@ class Accumulator:
             found = edges.boundary_counts(labels, target.cpu().numpy(), num_classes, ignore_index)
             self.boundary += torch.from_numpy(found).to(target.device)
         self.num_images += 1
+        self.class_images += table.any(1)
 
     def reduced(self, reduce: Reduce) -> Accumulator:
         """Summed over processes, in one call of ``reduce``."""
-        parts = (self.confusion, self.calibration, self.boundary, self.num_images)
+        parts = (self.confusion, self.calibration, self.boundary, self.num_images, self.class_images)
         flat = reduce(torch.cat([part.flatten() for part in parts]))
         pieces = torch.split(flat, [part.numel() for part in parts])
         return Accumulator(*(piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)))
@@ -143,6 +150,7 @@ class Accumulator:
             ece={heads[i]: counts.expected_calibration_error(calibration[i]) for i in each},
             confusion={heads[i]: torch.from_numpy(tables[i]) for i in each},
             num_images=int(self.num_images),
+            class_images=self.class_images.tolist(),
         )
 
 

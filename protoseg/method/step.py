@@ -313,6 +313,7 @@ def compute_step(
     draw: Callable[[int], np.random.Generator],
     processes: Processes,
     autocast: Autocast = nullcontext,
+    see: Callable[[StrongViews], None] | None = None,
 ) -> StepResult:
     """Forward passes and losses of one micro-step (arXiv 2210.04388, eq. 2 to 8; see docs/method).
 
@@ -328,6 +329,7 @@ def compute_step(
         draw: Gives the generator of the step's draw of a number, alike on every process.
         processes: Who shares the batch.
         autocast: Gives the context of the teacher's forward pass.
+        see: Is shown the mixed views and their labels, which it must not change.
     """
     target, upsample = labeled["target"], networks.network.upsample
     local, size = len(target), (target.shape[1], target.shape[2])
@@ -335,6 +337,8 @@ def compute_step(
     if unlabeled is not None:
         strong = teach(networks, method, unlabeled, phase, draw=draw, processes=processes, autocast=autocast)
         images = torch.cat([images, strong.image])
+        if see is not None:
+            see(strong)
     paired = local if strong is not None and method.views.complementary_dropout else 0
     output = networks.student(images, paired=paired)
     # apart from here on: the gradient of a slice of full-size scores is a full-size map of zeros

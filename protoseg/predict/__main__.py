@@ -3,7 +3,7 @@
 For each image, upright as its EXIF says and at its own size:
 
 * ``OUT/masks/NAME.png``: class ids, with the classes' colours as palette;
-* ``OUT/overlays/NAME.jpg``: the mask over the image;
+* ``OUT/overlays/NAME.jpg``: the mask over the image, with a legend below it (``--no-legend``);
 * ``OUT/confidence/NAME.png``: probability of the predicted class, 0 to 255;
 * ``OUT/disagreement/NAME.png``: how little the linear head believes the mask, whichever head made it, 0 to
   255: bright where the mask may be wrong;
@@ -38,8 +38,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m protoseg.predict",
-        description="Segment images: class-id masks, overlays, confidence and disagreement maps, each at the "
-        "image's own size.",
+        description="Segment images: class-id masks, confidence and disagreement maps at the image's own "
+        "size, and overlays with a legend.",
     )
     add = parser.add_argument
     add("checkpoint", metavar="CKPT", help="run folder, checkpoint folder, or a file in it")
@@ -55,6 +55,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     for part in PARTS[1:]:
         add(f"--no-{part.removesuffix('s')}", action="store_true", help=f"do not write OUT/{part}")
+    add("--no-legend", action="store_true", help="overlays of exactly the image's size, without the legend "
+        "below")  # fmt: skip
     add("--soft", action="store_true", help="write OUT/soft too, probabilities of all classes "
         "for pseudo_labels.folder")  # fmt: skip
     add("--sliding", action="store_true", help="overlapping windows of the training crop, averaged, "
@@ -87,9 +89,9 @@ def run(arguments: argparse.Namespace) -> int:
     failed = 0
     pause = 0.1 if sys.stderr.isatty() else 10.0
     with tqdm(total=len(found.images), desc="predict", unit="image", mininterval=pause) as bar:
-        for _path, reason in predict_files(
-            segmenter, info, found.images, out, head=head, config=config, parts=parts
-        ):
+        results = predict_files(segmenter, info, found.images, out, head=head, config=config, parts=parts,
+                                legend=not arguments.no_legend)  # fmt: skip
+        for _path, reason in results:
             bar.update()
             if reason is not None:
                 failed += 1

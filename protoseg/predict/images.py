@@ -114,8 +114,11 @@ def predict_files(
     head: HeadName = DEFAULT_HEAD,
     config: EvalConfig | None = None,
     parts: Sequence[str] = PARTS,
+    legend: bool = True,
 ) -> Iterator[tuple[Path, str | None]]:
     """Segment files one by one, write the results, and note in ``out/predictions.csv`` what is whose.
+
+    ``legend`` names the colours below each overlay.
 
     Yields:
         Each path, with None, or why it was skipped.
@@ -123,7 +126,6 @@ def predict_files(
     Raises:
         DataError: If a result cannot be written, or the table of an earlier call cannot be read.
     """
-    colors = [item.color for item in info.classes]
     table = ResultTable(out)
     names, rules = table.reserve(images), reading(info.data, info.input)
     try:
@@ -140,8 +142,8 @@ def predict_files(
                     classes = [item.name for item in info.classes]
                     write_soft_labels(out / SOFT / f"{name}.npz", probs, classes)
                     continue
-                save_part(out / part_file(part, name), part, prediction.labels, colors, image=image,
-                          confidence=prediction.confidence,
+                save_part(out / part_file(part, name), part, prediction.labels, info.classes, legend=legend,
+                          image=image, confidence=prediction.confidence,
                           label_probability=prediction.label_probability)  # fmt: skip
             table.done(name, parts, head, info.name, info.step)
             yield item.path, None

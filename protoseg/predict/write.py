@@ -11,7 +11,9 @@ from PIL import Image
 
 from protoseg.data.images import save_image, save_mask, save_whole
 from protoseg.draw.colours import overlay_picture
+from protoseg.draw.tiles import with_legend
 from protoseg.errors import DataError
+from protoseg.manifest import ClassInfo
 
 Scores = NDArray[np.float32] | None
 
@@ -20,8 +22,9 @@ def save_part(
     path: Path,
     part: str,
     labels: NDArray[np.uint8],
-    colors: Sequence[tuple[int, int, int]],
+    classes: Sequence[ClassInfo],
     *,
+    legend: bool = True,
     image: NDArray[np.uint8] | None = None,
     confidence: Scores = None,
     label_probability: Scores = None,
@@ -32,7 +35,8 @@ def save_part(
         path: The file.
         part: ``masks``, ``overlays``, ``confidence`` or ``disagreement``.
         labels: (H, W) class ids.
-        colors: Colour of each class.
+        classes: Names and colours by id.
+        legend: Name the colours below an overlay.
         image: (H, W, C), for an overlay.
         confidence: (H, W) in [0, 1], for that picture.
         label_probability: (H, W) in [0, 1], for the disagreement.
@@ -44,11 +48,13 @@ def save_part(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{path.parent} cannot be made: {error}") from error
+    colors = [item.color for item in classes]
     if part == "masks":
         save_mask(path, labels, colors)
     elif part == "overlays":
         assert image is not None
-        save_whole(path, Image.fromarray(overlay_picture(image, labels, colors)))
+        overlay = Image.fromarray(overlay_picture(image, labels, colors))
+        save_whole(path, with_legend(overlay, labels, classes) if legend else overlay)
     else:
         scores = confidence if part == "confidence" else label_probability
         assert scores is not None

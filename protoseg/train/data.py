@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,15 @@ from protoseg.seeds import generator
 logger = logging.getLogger("protoseg")
 
 
+class ClassCount(NamedTuple):
+    """What is labelled, by class id."""
+
+    shares: list[float]
+    """Share of the labelled pixels in [0, 1]."""
+    images: list[int]
+    """Images that hold the class."""
+
+
 @dataclass(frozen=True)
 class RunData:
     """Images and classes of a run."""
@@ -39,8 +48,8 @@ class RunData:
     val: Source
     mean: list[float]
     std: list[float]
-    labeled_shares: list[float]
-    """Share of each class among labelled pixels."""
+    labeled_count: ClassCount
+    """Pixels and images of each class among the labelled ones."""
     hashes: dict[str, str]
     """Hash of each list."""
     value_range: ValueRange | None = None
@@ -55,17 +64,17 @@ class RunData:
 
     def class_weights(self) -> Tensor:
         """(C,) ``share ** -0.5``, scaled so that the mean weight of a labelled pixel is 1; 0 without one."""
-        raw = torch.tensor([0.0 if s == 0 else s**-0.5 for s in self.labeled_shares])
-        return raw / (raw * torch.tensor(self.labeled_shares)).sum()
+        raw = torch.tensor([0.0 if s == 0 else s**-0.5 for s in self.labeled_count.shares])
+        return raw / (raw * torch.tensor(self.labeled_count.shares)).sum()
 
 
-def count_classes(source: CachedSource, num_classes: int) -> list[float]:
-    """Share of each class among the labelled pixels; reads every labelled mask once.
+def count_classes(source: CachedSource, num_classes: int) -> ClassCount:
+    """What is labelled of each class; reads every labelled mask once.
 
     Raises:
         DataError: If no pixel is labelled.
     """
-    counts = np.zeros(256, np.int64)
+    counts, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
     for index in range(len(source)):
         try:
             mask = source.mask(index)
@@ -73,14 +82,16 @@ def count_classes(source: CachedSource, num_classes: int) -> list[float]:
             if source.config.on_error == "raise":
                 raise
             continue  # the loader passes it over too, and counts it
-        counts += np.bincount(mask.reshape(-1), minlength=256)
+        found = np.bincount(mask.reshape(-1), minlength=256)
+        counts += found
+        images += found > 0
     known = counts[:num_classes]
     if known.sum() == 0:
         raise DataError(
             "no labelled pixel has a class: every mask holds only ignored values; check data.label_map "
             "with python -m protoseg.check"
         )
-    return [float(v) for v in known / known.sum()]
+    return ClassCount((known / known.sum()).tolist(), images[:num_classes].tolist())
 
 
 class Part(Source):
@@ -223,7 +234,7 @@ def open_run_data(config: Config) -> RunData:
         val=used["val"],
         mean=settings.mean or mean,
         std=settings.std or std,
-        labeled_shares=count_classes(labeled, len(classes)),
+        labeled_count=count_classes(labeled, len(classes)),
         hashes={split: source.sha256 for split, source in used.items()},
         value_range=settings.value_range,
         held_out=held_out,
@@ -298,7 +309,7 @@ def open_batches(
     pick = None
     if train.rare_class_temperature is not None:
         shown = shown_classes(data.labeled, len(data.classes))
-        pick = rare_class_picker(shown, data.labeled_shares, train.rare_class_temperature, train.seed)
+        pick = rare_class_picker(shown, data.labeled_count.shares, train.rare_class_temperature, train.seed)
 
     def stream(source: CachedSource, name: Literal["labeled", "unlabeled"], first: int) -> Iterator[Sample]:
         return make_stream(

@@ -93,11 +93,12 @@ def train(
     )
     terminal.event("start", step=progress.step, **setup.facts(folder, info, data, schedule, accelerator))
     log = RunLog(folder, setup.start_trackers(config, accelerator, progress.step), processes,
-                 Monitor(names, data.labeled_shares, best=progress.best), terminal, step=progress.step,
+                 Monitor(names, data.labeled_count.shares, best=progress.best), terminal, step=progress.step,
                  eval_every=schedule.eval_every)  # fmt: skip
     results = Results(
-        folder, networks, info, EvalSamples(data.val), processes, accelerator.autocast, log, states
-    )
+        folder, networks, info, data.labeled_count, EvalSamples(data.val), processes, accelerator.autocast,
+        log, states,
+    )  # fmt: skip
     interrupt, faults, early = Interrupt(), FaultWatch(processes.device, states), False
 
     for step in range(progress.step, schedule.max_steps):
@@ -120,10 +121,12 @@ def train(
             # dropout and the like: a function of seed, position and process, so that a resumed run agrees
             torch.manual_seed(int(generator(seed, "steps", number, processes.rank).integers(2**31)))
             last = number + 1 == (step + 1) * settings.accumulate
+            begins = number in (0, schedule.warmup_steps * settings.accumulate)
+            see = results.draw_views(step, labeled, unlabeled, begins=begins)
             with nullcontext() if last else accelerator.no_sync(networks.student):
                 found = compute_step(networks, method, labeled, unlabeled, phase, processes=processes,
                                      draw=partial(generator, seed, "global", number),
-                                     autocast=accelerator.autocast)  # fmt: skip
+                                     autocast=accelerator.autocast, see=see)  # fmt: skip
                 accelerator.backward(found.loss / settings.accumulate)
             log.interval.add(found)
             points.append(found.points)

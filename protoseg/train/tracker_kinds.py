@@ -22,6 +22,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from PIL import Image
 
 PICTURE = "validation"
+"""Name of the predictions beside their masks."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Tracker:
         """Log numbers of a step."""
         self.inner.log(values, step=step)
 
-    def picture(self, path: Path, step: int) -> None:
+    def picture(self, path: Path, step: int, name: str) -> None:
         """Log a PNG file."""
 
     def best(self, folder: Path) -> None:
@@ -114,11 +115,11 @@ class TensorBoard(Tracker):
             self.inner.writer.file_writer.add_summary(summary)
         return None
 
-    def picture(self, path: Path, step: int) -> None:
+    def picture(self, path: Path, step: int, name: str) -> None:
         """Log a PNG file."""
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
-        self.inner.writer.add_image(PICTURE, pixels, step, dataformats="HWC")
+        self.inner.writer.add_image(name, pixels, step, dataformats="HWC")
 
 
 class WeightsAndBiases(Tracker):
@@ -133,11 +134,11 @@ class WeightsAndBiases(Tracker):
         )  # fmt: skip
         return str(self.inner.run.id)
 
-    def picture(self, path: Path, step: int) -> None:
+    def picture(self, path: Path, step: int, name: str) -> None:
         """Log a PNG file."""
         import wandb
 
-        self.inner.log({PICTURE: wandb.Image(str(path))}, step=step)
+        self.inner.log({name: wandb.Image(str(path))}, step=step)
 
     def best(self, folder: Path) -> None:
         """Keep a checkpoint folder as an artifact of type ``model``."""
@@ -174,7 +175,7 @@ class MLflow(Tracker):
         """Log numbers of a step, under the names that MLflow admits."""
         self.inner.log({re.sub(r"[^\w\-. :/]", "_", key): v for key, v in values.items()}, step=step)
 
-    def picture(self, path: Path, step: int) -> None:
+    def picture(self, path: Path, step: int, name: str) -> None:
         """Log a PNG file."""
         self.inner.log_artifact(str(path), "pictures")
 
@@ -195,11 +196,11 @@ class Trackio(Tracker):
             )  # fmt: skip
         return str(self.inner.run.name)
 
-    def picture(self, path: Path, step: int) -> None:
+    def picture(self, path: Path, step: int, name: str) -> None:
         """Log a PNG file."""
         import trackio
 
-        self.inner.log({PICTURE: trackio.Image(str(path))}, step=step)
+        self.inner.log({name: trackio.Image(str(path))}, step=step)
 
     def best(self, folder: Path) -> None:
         """Keep a checkpoint folder as an artifact of type ``model``."""
@@ -234,9 +235,9 @@ class Comet(Tracker):
         self.inner.store_init_configuration(self.run.flat)
         return str(self.inner.writer.get_key())
 
-    def picture(self, path: Path, step: int) -> None:
+    def picture(self, path: Path, step: int, name: str) -> None:
         """Log a PNG file."""
-        self.inner.writer.log_image(str(path), name=PICTURE, step=step)
+        self.inner.writer.log_image(str(path), name=name, step=step)
 
     def best(self, folder: Path) -> None:
         """Keep a checkpoint folder as a model."""

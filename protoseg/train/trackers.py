@@ -16,7 +16,16 @@ import numpy as np
 
 from protoseg.errors import ConfigError
 from protoseg.files import write_text_whole
-from protoseg.train.tracker_kinds import Comet, MLflow, Run, TensorBoard, Tracker, Trackio, WeightsAndBiases
+from protoseg.train.tracker_kinds import (
+    PICTURE,
+    Comet,
+    MLflow,
+    Run,
+    TensorBoard,
+    Tracker,
+    Trackio,
+    WeightsAndBiases,
+)  # fmt: skip
 
 logger = logging.getLogger("protoseg")
 
@@ -68,9 +77,9 @@ class Trackers:
         finite = {key: float(value) for key, value in values.items() if np.isfinite(value)}
         self._each(f"step {step}", lambda tracker: tracker.numbers(finite, step))
 
-    def picture(self, path: Path, step: int) -> None:
-        """Log a PNG file of a step."""
-        self._each(f"picture of step {step}", lambda tracker: tracker.picture(path, step))
+    def picture(self, path: Path, step: int, name: str = PICTURE) -> None:
+        """Log a PNG file of a step under a name that is the same at every step."""
+        self._each(f"picture of step {step}", lambda tracker: tracker.picture(path, step, name))
 
     def close(self, best: Path | None = None) -> None:
         """Hand over the best checkpoint, if the run has finished with one, and close."""

@@ -123,6 +123,9 @@ def test_a_named_file_is_the_mask_or_the_overlay(tmp_path: Path) -> None:
     found = made()
     np.testing.assert_array_equal(np.asarray(Image.open(found.save(tmp_path / "new" / "m.png")[0])), LABELS)
     assert Image.open(found.save(tmp_path / "o.webp")[0]).mode == "RGB"
+    named, bare = (Image.open(found.save(tmp_path / "o.jpg", legend=on)[0]).size for on in (True, False))
+    assert bare == LABELS.shape[::-1]
+    assert named[1] > bare[1]
     for target, options, says in (
         (tmp_path / "m.tif", {}, r"named \.png \(mask\)"),
         (tmp_path / "m.png", {"overlay": True}, "name a folder"),

@@ -12,7 +12,7 @@ from protoseg.config.load import load_config
 from protoseg.config.sections import DataConfig
 from protoseg.data.class_files import read_class_file
 from protoseg.data.classes import read_classes, read_labelmap
-from protoseg.data.palette import voc_palette
+from protoseg.data.palette import default_palette
 from protoseg.errors import DataError
 
 NAMES = ["background", "crack", "hole"]
@@ -115,7 +115,7 @@ def test_ids_that_do_not_count_from_zero_are_cured_by_what_is_printed(tmp_path: 
     cured = load_config(None, [*base, classes, label_map]).data
     assert [c.name for c in read_classes(cured)] == ["wall", "sky, air"]
     assert cured.label_map == {"1": "wall", "3": "sky, air"}
-    assert read_classes(cured)[1].color == voc_palette(2)[1]
+    assert read_classes(cured)[1].color == default_palette(["wall", "sky, air"])[1]
 
 
 @pytest.mark.parametrize(

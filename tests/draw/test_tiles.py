@@ -1,8 +1,11 @@
 import numpy as np
+import pytest
+from PIL import Image
 from tiny import tiny_info
 
 from protoseg.draw.colours import heat_picture
-from protoseg.draw.tiles import CELL, TALLEST, Tile, draw_sheet, small
+from protoseg.draw.tiles import CELL, TALLEST, Tile, class_legend, draw_sheet, small, with_legend
+from protoseg.manifest import ClassInfo
 
 CLASSES = tiny_info(3).classes
 
@@ -51,3 +54,28 @@ def test_the_legend_names_every_class_however_many():
     assert long.shape[1] == few.shape[1]
     assert long.shape[0] > few.shape[0] + 200
     assert (long == CLASSES[1].color).all(2).sum() >= 40 * 13 * 13
+
+
+@pytest.mark.parametrize("size", [(40, 30), (500, 300), (4000, 3000)])
+def test_an_overlay_keeps_its_pixels_and_names_what_it_shows_below(size):
+    classes = [
+        ClassInfo(name="background", color=(0, 0, 0)), ClassInfo(name="sky", color=(1, 2, 250)),
+        ClassInfo(name="absent", color=(250, 3, 4)),
+    ]  # fmt: skip
+    labels = np.zeros(size[::-1], np.uint8)
+    labels[: size[1] // 4] = 1
+    overlay = Image.new("RGB", size, (90, 91, 92))
+    sheet = np.array(with_legend(overlay, labels, classes))
+    assert (sheet[: size[1], : size[0]] == (90, 91, 92)).all()
+    below = sheet[size[1] :]
+    side = max(14, 14 * size[0] // 900)
+    assert (below == classes[1].color).all(-1).sum() == pytest.approx(side * side, rel=0.2)
+    assert not (below == classes[2].color).all(-1).any(), "what is not there is not named"
+    assert not (below == 0).all(-1).any(), "a black class is not painted: its box is empty"
+    assert (below[:, -1] == 255).all(), "no text reaches the edge"
+
+
+def test_a_long_name_is_cut_short_and_not_at_the_edge():
+    legend = np.array(class_legend([ClassInfo(name="w" * 300, color=(9, 9, 250))], 200))
+    assert legend.shape[1] == 200
+    assert (legend[:, -1] == 255).all()

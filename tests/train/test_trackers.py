@@ -164,7 +164,7 @@ def by_mlflow(run, home):
         "settings": found.data.params,
         "steps": [m.step for m in client.get_metric_history(found.info.run_id, "loss/total")],
         "numbers": set(found.data.metrics),
-        "pictures": len([f for f in files if f.startswith("pictures/")]),
+        "pictures": len([f for f in files if f.startswith("pictures/step_")]),
         "best": "best/model.safetensors" in files,
     }
 
@@ -177,6 +177,7 @@ def by_tensorboard(run, home):
         "steps": [e.step for e in events.Scalars("loss/total")],
         "numbers": set(events.Tags()["scalars"]),
         "pictures": len(events.Images("validation")),
+        "others": {"views", "labels", "curves", "class_curves"} - set(events.Tags()["images"]),
         "best": True,  # there is no place for it
     }
 
@@ -216,7 +217,9 @@ def by_comet(run, home):
         },
         "steps": [m["step"] for m in metrics if m["metricName"] == "loss/total"],
         "numbers": {m["metricName"] for m in metrics},
-        "pictures": sum(m["upload_type"] == "visualization" for m in uploads),
+        "pictures": sum(
+            m["upload_type"] == "visualization" and "validation" in json.dumps(m) for m in uploads
+        ),
         "best": any("tiny-best" in json.dumps(m) for m in uploads),
     }
 
@@ -307,6 +310,7 @@ def test_a_tracker_has_project_name_settings_numbers_pictures_and_best_and_goes_
     assert found["steps"] == [1, 2, 3, 4, 5, 6]
     assert {"val/miou_linear", "val/iou_fused/background", "val/iou_linear/disc"} <= found["numbers"]
     assert found["pictures"] == 3
+    assert not found.get("others")
     assert found["best"]
 
 

@@ -84,7 +84,9 @@ def test_a_run_from_start_to_checkpoint(config_file, run_module, tmp_path):
         assert control not in done.stdout + done.stderr, "a log file has whole lines"
     assert "step 1 of 8: loss " in done.stdout
     assert len(list((run / "pictures").glob("*.png"))) == 2
-    assert (run / "curves.png").stat().st_size > 1000
+    for name in ("views.png", "labels.png", "curves.png", "class_curves.png"):
+        assert (run / name).stat().st_size > 1000
+        assert str(run / name) in done.stdout
     info = load_checkpoint(run).info
     assert info.step == 8
     assert set(info.metrics["val"]["miou"]) == {"linear", "prototype", "fused"}
@@ -138,8 +140,10 @@ def test_the_same_command_gives_the_same_bytes(config_file, run_module, tmp_path
         assert done.returncode == 0, done.stderr
     one, two = tmp_path / "runs" / "one", tmp_path / "runs" / "two"
     assert_same_run(one, two)
-    for picture in (one / "pictures").glob("*.png"):
-        assert picture.read_bytes() == (two / "pictures" / picture.name).read_bytes()
+    pictures = [path.relative_to(one) for path in one.rglob("*.png")]
+    assert len(pictures) == 6
+    for picture in pictures:
+        assert (one / picture).read_bytes() == (two / picture).read_bytes()
 
 
 @pytest.mark.slow
