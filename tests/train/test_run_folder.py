@@ -101,7 +101,7 @@ def test_a_finished_run_holds_its_weights_once_and_tells_machines(train, run, ca
     assert [item["step"] for item in events if item["event"] == "log"] == [1, 2, 3]
     assert all(item["seconds_left"] >= 0 for item in events if item["event"] == "log")
     last = next(item for item in events if item["event"] == "evaluation" and item["step"] == 3)
-    assert last["iou"]["fused"].keys() == {"background", "disc", "square", "triangle", "cross"}
+    assert last["iou"]["fused"].keys() == {"background", "ball", "box", "can", "cone"}
     assert Path(events[-1]["best"]["checkpoint"]) == run / "best"
 
     (state,) = (run / "state").iterdir()

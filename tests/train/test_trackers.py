@@ -308,7 +308,7 @@ def test_a_tracker_has_project_name_settings_numbers_pictures_and_best_and_goes_
     assert found["name"] == "tiny", module
     assert str(found["settings"]["train.warmup_steps"]) == "2"
     assert found["steps"] == [1, 2, 3, 4, 5, 6]
-    assert {"val/miou_linear", "val/iou_fused/background", "val/iou_linear/disc"} <= found["numbers"]
+    assert {"val/miou_linear", "val/iou_fused/background", "val/iou_linear/ball"} <= found["numbers"]
     assert found["pictures"] == 3
     assert not found.get("others")
     assert found["best"]
