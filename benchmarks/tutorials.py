@@ -82,12 +82,14 @@ def tidy(notebook: Any, folder: Path) -> None:
                 continue
             if output.name == "stderr" and re.search(r"\r|TqdmWarning", output.text):
                 continue
-            output.text = output.text.replace(str(folder), ".")
             # the kernel sends what a command prints in pieces
             if kept and kept[-1].output_type == "stream" and kept[-1].name == output.name:
                 kept[-1].text += output.text
             else:
                 kept.append(output)
+        for output in kept:
+            if output.output_type == "stream":
+                output.text = output.text.replace(str(folder), ".")
         cell.outputs = kept
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

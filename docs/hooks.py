@@ -1,4 +1,4 @@
-"""What mkdocs cannot do by itself: pages from files of the root and from notebooks, links that leave docs/."""
+"""What mkdocs cannot do by itself: pages from notebooks and from files of the root, links out of docs/."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def notebook_page(notebook: dict[str, Any], name: str) -> tuple[str, dict[str, b
         if cell["cell_type"] == "markdown":
             parts.append(source)
             if len(parts) == 1:
-                parts.append(f"This page is a notebook: [{name}]({name}).")
+                parts.append(f'This page is a notebook: <a href="../{name}" download>{name}</a>.')
             continue
         shell = source.removeprefix("%%bash\n")
         parts.append(f"```bash\n{shell}\n```" if shell != source else f"```python\n{source}\n```")
@@ -88,7 +88,7 @@ def rewrite_links(text: str, folder: PurePosixPath) -> str:
         path = os.path.normpath(folder / target)
         page = {**ROOT_PAGES, "README.md": "index.md"}.get(path)
         if page is None and path.startswith("docs/"):
-            page = path.removeprefix("docs/")
+            page = re.sub(r"^(tutorials/\w+)\.ipynb$", r"\1.md", path.removeprefix("docs/"))
         if page is not None:
             # pages of the root lie beside those of docs/
             here = folder.relative_to("docs") if folder.parts else folder
