@@ -93,6 +93,9 @@ class Exported:
     def __fspath__(self) -> str:
         return str(self.folder)
 
+    def __repr__(self) -> str:
+        return f"<Exported {self.folder}: {', '.join(f'{k} {v}' for k, v in self.parity.items())}>"
+
     @property
     def servable(self) -> bool:
         """Whether the fp32 graph passed parity."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -14,12 +16,14 @@ import yaml
 from tiny import PROJECT_ROOT
 
 import protoseg
+from protoseg.cli.commands import COMMANDS
 from protoseg.config.load import load_config
 from protoseg.config.reference import describe_settings
 from protoseg.config.sections import Config
 from protoseg.errors import ConfigError
 
 DOCS = PROJECT_ROOT / "docs"
+NOTEBOOKS = sorted((DOCS / "tutorials").glob("*.ipynb"))
 PAGES = [*sorted(DOCS.glob("*.md")), PROJECT_ROOT / "CONTRIBUTING.md", PROJECT_ROOT / "SECURITY.md"]
 
 
@@ -53,6 +57,7 @@ def navigation():
 def test_the_nav_has_every_page_and_no_other(hooks):
     generated = set(hooks.ROOT_PAGES.values())
     pages = {path.name for path in DOCS.glob("*.md")} | generated
+    pages |= {f"tutorials/{path.stem}.md" for path in NOTEBOOKS}
     found = navigation()
     assert len(found) == len(set(found))
     assert set(found) == pages
@@ -72,6 +77,10 @@ def test_the_nav_has_every_page_and_no_other(hooks):
         ("docs", "[start](../README.md)", "[start](index.md)"),
         ("", "[a](docs/serving.md#settings)", "[a](serving.md#settings)"),
         ("", "[a](SECURITY.md)", "[a](security.md)"),
+        ("docs", "[a](tutorials/own_data.ipynb)", "[a](tutorials/own_data.md)"),
+        ("docs/tutorials", "[a](../training.md#b)", "[a](../training.md#b)"),
+        ("docs/tutorials", "[a](pictures.ipynb)", "[a](pictures.md)"),
+        ("docs/tutorials", "[a](../../SECURITY.md)", "[a](../security.md)"),
     ],
 )
 def test_links_that_leave_the_site(hooks, folder, link, expected):
@@ -111,6 +120,58 @@ def test_files_named_in_the_text_exist(path):
         assert (PROJECT_ROOT / name).exists(), f"{path.name}: {name}"
 
 
+@pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS, PROJECT_ROOT / "README.md"], ids=lambda p: p.name)
+def test_commands_named_in_the_text_exist(path):
+    for name in re.findall(r"(?:^|[`$|;&\"]|\\n) ?protoseg ([a-z]+)\b", path.read_text(), re.M):
+        assert name in COMMANDS, f"{path.name}: protoseg {name}"
+
+
+def test_a_notebook_becomes_a_page_with_what_it_printed(hooks):
+    image = base64.b64encode(b"picture").decode()
+    notebook = {"cells": [
+        {"cell_type": "markdown", "source": ["# Title\n", "text"]},
+        {"cell_type": "code", "source": "%%bash\nls", "outputs": [{"text": ["a\n", "b\n"]}]},
+        {"cell_type": "code", "source": "x", "outputs": [
+            {"data": {"text/html": "<figure></figure>", "text/plain": "<Result>"}},
+            {"data": {"image/jpeg": image, "text/plain": "<Image>"}},
+            {"data": {"text/plain": "1"}},
+        ]},
+    ]}  # fmt: skip
+    text, pictures = hooks.notebook_page(notebook, "name.ipynb")
+    assert pictures == {"name_0.jpeg": b"picture"}
+    assert text.split("\n\n") == [
+        "# Title\ntext",
+        'This page is a notebook: <a href="../name.ipynb" download>name.ipynb</a>.',
+        "```bash\nls\n```",
+        "```text\na\nb\n```",
+        "```python\nx\n```",
+        "<figure></figure>",
+        "![What the cell above shows](name_0.jpeg)",
+        "```text\n1\n```\n",
+    ]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_whole(path):
+    assert path.stat().st_size < 400_000, "pictures as JPEG, no wider than 800 pixels"
+    cells = json.loads(path.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1)), (
+        "run it: python -m benchmarks.tutorials"
+    )
+    assert "".join(code[0]["source"]).startswith("STEPS = ")
+    printed = json.dumps([cell["outputs"] for cell in code])
+    assert not re.search(r"Traceback|/tmp/|/home/|/root/|site-packages", printed)
+    known = settings()
+    for cell in cells:
+        text = "".join(cell["source"])
+        links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if cell["cell_type"] == "markdown" else []
+        for target in links:
+            assert "://" in target or (path.parent / target).exists(), target
+        for name in re.findall(r"`((?:\w+\.)+\w+)(?:=[^`]+)?`", text):
+            assert name.split(".")[0] not in Config.model_fields or name in known, name
+
+
 def test_the_map_has_every_folder_and_no_other():
     text = (PROJECT_ROOT / "CONTRIBUTING.md").read_text()
     (tree,) = re.findall(r"```text\n(protoseg/.*?)```", text, re.S)
@@ -130,7 +191,7 @@ def test_the_map_has_every_folder_and_no_other():
 def test_every_theme_of_troubleshooting_names_a_command_or_a_setting():
     text = (DOCS / "troubleshooting.md").read_text()
     answers = re.split(r"^### ", text, flags=re.M)[1:]
-    assert len(answers) == 23
+    assert len(answers) == 31
     for answer in answers:
         assert "`" in answer or "```" in answer, answer.splitlines()[0]
 
@@ -172,5 +233,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
         assert f"<code>{name}</code>" in page
     assert 'class="mermaid"' in (tmp_path / "site" / "contributing" / "index.html").read_text()
     assert not list((tmp_path / "site").glob("**/hooks.py"))
+    for path in NOTEBOOKS:
+        assert (tmp_path / "site" / "tutorials" / path.stem / "index.html").is_file()
+        assert (tmp_path / "site" / "tutorials" / path.name).is_file(), "to download"
     for path in (tmp_path / "site").rglob("*.html"):
         assert "fonts.googleapis.com" not in path.read_text(), path

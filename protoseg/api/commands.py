@@ -51,6 +51,11 @@ class Run:
     def __fspath__(self) -> str:
         return str(self.folder)
 
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else "stopped"
+        values = ", ".join(f"{head} {value:.1%}" for head, value in self.miou.items())
+        return f"<Run {self.folder}: {state}, step {self.metrics.get('step', 0)}; val mIoU {values or '-'}>"
+
     @property
     def miou(self) -> dict[str, float]:
         """Mean IoU on the validation images by head, in [0, 1]."""

@@ -43,6 +43,10 @@ class Evaluation:
         """The teacher's mean IoU by head, in [0, 1]."""
         return self.results["teacher"].miou
 
+    def __repr__(self) -> str:
+        values = ", ".join(f"{head} {value:.1%}" for head, value in self.miou.items())
+        return f"<Evaluation on {self.report['split']}, step {self.report['step']}: mIoU {values}>"
+
     def __str__(self) -> str:
         blocks = [
             f"{name}, {result.num_images} images of {self.report['split']}, step {self.report['step']}\n"

@@ -15,7 +15,7 @@ from tiny import TINY, photo, tiny_config, tiny_info, tiny_segmenter
 
 import protoseg
 from protoseg import UserError
-from protoseg.api.commands import resolve_config
+from protoseg.api.commands import Run, resolve_config
 from protoseg.checkpoint import save_checkpoint
 from protoseg.config.load import load_config
 from protoseg.evaluate.__main__ import main as evaluate_main
@@ -156,6 +156,13 @@ def test_an_evaluation_is_the_commands(run: Path, tmp_path: Path, capsys: Any) -
     assert elsewhere.results["teacher"].num_images == 1
     assert (tmp_path / "x" / "a.json").is_file()
     assert list(elsewhere.miou) == ["fused"]
+    assert repr(elsewhere) == f"<Evaluation on labeled, step 1: mIoU fused {elsewhere.miou['fused']:.1%}>"
+
+
+def test_what_a_notebook_shows_of_a_run_is_one_line() -> None:
+    run = Run(Path("runs/a"), tiny_config(), {"step": 8, "val": {"miou": {"linear": 0.5}}}, finished=True)
+    assert repr(run) == "<Run runs/a: finished, step 8; val mIoU linear 50.0%>"
+    assert repr(Run(Path("b"), tiny_config(), {}, finished=False)) == "<Run b: stopped, step 0; val mIoU ->"
 
 
 @pytest.mark.parametrize(
@@ -211,6 +218,7 @@ def test_train_export_load_in_one_process(tmp_path: Path) -> None:
     assert bundle.folder == tmp_path / "a" / "bundle"
     assert bundle.parity["model.onnx"] == "passed"
     assert "model.onnx" in bundle.table()
+    assert repr(bundle).startswith(f"<Exported {bundle.folder}: model.onnx passed, ")
     image = protoseg.load(run, device="cpu")
     with protoseg.load(bundle, device="cpu") as served:
         assert served.metrics == image.metrics
