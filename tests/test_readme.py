@@ -60,7 +60,7 @@ def test_settings_named_in_the_docs_exist():
         PROJECT_ROOT / "docs" / "method.md",
     ):
         for section, key in re.findall(r"`(\w+)\.(\w+)(?:=[^`]*)?`", path.read_text()):
-            if section in sections:
+            if section in sections and key != "png":
                 assert key in sections[section].annotation.model_fields, f"{path.name}: {section}.{key}"
 
 

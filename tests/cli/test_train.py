@@ -21,7 +21,9 @@ def trainer(monkeypatch, tmp_path):
     """What the trainer and the launcher are given; neither runs."""
     calls = []
     for name in (*train._LAUNCHERS, train.STARTED_AS, "CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU"):
-        monkeypatch.delenv(name, raising=False)
+        # set first, so that what the code under test sets is taken back, too
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(sys, "argv", ["protoseg train"])
     real = train.main_of(train.TRAINER)
