@@ -32,7 +32,7 @@ from protoseg.manifest import ClassInfo
 
 IGNORE = 255
 # the first scenes, which are those with labels by default, are of one session: their light differs little
-_SESSION, _SESSION_VARIETY = 12, 0.1
+_SESSION, _SESSION_VARIETY = 12, 0.15
 
 
 def synthetic_classes(config: SyntheticConfig) -> list[ClassInfo]:
