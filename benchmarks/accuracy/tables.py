@@ -212,7 +212,7 @@ BLOCKS = {
     for suffix, make in makers.items()
 } | {
     "gains": Block(
-        gains, tuple(f"accuracy_{name}" for name in ("camvid", "camvid_steps", "nuclei", "quickstart")),
+        gains, tuple(f"accuracy_{name}" for name in ("camvid", "camvid_steps", "nuclei")),
         TRAINING,
     )
 }  # fmt: skip

