@@ -98,7 +98,7 @@ def test_commands_of_the_readme_work_as_printed(tmp_path):
         )
 
     if not finished:
-        done = run("python -m protoseg.train --config short.yaml")
+        done = run("protoseg train --config short.yaml")
         assert done.returncode == 0, done.stderr
     server = None
     try:
@@ -125,3 +125,54 @@ def test_commands_of_the_readme_work_as_printed(tmp_path):
 
     offline = np.array(Image.open(tmp_path / "predictions" / "masks" / "val_0000.png"))
     assert np.array_equal(np.array(Image.open(tmp_path / "mask.png")), offline)
+    # the lines of Python, on the same run
+    Image.open(tmp_path / "scenes" / "images" / "val_0000.png").save(tmp_path / "photo.jpg")
+    (code,) = re.findall(r"```python\n(import protoseg\n.*?)```", README, re.S)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "out").rglob("photo*"))
+
+
+@pytest.mark.slow
+def test_the_configuration_for_own_images_works_as_printed(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    (text,) = re.findall(r"```yaml\n(data:.*?)```", README, re.S)
+    (block,) = re.findall(r"```bash\n(protoseg check --config my\.yaml.*?)```", README, re.S)
+    rng = np.random.default_rng(0)
+    (tmp_path / "unlabeled").mkdir()
+    for name in ("labeled", "val"):
+        lines = []
+        for number in range(4):
+            crack = np.zeros((64, 64), np.uint8)
+            crack[8 * number + 4 : 8 * number + 12] = 255
+            photo = np.where(crack[..., None] > 0, 40, 200) + rng.integers(0, 20, (64, 64, 3))
+            Image.fromarray(photo.astype(np.uint8)).save(tmp_path / f"{name}_{number}.png")
+            Image.fromarray(photo.astype(np.uint8)).save(tmp_path / "unlabeled" / f"{name}_{number}.jpg")
+            Image.fromarray(crack).save(tmp_path / f"{name}_{number}_mask.png")
+            lines.append(f"{name}_{number}.png {name}_{number}_mask.png")
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    for printed, small in (
+        ("/path/to/data", str(tmp_path)), ("[512, 512]", "[64, 64]"), ("max_steps: 4000", "max_steps: 4"),
+    ):  # fmt: skip
+        assert printed in text
+        text = text.replace(printed, small)
+    (tmp_path / "my.yaml").write_text(text)
+    environment = quiet_environment() | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    }
+    for command in block.strip().splitlines():
+        done = subprocess.run(
+            shlex.split(command, comments=True), cwd=tmp_path, env=environment, text=True,
+            capture_output=True, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert (tmp_path / "runs" / "cracks" / "checkpoint" / "config.json").is_file()
