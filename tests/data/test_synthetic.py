@@ -91,7 +91,7 @@ def test_index_out_of_range() -> None:
         scenes.image(12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     height=st.integers(16, 70),
     width=st.integers(16, 70),
