@@ -108,7 +108,7 @@ def test_a_study_with_a_first_stage_trains_it_first(tmp_path):
     path.write_text(yaml.safe_dump(study))
     done = run()
     assert done.returncode == 1
-    assert "protoseg_4_seed0_4: not trained, its first stage" in done.stdout
+    assert "protoseg_4_seed0_4: not trained, start_4_seed0_6" in done.stdout
 
 
 @pytest.mark.slow
