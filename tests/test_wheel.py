@@ -66,7 +66,8 @@ def built(tmp_path_factory):
 
 def shipped() -> set[str]:
     """What must be in the wheel, by its name there."""
-    code = {path for name in PACKAGES for path in (PROJECT_ROOT / name).rglob("*.py")}
+    kinds = ("*.py", "*.pyi", "py.typed")
+    code = {path for name in PACKAGES for kind in kinds for path in (PROJECT_ROOT / name).rglob(kind)}
     data = [*(PROJECT_ROOT / "serving" / "demo").iterdir(), *(PROJECT_ROOT / "serving").glob("*.txt")]
     names = {path.relative_to(PROJECT_ROOT).as_posix() for path in (*code, *data)}
     configs = (PROJECT_ROOT / "configs").rglob("*.yaml")
@@ -76,8 +77,7 @@ def shipped() -> set[str]:
 def test_the_wheel_holds_the_package_and_nothing_else(built):
     names = {name for name in zipfile.ZipFile(built[0]).namelist() if ".dist-info/" not in name}
     assert shipped() <= names
-    extra = {name for name in names - shipped() if not name.endswith("/py.typed")}
-    assert not extra
+    assert not names - shipped()
     metadata = next(n for n in zipfile.ZipFile(built[0]).namelist() if n.endswith("entry_points.txt"))
     assert "protoseg = protoseg.cli.main:main" in zipfile.ZipFile(built[0]).read(metadata).decode()
 
