@@ -76,7 +76,7 @@ def test_what_belongs_to_one_machine_is_dropped() -> None:
     nbformat = pytest.importorskip("nbformat")
     stream = nbformat.v4.new_output
     cell = nbformat.v4.new_code_cell("x", execution_count=7, outputs=[
-        stream("stream", name="stdout", text="in /tmp/x"),
+        stream("stream", name="stdout", text="in /made/for/it/x"),
         stream("stream", name="stdout", text="y/out\n"),
         stream("stream", name="stderr", text=" 50%|\r"),
         stream("stream", name="stderr", text="warning\n"),
@@ -84,7 +84,7 @@ def test_what_belongs_to_one_machine_is_dropped() -> None:
     ])  # fmt: skip
     kernel = {"name": "mine", "display_name": "Mine"}
     notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel})
-    tidy(notebook, Path("/tmp/xy"))
+    tidy(notebook, Path("/made/for/it/xy"))
     found = notebook.cells[0]
     assert found.execution_count == 1
     assert [output.get("text") for output in found.outputs] == ["in ./out\n", "warning\n", None]
