@@ -8,19 +8,20 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
+from accelerate import Accelerator
 
-from protoseg.checkpoint import NEW_PARTS
-from protoseg.config.plan import make_schedule
+from protoseg.checkpoint import NEW_PARTS, CheckpointInfo
+from protoseg.config.plan import Schedule, make_schedule
 from protoseg.config.sections import Config
 from protoseg.data.sources import EvalSamples
 from protoseg.method.prototype_branch import move_prototypes
 from protoseg.method.prototype_start import start_prototypes
-from protoseg.method.step import compute_step
+from protoseg.method.step import Autocast, Method, Networks, compute_step
 from protoseg.method.teacher import follow, update_teacher
 from protoseg.processes import Processes
 from protoseg.seeds import generator
 from protoseg.train import setup
-from protoseg.train.data import open_batches, open_run_data
+from protoseg.train.data import RunData, open_batches, open_run_data
 from protoseg.train.log import RunLog
 from protoseg.train.monitor import FaultWatch, Monitor
 from protoseg.train.progress import Progress
@@ -32,6 +33,55 @@ from protoseg.train.terminal import Output, Terminal, start_logging
 from protoseg.train.trackers import require_trackers
 
 logger = logging.getLogger("protoseg")
+
+
+def open_reports(
+    config: Config,
+    accelerator: Accelerator,
+    processes: Processes,
+    data: RunData,
+    schedule: Schedule,
+    states: States,
+    networks: Networks,
+    info: CheckpointInfo,
+    terminal: Terminal,
+) -> tuple[RunLog, Results]:
+    """What a run writes: its log with trackers, and its evaluations, checkpoints and pictures."""
+    folder, progress = config.run.path, states.progress
+    names = [c.name for c in data.classes]
+    log = RunLog(folder, setup.start_trackers(config, accelerator, progress.step), processes,
+                 Monitor(names, data.labeled_count.shares, best=progress.best), terminal, step=progress.step,
+                 eval_every=schedule.eval_every)  # fmt: skip
+    results = Results(
+        folder, networks, info, data.labeled_count, EvalSamples(data.val), processes, accelerator.autocast,
+        log, states,
+    )  # fmt: skip
+    return log, results
+
+
+def change_phase(
+    step: int,
+    config: Config,
+    schedule: Schedule,
+    networks: Networks,
+    method: Method,
+    data: RunData,
+    processes: Processes,
+    autocast: Autocast,
+) -> None:
+    """What happens once before a step: the teacher begins, prototypes start, confidences are measured."""
+    if step == schedule.warmup_steps > 0:
+        # its first labels are those of the warmed-up student
+        update_teacher(networks.teacher, networks.network, 0.0)
+    if step in schedule.prototype_starts:
+        start_prototypes(networks.bank, networks.teacher, data.labeled, method.prototypes,
+                         processes=processes, ignore_index=method.ignore_index, seed=config.train.seed,
+                         step=step)  # fmt: skip
+    if networks.calibration is not None and step == schedule.outside_until > 0:
+        networks.calibration.set(None)  # what was measured is not about the own teacher
+    if schedule.calibrates(step) and data.held_out is not None:
+        calibrate_own(networks, data.held_out, config.pseudo_labels, processes, step,
+                      prototypes=schedule.phase(step).prototypes, autocast=autocast)  # fmt: skip
 
 
 def train(
@@ -92,27 +142,14 @@ def train(
         output, main=accelerator.is_main_process, step=progress.step, max_steps=schedule.max_steps
     )
     terminal.event("start", step=progress.step, **setup.facts(folder, info, data, schedule, accelerator))
-    log = RunLog(folder, setup.start_trackers(config, accelerator, progress.step), processes,
-                 Monitor(names, data.labeled_count.shares, best=progress.best), terminal, step=progress.step,
-                 eval_every=schedule.eval_every)  # fmt: skip
-    results = Results(
-        folder, networks, info, data.labeled_count, EvalSamples(data.val), processes, accelerator.autocast,
-        log, states,
-    )  # fmt: skip
+    log, results = open_reports(
+        config, accelerator, processes, data, schedule, states, networks, info, terminal
+    )
     interrupt, faults, early = Interrupt(), FaultWatch(processes.device, states), False
 
     for step in range(progress.step, schedule.max_steps):
         phase = schedule.phase(step)
-        if step == schedule.warmup_steps > 0:
-            update_teacher(teacher, network, 0.0)  # its first labels are those of the warmed-up student
-        if step in schedule.prototype_starts:
-            start_prototypes(bank, teacher, data.labeled, method.prototypes, processes=processes,
-                             ignore_index=method.ignore_index, seed=seed, step=step)  # fmt: skip
-        if networks.calibration is not None and step == schedule.outside_until > 0:
-            networks.calibration.set(None)  # what was measured is not about the own teacher
-        if schedule.calibrates(step) and data.held_out is not None:
-            calibrate_own(networks, data.held_out, config.pseudo_labels, processes, step,
-                          prototypes=phase.prototypes, autocast=accelerator.autocast)  # fmt: skip
+        change_phase(step, config, schedule, networks, method, data, processes, accelerator.autocast)
 
         points, losses = [], torch.zeros((), device=processes.device)
         for number in range(step * settings.accumulate, (step + 1) * settings.accumulate):
