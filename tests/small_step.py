@@ -6,8 +6,9 @@ import torch
 from tiny import tiny_config
 
 from protoseg.config.plan import Phase
+from protoseg.method.inputs import Method, Networks
 from protoseg.method.pseudo_labels import ClassThresholds
-from protoseg.method.step import Method, Networks, compute_step
+from protoseg.method.step import compute_step
 from protoseg.method.teacher import make_teacher
 from protoseg.models.segmenter import build_segmenter
 from protoseg.processes import Processes

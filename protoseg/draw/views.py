@@ -18,7 +18,7 @@ from protoseg.data.stream import Sample
 from protoseg.draw.colours import Picture, as_rgb, palette_picture
 from protoseg.draw.tiles import Tile, draw_sheet, small
 from protoseg.manifest import ClassInfo
-from protoseg.method.step import StrongViews
+from protoseg.method.labelling import StrongViews
 
 IMAGES = 4
 """Images of a batch that are shown at most."""

@@ -14,9 +14,10 @@ from protoseg.checkpoint import NEW_PARTS, CheckpointInfo
 from protoseg.config.plan import Schedule, make_schedule
 from protoseg.config.sections import Config
 from protoseg.data.sources import EvalSamples
+from protoseg.method.inputs import Autocast, Method, Networks
 from protoseg.method.prototype_branch import move_prototypes
 from protoseg.method.prototype_start import start_prototypes
-from protoseg.method.step import Autocast, Method, Networks, compute_step
+from protoseg.method.step import compute_step
 from protoseg.method.teacher import follow, update_teacher
 from protoseg.processes import Processes
 from protoseg.seeds import generator

@@ -28,7 +28,8 @@ from protoseg.evaluate.measure import evaluate_segmenter
 from protoseg.evaluate.results import EvalResult, format_table
 from protoseg.inference import Autocast
 from protoseg.manifest import InputRule
-from protoseg.method.step import Networks, StrongViews
+from protoseg.method.inputs import Networks
+from protoseg.method.labelling import StrongViews
 from protoseg.models.segmenter import Segmenter
 from protoseg.processes import Processes
 from protoseg.train.data import ClassCount, RunData

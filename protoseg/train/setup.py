@@ -20,8 +20,8 @@ from protoseg.data.stream import padding_fill
 from protoseg.errors import ConfigError
 from protoseg.files import write_text_whole
 from protoseg.method.calibration import Calibration
+from protoseg.method.inputs import Method, Networks
 from protoseg.method.pseudo_labels import ClassThresholds
-from protoseg.method.step import Method, Networks
 from protoseg.method.teacher import make_teacher, update_teacher, updates_behind
 from protoseg.models.depthwise import cheap_depthwise
 from protoseg.models.segmenter import build_segmenter

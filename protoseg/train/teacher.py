@@ -22,8 +22,9 @@ from protoseg.data.sources import CachedSource
 from protoseg.data.stream import to_tensor
 from protoseg.errors import CheckpointError
 from protoseg.method.calibration import LOWEST_LOG, Calibration, Evidence, describe, judge
+from protoseg.method.inputs import Autocast, Networks
+from protoseg.method.labelling import teacher_scores
 from protoseg.method.pseudo_labels import fuse
-from protoseg.method.step import Autocast, Networks, teacher_scores
 from protoseg.models.depthwise import cheap_depthwise
 from protoseg.processes import Processes
 from protoseg.train.data import RunData

@@ -6,7 +6,7 @@ from PIL import Image
 from protoseg.draw.tiles import CELL
 from protoseg.draw.views import first_mixed, labeled_views, unlabeled_views
 from protoseg.manifest import ClassInfo
-from protoseg.method.step import StrongViews
+from protoseg.method.labelling import StrongViews
 
 CLASSES = [ClassInfo(name="sky", color=(10, 20, 250)), ClassInfo(name="tree", color=(20, 250, 30))]
 SIDE = 20

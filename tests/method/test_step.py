@@ -11,10 +11,10 @@ from tiny import tiny_config
 
 from protoseg.config.plan import Phase
 from protoseg.errors import DataError
+from protoseg.method.labelling import believe, label_with_teacher
 from protoseg.method.points import features_at
 from protoseg.method.prototype_branch import Points, move_prototypes
 from protoseg.method.prototype_start import labeled_features
-from protoseg.method.step import believe, label_with_teacher
 from protoseg.method.teacher import make_teacher
 from protoseg.models.segmenter import build_segmenter
 
