@@ -116,7 +116,7 @@ def prototype_terms(
 def add_up(
     method: Method, means: dict[str, Mean], phase: Phase, processes: Processes
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of the losses of all processes, and its detached parts under their names in the log."""
+    """The weighted sum of the losses of all processes, and its detached parts under the names of the log."""
     means = over_processes(means, processes.reduce, processes.world)
     loss = {name: mean.value for name, mean in means.items() if name in LOG_NAMES}
     if "uns" in means:

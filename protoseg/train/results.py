@@ -110,15 +110,14 @@ class Results:
         self.log, self.states = log, states
         self.segmenter = Segmenter(networks.teacher, networks.bank).eval()
         self.looks = 0
+        self.last: EvalResult | None = None
 
     @property
     def best_folder(self) -> Path | None:
         """The best checkpoint so far, if there is one."""
         return self.folder / BEST_DIR if (self.folder / BEST_DIR).exists() else None
 
-    def evaluate(
-        self, step: int, *, unlabeled: bool, after_warmup: bool, min_delta: float
-    ) -> EvalResult:  # fmt: skip
+    def evaluate(self, step: int, *, unlabeled: bool, after_warmup: bool, min_delta: float) -> None:
         """Measure the teacher on the validation images, each counted once over all processes, and keep it.
 
         Args:
@@ -138,7 +137,7 @@ class Results:
             if self.processes.rank == 0:
                 self._save(step, result, best=best)
                 self._draw(step, result)
-        return result
+        self.last = result
 
     def draw_views(
         self, step: int, labeled: Sample, unlabeled: Sample | None, *, begins: bool

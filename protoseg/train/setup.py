@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import nn
 
-from protoseg.checkpoint import CHECKPOINT_DIR, CheckpointInfo, resolve_checkpoint, start_from_checkpoint
+from protoseg.checkpoint import CHECKPOINT_DIR, resolve_checkpoint, start_from_checkpoint
 from protoseg.config.ignored import ignored_settings
 from protoseg.config.plan import Schedule
 from protoseg.config.sections import Config, ModelConfig, OptimConfig, PrototypeConfig, TrainConfig
@@ -182,6 +182,37 @@ def check_start(path: str, folder: Path) -> None:
         )
 
 
+def warn_of_ignored(config: Config, device_type: str) -> None:
+    """Say which settings have no effect."""
+    train = config.train
+    if train.max_bad_steps != TrainConfig.model_fields["max_bad_steps"].default:
+        logger.warning(
+            "warning: train.max_bad_steps has no effect: a run stops at its first loss that is not finite"
+        )
+    if train.cpu_threads is not None and device_type != "cpu":
+        logger.warning("warning: train.cpu_threads has no effect on a GPU")
+    for text in ignored_settings(config):
+        logger.warning("warning: %s", text)
+
+
+def losses_of(config: Config, prototypes: PrototypeConfig, data: RunData, accelerator: Accelerator) -> Method:
+    """The settings of the losses, as each process is to compute them in each micro-step."""
+    # the hardest pixels of a whole step, found by each process in each micro-step
+    shares = accelerator.num_processes * config.train.accumulate
+    loss = config.loss.model_copy(update={"ohem_min_kept": max(1, config.loss.ohem_min_kept // shares)})
+    weighted = config.loss.class_weights == "inverse_sqrt"
+    return Method(
+        views=config.views,
+        pseudo_labels=config.pseudo_labels,
+        prototypes=prototypes,
+        loss=loss,
+        aux_weight=config.model.aux_weight,
+        ignore_index=config.data.ignore_index,
+        class_weights=data.class_weights().to(accelerator.device) if weighted else None,
+        fill=padding_fill(data.mean).to(accelerator.device),
+    )
+
+
 def begin(
     config: Config,
     accelerator: Accelerator,
@@ -200,15 +231,8 @@ def begin(
     Raises:
         ConfigError, ModelError, WeightsError, CheckpointError: With what is wrong.
     """
+    warn_of_ignored(config, accelerator.device.type)
     train, folder, progress = config.train, config.run.path, states.progress
-    if train.max_bad_steps != TrainConfig.model_fields["max_bad_steps"].default:
-        logger.warning(
-            "warning: train.max_bad_steps has no effect: a run stops at its first loss that is not finite"
-        )
-    if train.cpu_threads is not None and accelerator.device.type != "cpu":
-        logger.warning("warning: train.cpu_threads has no effect on a GPU")
-    for text in ignored_settings(config):
-        logger.warning("warning: %s", text)
     labels = config.pseudo_labels
     state = states.last if resume else None
     start = train.start_from if state is None else None
@@ -248,20 +272,7 @@ def begin(
         if schedule.warmup_steps == 0:
             # the first update would otherwise throw the earlier run's average away
             progress.teacher_head_start = updates_behind(train.ema_decay)
-    # the hardest pixels of a whole step, found by each process in each micro-step
-    shares = accelerator.num_processes * train.accumulate
-    loss = config.loss.model_copy(update={"ohem_min_kept": max(1, config.loss.ohem_min_kept // shares)})
-    weighted = config.loss.class_weights == "inverse_sqrt"
-    method = Method(
-        views=config.views,
-        pseudo_labels=config.pseudo_labels,
-        prototypes=prototypes,
-        loss=loss,
-        aux_weight=config.model.aux_weight,
-        ignore_index=config.data.ignore_index,
-        class_weights=data.class_weights().to(accelerator.device) if weighted else None,
-        fill=padding_fill(data.mean).to(accelerator.device),
-    )
+    method = losses_of(config, prototypes, data, accelerator)
     return networks, method, optimizer, scheduler
 
 
@@ -271,45 +282,3 @@ def start_trackers(config: Config, accelerator: Accelerator, step: int) -> Track
         config.run.project, config.run.name, config.run.path, config.model_dump(mode="json"), step
     )  # fmt: skip
     return Trackers(config.train.trackers if accelerator.is_main_process else [], run)
-
-
-def facts(
-    folder: Path, info: CheckpointInfo, data: RunData, schedule: Schedule, accelerator: Accelerator
-) -> dict[str, Any]:
-    """What ``describe`` says, for machines."""
-    return {
-        "run": str(folder),
-        "method": info.method,
-        "architecture": info.model.architecture,
-        "encoder": info.model.encoder,
-        "classes": [item.name for item in data.classes],
-        "images": {"labeled": len(data.labeled), "unlabeled": data.num_unlabeled, "val": len(data.val)},
-        "batch": schedule.length.batch,
-        "max_steps": schedule.max_steps,
-        "warmup_steps": schedule.warmup_steps,
-        "device": str(accelerator.device),
-        "processes": accelerator.num_processes,
-        "versions": info.versions,
-    }
-
-
-def describe(
-    folder: Path, info: CheckpointInfo, data: RunData, schedule: Schedule, accelerator: Accelerator, seed: int
-) -> str:
-    """The first lines of a run."""
-    counts = (
-        f"{len(data.labeled)} labelled, {data.num_unlabeled} unlabelled, {len(data.val)} validation images"
-    )
-    hashes = ", ".join(f"{split} {value[:12]}" for split, value in data.hashes.items())
-    batch, per_epoch, steps = schedule.length
-    versions = ", ".join(f"{k} {v}" for k, v in info.versions.items())
-    return (
-        f"run {folder}: method {info.method}, {info.model.architecture} on {info.model.encoder}, "
-        f"seed {seed}\n"
-        f"data: {counts}, {len(data.classes)} classes (lists: {hashes})\n"
-        f"schedule: {steps} steps of {batch} + {batch} images ({per_epoch} steps an epoch), "
-        f"{schedule.warmup_steps} of them supervised\n"
-        f"device: {accelerator.device} x {accelerator.num_processes}, precision "
-        f"{accelerator.mixed_precision}, {torch.get_num_threads()} threads\n"
-        f"versions: {versions}; git {info.git_revision or 'none'}"
-    )
