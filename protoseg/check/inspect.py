@@ -70,12 +70,16 @@ def inspect(config: Config, *, quick: bool, processes: int = 1, progress: bool =
     both = config.method.unlabeled
     from protoseg.check.training import check_training  # its imports take seconds
 
-    check_training(config, classes, (labeled, unlabeled), processes, report, quick=quick)
+    segmenter = check_training(config, classes, (labeled, unlabeled), processes, report, quick=quick)
     report.facts["training"] = describe_length(config.train, both, labeled, unlabeled, processes)
     if not quick:
         from protoseg.check.memory import estimate_memory
 
-        report.facts["memory"] = estimate_memory(config, len(classes))
+        report.facts["memory"] = (
+            estimate_memory(config, segmenter)
+            if segmenter is not None
+            else {"not estimated": "the network cannot be built"}
+        )
     return report
 
 

@@ -5,29 +5,25 @@ from __future__ import annotations
 from torch import Tensor, empty, nn, no_grad
 
 from protoseg.config.sections import Config
-from protoseg.models.segmenter import build_segmenter
+from protoseg.models.segmenter import Segmenter
 
 MIB = 2**20
 
 
-def estimate_memory(config: Config, num_classes: int) -> dict[str, str]:
+def estimate_memory(config: Config, segmenter: Segmenter) -> dict[str, str]:
     """Estimate the memory of one training process.
 
     Weights, gradients, optimiser state and teacher are counted exactly from the network. Activations
     are the summed outputs of all layers for the student's batch at the training crop, found without
     computing; allocator slack, convolution workspaces and the loader's own memory are not in it.
 
+    Args:
+        config: The run's configuration.
+        segmenter: Its network, which is moved to the meta device.
+
     Returns:
         Readable lines by item; an item that cannot be had says why.
     """
-    try:
-        segmenter = build_segmenter(
-            config.model.model_copy(update={"pretrained": "none"}), config.prototypes,
-            num_classes=num_classes, in_channels=config.data.in_channels, mean=config.data.mean,
-            std=config.data.std,
-        )  # fmt: skip
-    except (ValueError, RuntimeError) as error:
-        return {"not estimated": f"the network cannot be built: {error}"}
     network = segmenter.network
     weights = sum(p.numel() for p in network.parameters())
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
