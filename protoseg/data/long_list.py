@@ -5,6 +5,7 @@ A pass over the disk for a million lines would take minutes to hours, and object
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
@@ -32,7 +33,27 @@ class MissingEntryError(DataError):
     """A line that names no image; found when the image was drawn."""
 
 
-class FolderEntries(Sequence[Entry]):
+class LazyEntries(Sequence[Entry]):
+    """Entries that are made when they are asked for; slices are lazy too."""
+
+    @abstractmethod
+    def entry(self, index: int) -> Entry:
+        """The entry of one image."""
+
+    @abstractmethod
+    def take(self, keep: NDArray[np.int64]) -> Sequence[Entry]:
+        """Some of them."""
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Entry]: ...
+    def __getitem__(self, index: int | slice) -> Entry | Sequence[Entry]:
+        """The entry of one image, or those of several."""
+        return self.take(np.arange(len(self))[index]) if isinstance(index, slice) else self.entry(index)
+
+
+class FolderEntries(LazyEntries):
     """Unlabelled images below a folder.
 
     Args:
@@ -46,15 +67,13 @@ class FolderEntries(Sequence[Entry]):
     def __len__(self) -> int:
         return len(self.texts)
 
-    @overload
-    def __getitem__(self, index: int) -> Entry: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Entry]: ...
-    def __getitem__(self, index: int | slice) -> Entry | Sequence[Entry]:
-        """The entry of one image, or those of several."""
-        if isinstance(index, slice):
-            return FolderEntries(self.folder, self.texts.take(np.arange(len(self))[index]))
+    def entry(self, index: int) -> Entry:
+        """The entry of one image."""
         return Entry(self.folder / self.texts[index], None)
+
+    def take(self, keep: NDArray[np.int64]) -> FolderEntries:
+        """Some of them."""
+        return FolderEntries(self.folder, self.texts.take(keep))
 
     def names(self) -> Names:
         """Names without folders."""
@@ -65,7 +84,7 @@ class FolderEntries(Sequence[Entry]):
         return self.names().without_endings(IMAGE_SUFFIXES)
 
 
-class ListedEntries(Sequence[Entry]):
+class ListedEntries(LazyEntries):
     """Entries of a list's lines; each is looked up when it is asked for.
 
     Args:
@@ -87,18 +106,12 @@ class ListedEntries(Sequence[Entry]):
     def __len__(self) -> int:
         return len(self.which)
 
-    @overload
-    def __getitem__(self, index: int) -> Entry: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Entry]: ...
-    def __getitem__(self, index: int | slice) -> Entry | Sequence[Entry]:
-        """The entry of one image, or those of several.
+    def entry(self, index: int) -> Entry:
+        """The entry of one image.
 
         Raises:
             MissingEntryError: Naming list and line, if there is no such file.
         """
-        if isinstance(index, slice):
-            return self.take(np.arange(len(self))[index])
         line = int(self.which[index])
         try:
             return self.resolver.resolve(self.lines[line], self.header)[0]

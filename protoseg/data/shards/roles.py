@@ -8,11 +8,10 @@ validation is never unlabelled as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from protoseg.config.sections import DataConfig, FolderPair
 from protoseg.data.compact import Names
 from protoseg.data.lines import Entry
+from protoseg.data.long_list import LazyEntries
 from protoseg.data.members import Member
 from protoseg.data.names import IMAGE_SUFFIXES
 from protoseg.data.shards.index import Rules, ShardSet, open_shards
@@ -33,7 +33,7 @@ _PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
 _SHOWN = 20
 
 
-class ShardEntries(Sequence[Entry]):
+class ShardEntries(LazyEntries):
     """Entries of some rows of a set; each is made when it is asked for.
 
     Args:
@@ -48,14 +48,12 @@ class ShardEntries(Sequence[Entry]):
     def __len__(self) -> int:
         return len(self.which)
 
-    @overload
-    def __getitem__(self, index: int) -> Entry: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Entry]: ...
-    def __getitem__(self, index: int | slice) -> Entry | Sequence[Entry]:
-        """The entry of one image, or those of several."""
-        if isinstance(index, slice):
-            return ShardEntries(self.shards, self.which[index], self.masks)
+    def take(self, keep: NDArray[np.int64]) -> ShardEntries:
+        """Some of them."""
+        return ShardEntries(self.shards, self.which[keep], self.masks)
+
+    def entry(self, index: int) -> Entry:
+        """The entry of one image."""
         at = int(self.which[index])
         shard, table = self.shards.shard_of(at), self.shards.table
         row = table.rows[at]
