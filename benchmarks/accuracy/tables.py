@@ -134,6 +134,61 @@ def by_class(result: Result) -> str:
     return markdown_table(["IoU, %", *(f"{m['label']}, {m['head']}" for _, m in shown)], rows)
 
 
+SHOWN = {
+    "supervised": "labels alone", "fixmatch": "fixmatch", "unimatch_v2": "unimatch_v2",
+    "prototype": "prototype (the paper)", "protoseg": "protoseg",
+}  # fmt: skip
+"""Methods of the tables that put studies together, and what they are called there."""
+
+
+def together(*results: Result) -> str:
+    """Studies on the same data, a row for each budget of steps and number of labels."""
+    rows = []
+    common = min((result["title"] for result in results), key=len)
+    for result in results:
+        budget, other = result["budgets"][0], result["title"].removeprefix(common)
+        for labels in sorted(result["labels"], key=lambda item: item["count"]):
+            cells = cells_by_method(result, budget["name"], labels["name"])
+            heads = {method["name"]: method["head"] for method in result["methods"]}
+            figures = [cells[name]["miou"][heads[name]] if name in cells else None for name in SHOWN]
+            if any(figures):
+                start = result.get("start")
+                before = f"{start['steps']:,} supervised + " if start else ""
+                shown = [f"{percent(figure)} (n = {figure['n']})" if figure else "" for figure in figures]
+                rows.append([f"{before}{budget['title']}{other}", str(labels["count"]), *shown])
+    said = (
+        f"{common}: mIoU on val in % of each method by the head that its study names beforehand, mean ± "
+        "standard deviation over n runs."
+    )
+    return f"{said}\n\n{markdown_table(['steps', 'labels', *SHOWN.values()], rows)}"
+
+
+def headline(*results: Result) -> str:
+    """Labels alone, the default with unlabelled images, and the labels of all images, study by study."""
+    rows = []
+    for result in results:
+        budget, most, heads = (
+            result["budgets"][0], main_labels(result), {m["name"]: m["head"] for m in result["methods"]}
+        )  # fmt: skip
+        counts = {item["name"]: item["count"] for item in result["labels"]}
+        every = max(counts, key=lambda name: counts[name])
+        few, many = (cells_by_method(result, budget["name"], name) for name in (most, every))
+
+        def figure(cells: dict[str, Any], name: str, heads: dict[str, str] = heads) -> dict[str, Any] | None:
+            return cells[name]["miou"][heads[name]] if name in cells else None  # type: ignore[no-any-return]
+
+        own = figure(few, "protoseg")
+        ceiling = figure(many, "supervised") if counts[every] > counts[most] else None
+        rows.append([
+            f"{result['title'].partition(',')[0]}, {most} labels, {budget['title']}",
+            percent(figure(few, "supervised")), percent(figure(few, "fixmatch")), f"**{percent(own)}**",
+            f"{percent(ceiling)} ({counts[every]})" if ceiling else "not run",
+            str(own["n"]) if own else "0",
+        ])  # fmt: skip
+    columns = ["mIoU on val, %", "labels alone", "fixmatch", "protoseg, the default", "all labels", "runs"]
+    return markdown_table(columns, rows)
+
+
 def ablations(result: Result) -> str:
     """Each variant's figure and its difference to the baseline."""
     budget, labels = result["budgets"][0], main_labels(result)
@@ -176,31 +231,23 @@ def plots(result: Result, names: Sequence[str] = ("labels", "steps", "difference
 
 # study -> its question and the tables of it, as suffix of the block's name -> maker
 STUDIES: dict[str, tuple[str, dict[str, Callable[..., str]]]] = {
-    "camvid": (
-        "methods and label counts on CamVid, at equal steps and at equal cost",
+    "voc": (
+        "methods and label counts on PASCAL VOC, 10,400 unlabelled views",
         {"": by_method, "_labels": by_labels, "_paired": paired, "_classes": by_class, "_plots": plots},
     ),
-    "camvid_cpu": ("the 46-label part of it, trained on CPUs", {"": by_method, "_paired": paired}),
-    "camvid_steps": (
-        "the same methods with six times the steps",
-        {"": by_method, "_labels": by_labels, "_paired": paired,
-         "_plots": partial(plots, names=["steps"])},
-    ),
-    "camvid_views": ("mild and usual strong views on CamVid, 23 and 92 labels", {"": by_labels}),
-    "camvid_long": (
-        "how far labels alone go: supervised, 1,300 steps, 46 and all 367 labels", {"": by_labels},
-    ),
+    "nuclei": ("methods on nuclei with 24 labels", {"": by_method, "_paired": paired, "_plots": plots}),
     "scenes": (
         "12 labels, unlabelled images and all labels on the embedded scenes",
         {"": by_method, "_labels": by_labels, "_paired": paired, "_plots": partial(plots, names=["steps"])},
     ),
-    "quickstart": (
-        "methods on the flat scenes that came before them",
-        {"": by_method, "_paired": paired, "_plots": plots},
-    ),
-    "quickstart_gpu": ("six of the seeds there, trained on a GPU", {"": by_method, "_paired": paired}),
-    "nuclei": ("methods on nuclei with 24 labels", {"": by_method, "_paired": paired, "_plots": plots}),
-    "camvid_ablations": ("one change at a time from `protoseg`", {"": ablations, "_plots": plots}),
+    "camvid": ("methods and label counts on CamVid, at equal steps and at equal cost", {}),
+    "camvid_cpu": ("the 46-label part of it, trained on CPUs", {}),
+    "camvid_steps": ("the same methods with six times the steps", {}),
+    "camvid_views": ("mild and usual strong views on CamVid, 23 and 92 labels", {"": by_labels}),
+    "camvid_long": ("how far labels alone go: supervised, 1,300 steps, 46 and all 367 labels", {}),
+    "camvid_ablations": ("one change at a time from `protoseg`", {"": ablations}),
+    "quickstart": ("methods on the flat scenes that came before the embedded ones", {}),
+    "quickstart_gpu": ("six of the seeds there, trained on a GPU", {}),
 }  # fmt: skip
 ANSWERS = {
     f"accuracy_{name}": Answer(question, f"python -m benchmarks.accuracy benchmarks/studies/{name}.yaml")
@@ -211,8 +258,11 @@ BLOCKS = {
     for name, (_, makers) in STUDIES.items()
     for suffix, make in makers.items()
 } | {
-    "gains": Block(
-        gains, tuple(f"accuracy_{name}" for name in ("camvid", "camvid_steps", "nuclei")),
-        TRAINING,
+    name: Block(make, tuple(f"accuracy_{study}" for study in studies), TRAINING)
+    for name, make, studies in (
+        ("headline", headline, ("voc", "nuclei", "scenes")),
+        ("gains", gains, ("voc", "nuclei", "camvid", "camvid_steps")),
+        ("camvid_together", together, ("camvid_long", "camvid_cpu", "camvid", "camvid_steps")),
+        ("quickstart_together", together, ("quickstart", "quickstart_gpu")),
     )
-}  # fmt: skip
+}
