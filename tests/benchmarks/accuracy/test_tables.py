@@ -84,9 +84,9 @@ def test_studies_are_put_together_by_steps_and_labels(summary):
     longer = {**summary, "title": f"{summary['title']}, on a GPU", "start": {"steps": 1300, "miou": {}}}
     head, four, eight, *others = rows(blocks.together(summary, longer))
     assert head[:4] == ["steps", "labels", "labels alone", "fixmatch"]
-    assert four == ["2 steps", "4", "43.0 ± 3.0 (n = 3)", "", "", "", "50.0 ± 4.6 (n = 3)"]
+    assert four == ["4 steps", "4", "43.0 ± 3.0 (n = 3)", "", "", "", "50.0 ± 4.6 (n = 3)"]
     assert eight[1:3] == ["8", "50.0 (n = 1)"]
-    assert [row[0] for row in others] == ["1,300 supervised + 2 steps, on a GPU"] * 2
+    assert [row[0] for row in others] == ["1,300 supervised + 4 steps, on a GPU"] * 2
 
 
 def test_the_headline_compares_with_the_most_labels(summary):
