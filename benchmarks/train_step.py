@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import os
 import shlex
 import statistics
@@ -25,7 +24,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,62 +82,36 @@ def prepare(
     import torch
 
     from protoseg.config.load import load_config
-    from protoseg.config.plan import make_schedule
-    from protoseg.method.prototype_branch import move_prototypes
-    from protoseg.method.prototype_start import start_prototypes
-    from protoseg.method.step import compute_step
-    from protoseg.method.teacher import follow
     from protoseg.processes import Processes
-    from protoseg.seeds import generator
     from protoseg.train import setup
-    from protoseg.train.data import open_batches, open_run_data
-    from protoseg.train.progress import Progress
-    from protoseg.train.state import States
+    from protoseg.train.loop import change_phase, take_step
+    from protoseg.train.monitor import FaultWatch
+    from protoseg.train.training import open_training
 
     own = ["train.trackers=[]", "data.cache=true", f"train.max_steps={STEPS}", "train.warmup_steps=0"]
     settings = load_config(config, [*own, *overrides, f"run.dir={folder}", "run.name=run"])
     accelerator = setup.make_accelerator(settings.train, folder)
     assert accelerator.device.type == device, f"asked for {device}, got {accelerator.device}"
-    processes, progress = Processes(device=accelerator.device), Progress()
-    data = open_run_data(settings)
-    for source in filter(None, (data.labeled, data.unlabeled)):
+    processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
+    run = open_training(settings, accelerator, processes, resume=False, output="quiet")
+    assert run is not None
+    for source in filter(None, (run.data.labeled, run.data.unlabeled)):
         for index in range(len(source)):
             source.image(index)
-    schedule = make_schedule(settings, len(data.labeled), data.num_unlabeled, 1)
-    states = States(settings.run.path, accelerator, progress, settings.model_dump(mode="json"), 1)
-    networks, method, optimizer, scheduler = setup.begin(
-        settings, accelerator, data, schedule, states, resume=False
-    )
-    batches = open_batches(settings.data, settings.views, settings.train, data, schedule, processes, 0,
-                           unlabeled=settings.method.unlabeled)  # fmt: skip
-    seed = settings.train.seed
-    if settings.method.prototypes:
-        start_prototypes(networks.bank, networks.teacher, data.labeled, method.prototypes, seed=seed, step=0,
-                         processes=processes, ignore_index=method.ignore_index)  # fmt: skip
-    steps = iter(range(STEPS))
+    faults, steps = FaultWatch(processes.device, run.states), iter(range(STEPS))
 
     def step() -> tuple[float, float]:
-        number, batches.waited = next(steps), 0.0
+        number, run.batches.waited = next(steps), 0.0
         began, cpu = time.perf_counter(), time.process_time()
-        phase = schedule.phase(number)
-        labeled, unlabeled = batches.next(unlabeled=phase.unlabeled)
-        found = compute_step(networks, method, labeled, unlabeled, phase, processes=processes,
-                             draw=partial(generator, seed, "global", number),
-                             autocast=accelerator.autocast)  # fmt: skip
-        accelerator.backward(found.loss)
-        accelerator.clip_grad_norm_(networks.network.parameters(), settings.optim.max_grad_norm or math.inf)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
-        move_prototypes(networks.bank, [found.points], method.prototypes, number, processes.reduce)
-        follow(networks.teacher, networks.network, number, settings.train.ema_decay)
+        change_phase(run, number)
+        take_step(run, number, faults)
         if device == "cuda":
             torch.cuda.synchronize()
         wall = time.perf_counter() - began
         # the data are waited for in one thread of this process, so their wall time is processor time but for
         # what others take of the core, in proportion
         share = (time.process_time() - cpu) / wall if device == "cpu" else 1.0
-        return share * (wall - batches.waited), share * batches.waited
+        return share * (wall - run.batches.waited), share * run.batches.waited
 
     return step
 
