@@ -3,6 +3,7 @@
     python -m benchmarks.train_step                              # as the studies train
     python -m benchmarks.train_step --before TREE                # against other checkouts
     python -m benchmarks.train_step --variant bf16:train.mixed_precision=bf16,train.channels_last=true
+    python -m benchmarks.train_step --peers                      # against the loops of peers
 
 A step is what the trainer does: views, teacher, student forward and backward, optimiser, prototypes, moving
 average; images are decoded beforehand, as with ``data.cache`` after the first pass. Every case runs in a
@@ -25,9 +26,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import RESULTS, ROOT, Answer, parser, spread, write_result
+
+if TYPE_CHECKING:
+    from protoseg.train.training import Training
 
 ANSWERS = {
     "train_step": Answer(
@@ -38,14 +42,16 @@ ANSWERS = {
 CONFIG = "configs/voc_92_efficientnet_lite0.yaml"
 PRESETS = ("fixmatch", "protoseg", "unimatch_v2")
 STEPS = 1_000_000
+PEERS = {"supervised": "labels", "fixmatch": "u2pl", "protoseg": "u2pl", "unimatch_v2": "unimatch_v2"}
+"""The loop of ``benchmarks.peer_loops`` that has as many views as a preset."""
 
 
 class Child:
     """A case in a process of its own, which measures when it is told to."""
 
-    def __init__(self, tree: Path, config: str, overrides: list[str], device: str) -> None:
+    def __init__(self, tree: Path, config: str, overrides: list[str], device: str, loop: str = "") -> None:
         command = [sys.executable, "-m", "benchmarks.train_step", "--child", "--config", config,
-                   "--device", device, *overrides]  # fmt: skip
+                   "--device", device, *(["--loop", loop] if loop else []), *overrides]  # fmt: skip
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree)}
         if device == "cpu":
             environment["ACCELERATE_USE_CPU"] = "true"
@@ -73,14 +79,16 @@ class Child:
 
 
 def prepare(
-    config: str, overrides: list[str], device: str, folder: Path
-) -> Callable[[], tuple[float, float]]:
-    """A function that runs the next training step on ``device``; ``folder`` is the run's.
+    config: str, overrides: list[str], device: str, folder: Path, loop: str = ""
+) -> tuple[Training, Callable[[], tuple[float, float]]]:
+    """A training on ``device`` with the run folder ``folder``, and a function that runs its next step.
 
-    It returns seconds of the step without its data, and of its data: processor time on a CPU, else wall time.
+    With ``loop`` it is the step of ``benchmarks.peer_loops``. The function gives seconds of the step without
+    its data, and of its data: processor time on a CPU, else wall time.
     """
     import torch
 
+    from benchmarks.peer_loops import LOOPS, PeerLoop
     from protoseg.config.load import load_config
     from protoseg.processes import Processes
     from protoseg.train import setup
@@ -99,12 +107,16 @@ def prepare(
         for index in range(len(source)):
             source.image(index)
     faults, steps = FaultWatch(processes.device, run.states), iter(range(STEPS))
+    peer = PeerLoop(run) if loop else None
 
     def step() -> tuple[float, float]:
         number, run.batches.waited = next(steps), 0.0
         began, cpu = time.perf_counter(), time.process_time()
-        change_phase(run, number)
-        take_step(run, number, faults)
+        if peer is None:
+            change_phase(run, number)
+            take_step(run, number, faults)
+        else:
+            LOOPS[loop](peer, *run.batches.next(unlabeled=run.schedule.phase(number).unlabeled))
         if device == "cuda":
             torch.cuda.synchronize()
         wall = time.perf_counter() - began
@@ -113,7 +125,7 @@ def prepare(
         share = (time.process_time() - cpu) / wall if device == "cpu" else 1.0
         return share * (wall - run.batches.waited), share * run.batches.waited
 
-    return step
+    return run, step
 
 
 def busy_share(step: Callable[[], object], steps: int) -> float:
@@ -130,7 +142,7 @@ def busy_share(step: Callable[[], object], steps: int) -> float:
     return sum(item.self_device_time_total for item in found.key_averages()) / 1e6 / wall
 
 
-def serve(config: str, overrides: list[str], device: str) -> int:
+def serve(config: str, overrides: list[str], device: str, loop: str) -> int:
     """Measure steps in batches: a line with their number in, a line of JSON with their times in ms out."""
     import torch
 
@@ -139,7 +151,7 @@ def serve(config: str, overrides: list[str], device: str) -> int:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with tempfile.TemporaryDirectory() as folder:
-        step = prepare(config, overrides, device, Path(folder))
+        _, step = prepare(config, overrides, device, Path(folder), loop)
         for line in sys.stdin:
             times = [(time.perf_counter(), *step(), time.perf_counter()) for _ in range(int(line))]
             answer = {
@@ -209,16 +221,18 @@ def main(argv: list[str] | None = None) -> int:
         metavar="TREE",
         help="other checkouts; the first is the baseline",
     )
+    add("--peers", action="store_true", help="compare each method with a peer's loop, which is the baseline")
     add("--rounds", type=int, default=5, help="interleaved rounds")
     add("--steps", type=int, default=6, help="steps of a round")
     add("--name", default="train_step", help="name of the result file; empty: none")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute")
     add("--results", type=Path, default=RESULTS, help="folder of the result file")
     add("--child", action="store_true", help=argparse.SUPPRESS)
+    add("--loop", default="", help=argparse.SUPPRESS)
     add("overrides", nargs="*", metavar="key.sub=value", help="settings of every case")
     arguments = commands.parse_args(argv)
     if arguments.child:
-        return serve(arguments.config, arguments.overrides, arguments.device)
+        return serve(arguments.config, arguments.overrides, arguments.device, arguments.loop)
 
     cases: dict[str, tuple[Path, list[str]]] = {}
     for tree in arguments.before:
@@ -230,11 +244,15 @@ def main(argv: list[str] | None = None) -> int:
     result: dict[str, Any] = {}
     for preset in arguments.presets:
         own = [f"method.preset={preset}", *arguments.overrides]
-        children = {
+        children = {}
+        if arguments.peers:
+            peer = PEERS[preset]
+            children[f"peer: {peer}"] = Child(ROOT, arguments.config, own, arguments.device, peer)
+        children |= {
             n: Child(tree, arguments.config, [*own, *more], arguments.device)
             for n, (tree, more) in cases.items()
         }
-        rounds: dict[str, list[dict[str, list[float]]]] = {name: [] for name in cases}
+        rounds: dict[str, list[dict[str, list[float]]]] = {name: [] for name in children}
         for child in children.values():
             child.measure(3)  # memory pools and convolution plans settle
         for _ in range(arguments.rounds):
@@ -246,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
         result[preset] = {name: summary(part, base) for name, part in rounds.items()}
         for name, part in result[preset].items():
             print(
-                f"{preset:<12} {name:<12} {part['with_data_ms']['median']:7.1f} ms a step, data "
+                f"{preset:<12} {name:<18} {part['with_data_ms']['median']:7.1f} ms a step, data "
                 f"{part['data_ms']['median']:6.1f}, wall {part['wall_ms']['median']:7.1f}; "
                 f"{part['with_data_ratio']['median']:.3f} x faster "
                 f"({part['with_data_ratio']['min']:.3f} to {part['with_data_ratio']['max']:.3f})",
