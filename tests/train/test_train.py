@@ -375,7 +375,7 @@ def test_accelerate_launch_runs_the_module(config_file, tmp_path):
     assert "next: python -m export.onnx" in out
 
 
-@pytest.mark.parametrize("quiet", [["--quiet"], []])
+@pytest.mark.parametrize("quiet", [["--quiet"], pytest.param([], marks=pytest.mark.slow)])
 def test_an_error_under_the_launcher(config_file, quiet):
     launcher = (
         sys.executable,
