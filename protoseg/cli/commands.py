@@ -32,7 +32,7 @@ _GROUPS = {
     "training": [
         ("train", "protoseg.cli.train", "images and a few masks -> a checkpoint in runs/NAME"),
         ("evaluate", "protoseg.evaluate.__main__", "measure a checkpoint: IoU by class, calibration, ..."),
-        ("predict", "protoseg.predict.__main__", "masks of images, and maps of where they may be wrong"),
+        ("predict", "protoseg.cli.predict", "masks of images, and maps of where they may be wrong"),
         ("suggest", "protoseg.suggest.__main__", "which images to label next"),
     ],
     "export": [

@@ -236,10 +236,15 @@ def save_mask(path: Path, labels: NDArray[np.uint8], palette: Sequence[Color]) -
     Raises:
         DataError: If the file cannot be written.
     """
+    save_whole(path, mask_picture(labels, palette))
+
+
+def mask_picture(labels: NDArray[np.uint8], palette: Sequence[Color]) -> Image.Image:
+    """Labels as a palette image, see ``save_mask``."""
     colors = [*palette, *voc_palette(255)[len(palette) :], IGNORE_COLOR]
     image = Image.fromarray(np.ascontiguousarray(labels))
     image.putpalette([channel for color in colors for channel in color])
-    save_whole(path, image)
+    return image
 
 
 def save_image(path: Path, rgb: NDArray[np.uint8]) -> None:

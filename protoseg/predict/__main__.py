@@ -40,6 +40,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m protoseg.predict",
         description="Segment images: class-id masks, confidence and disagreement maps at the image's own "
         "size, and overlays with a legend.",
+        epilog="Very many images, on the machines of a Ray cluster: protoseg predict --ray ADDRESS "
+        "(docs/scaling.md).",
     )
     add = parser.add_argument
     add("checkpoint", metavar="CKPT", help="run folder, checkpoint folder, or a file in it")

@@ -1,0 +1,1 @@
+"""Masks of very many images, on the machines of a Ray cluster."""
