@@ -1,15 +1,15 @@
-r"""VOC with five classes held out, and networks that never saw them: what `adapt` and `novelty` are measured on.
+r"""VOC with five classes held out, and networks that never saw them, for `adapt` and `novelty`.
 
     python -m benchmarks.held_out prepare --dir runs/held_out
     python -m benchmarks.held_out train --dir runs/held_out
 
-In ``masks/`` pixels of bus, cat, motorbike, sheep and sofa are background, and the other 15 classes have the ids 1 to 15;
-in ``masks_all/`` the five have the ids 16 to 20 behind them. Lists: ``train.txt``, ``val.txt``, ``val_fast.txt`` and, with
-the masks of all classes, ``train_all.txt``, ``val_all.txt``, ``val_fast_all.txt``. Training images that show a held-out
-class stay: as in use, what is not named is background.
+In ``masks/`` pixels of bus, cat, motorbike, sheep and sofa are background, and the other 15 classes have the
+ids 1 to 15; in ``masks_all/`` the five have the ids 16 to 20 behind them. Lists: ``train.txt``, ``val.txt``,
+``val_fast.txt`` and, with the masks of all classes, ``train_all.txt``, ``val_all.txt``, ``val_fast_all.txt``.
+Training images that show a held-out class stay: as in use, what is not named is background.
 
-``train`` makes the runs ``seed0``, ``all_seed0`` (all classes from the start), ``seed1`` and ``seed2``: labels alone,
-both heads, no unlabelled image. Finished runs are not run again, stopped ones go on.
+``train`` makes the runs ``seed0``, ``all_seed0`` (all classes from the start), ``seed1`` and ``seed2``:
+labels alone, both heads, no unlabelled image. Finished runs are not run again, stopped ones go on.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ RUNS = ("seed0", "all_seed0", "seed1", "seed2")
 # the configuration's product default without unlabelled images
 METHOD = (
     "method.preset=protoseg", "method.unlabeled=false", "data.unlabeled=null", "train.batch_size=8",
-    "train.warmup_steps=300", "train.mixed_precision=bf16", "train.channels_last=true", "train.save_every=250",
-    "eval.batch_size=8", "eval.best=fused",
+    "train.warmup_steps=300", "train.mixed_precision=bf16", "train.channels_last=true",
+    "train.save_every=250", "eval.batch_size=8", "eval.best=fused",
 )  # fmt: skip
 
 
@@ -78,8 +78,8 @@ def train(folder: Path, names: list[str], steps: int) -> None:
         suffix = "_all" if name.startswith("all_") else ""
         lists = [f"data.root={data}", f"data.labeled=train{suffix}.txt", f"data.val=val_fast{suffix}.txt",
                  f"data.classes=classes{suffix}.txt"]  # fmt: skip
-        run(CONFIG, folder / "runs", name,
-            [*METHOD, *lists, f"train.seed={name[-1]}", f"train.max_steps={steps}", f"train.eval_every={steps}"])  # fmt: skip
+        length = [f"train.max_steps={steps}", f"train.eval_every={steps}"]
+        run(CONFIG, folder / "runs", name, [*METHOD, *lists, f"train.seed={name[-1]}", *length])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -88,8 +88,10 @@ class CheckpointInfo(Record):
     """Revision of the working copy, with ``-dirty`` when it had changes."""
 
     def best_head(self) -> Head:
-        """The head with the highest validation mIoU; when none was measured, that before the classes were changed,
-        else ``linear``."""
+        """The head with the highest validation mIoU.
+
+        When none was measured: what it was before the classes were changed, else ``linear``.
+        """
         miou = (self.metrics.get("val") or {}).get("miou") or {}
         best: Head = "linear"
         if not miou and self.adapted:

@@ -1,8 +1,8 @@
-"""Classes of a trained network changed in seconds: ``python -m protoseg.adapt CKPT --add NAME --images DIR --masks DIR``.
+"""Changes classes of a trained network: ``python -m protoseg.adapt CKPT --add NAME ...``.
 
-A class is added from a few labelled images, mended from corrected masks, merged with another, removed or renamed.
-Nothing is trained: a row of the linear head is fitted while all others stay, and the prototypes of the class are
-centres of its features. Writes, all or nothing:
+A class is added from a few labelled images, mended from corrected masks, merged with another, removed or
+renamed. Nothing is trained: a row of the linear head is fitted while all others stay, and the prototypes of
+the class are centres of its features. Writes:
 
 * ``OUT/checkpoint``: an ordinary checkpoint, which is evaluated, exported and served as any other; its
   ``config.json`` says under ``adapted`` what was done, with the hashes of the images that were given;
@@ -37,8 +37,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m protoseg.adapt",
-        description="Change the classes of a trained network without training: add one from a few labelled images, "
-        "mend, merge, remove or rename one.",
+        description="Change the classes of a trained network without training: add one from a few labelled "
+        "images, mend, merge, remove or rename one.",
         epilog="example: python -m protoseg.adapt runs/NAME --add fox --images fox/ --masks fox_masks/ -o "
         "runs/with_fox",
     )
@@ -56,18 +56,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--remove", metavar="NAME", help="a class whose pixels go to the next likely one")
     what.add_argument("--merge", nargs=2, metavar=("NAME", "OTHER"), help="OTHER becomes a part of NAME")
     what.add_argument("--rename", nargs=2, metavar=("NAME", "NEW"), help="a class gets another name")
-    add("--images", metavar="PATH", type=Path, help="folder of images that show the class (--masks is needed), or "
-        "a list of `image mask` lines")  # fmt: skip
+    add("--images", metavar="PATH", type=Path, help="folder of images that show the class, which needs "
+        "--masks, or a list of `image mask` lines")  # fmt: skip
     add("--masks", metavar="DIR", type=Path, help="folder of their masks, with the same stems")
-    add("--value", metavar="V", help="what the class is in the masks, a value (255) or a colour (128,0,0); all "
-        "others are not the class (default: told by the masks where it is sure)")  # fmt: skip
+    add("--value", metavar="V", help="what the class is in the masks, a value (255) or a colour (128,0,0); "
+        "all others are not the class (default: told by the masks where it is sure)")  # fmt: skip
     add("--color", metavar="R,G,B", help="colour of a new class (default: one unlike the others')")
-    add("--others", metavar="DIR", type=Path, help="images that do not show the class (default: labelled images of "
-        "the training)")  # fmt: skip
+    add("--others", metavar="DIR", type=Path, help="images that do not show the class (default: labelled "
+        "images of the training)")  # fmt: skip
     add("--other-images", metavar="N", type=int, default=OTHER_IMAGES,
         help="such images to look at, at most; 0: none (%(default)s)")  # fmt: skip
-    add("--val", metavar="LIST", type=Path, help="measure before and after on a list of `image mask` lines; a new "
-        "class has the next id in its masks")  # fmt: skip
+    add("--val", metavar="LIST", type=Path, help="measure before and after on a list of `image mask` lines; "
+        "a new class has the next id in its masks")  # fmt: skip
     add("-o", "--output", metavar="OUT", type=Path, help="folder for the changed network")
     add("--dry-run", action="store_true", help="say what would come of it; write nothing")
     add("--device", help="cpu, cuda, cuda:1, ... (default: what accelerate finds)")
@@ -149,7 +149,8 @@ def told(source: Checkpoint, found: Adapted, wanted: Change, seconds: float) -> 
         "remove": f"{wanted.name} removed",
         "rename": f"{wanted.name} renamed to {wanted.other}",
     }[wanted.kind]
-    return f"{done} in {seconds:.1f} s; {source.info.name} had {len(source.info.classes)} classes, now {len(names)}"
+    before = f"{source.info.name} had {len(source.info.classes)} classes"
+    return f"{done} in {seconds:.1f} s; {before}, now there are {len(names)}"
 
 
 def main(argv: list[str] | None = None) -> int:

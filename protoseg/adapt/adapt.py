@@ -158,8 +158,8 @@ def _others(
         if wanted.others is not None:
             raise
         notes.append(
-            f"the images of the training are not here ({str(error).splitlines()[0]}): {wanted.name} will be seen "
-            "where it is not; name a folder of images without it with --others"
+            f"the images of the training are not here ({str(error).splitlines()[0]}): {wanted.name} will be "
+            "seen where it is not; name a folder of images without it with --others"
         )
         return None, 0
     notes.append(f"others: {count} images of {wanted.others or 'the training'}")

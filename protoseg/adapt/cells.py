@@ -1,7 +1,7 @@
 """What both heads see at the cells of the feature map, and which part of a cell a class has.
 
-Shape legend: ``N`` cells, ``D`` channels of the linear head's last layer, ``P`` channels of the prototype head,
-``H W`` image, ``Y X`` feature map.
+Shape legend: ``N`` cells, ``D`` channels of the linear head's last layer, ``P`` channels of the prototype
+head, ``H W`` image, ``Y X`` feature map.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Cells:
         return Cells(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
     def thinned(self, most: int) -> Cells:
-        """At most that many cells with a part of the class, and as many without; they weigh as much as all."""
+        """At most that many cells with a part of the class and as many without; they weigh as much as all."""
         kept = []
         for stratum in (self.share > 0, self.share == 0):
             found = stratum.nonzero()[:, 0]

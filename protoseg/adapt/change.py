@@ -1,7 +1,7 @@
 """What both heads learn of a class from its cells, while the other classes stay as they are.
 
-Shape legend: ``N`` cells, ``D`` channels of the linear head's last layer, ``C`` classes, ``K`` prototypes of a class,
-``P`` channels of the prototype head.
+Shape legend: ``N`` cells, ``D`` channels of the linear head's last layer, ``C`` classes, ``K`` prototypes of
+a class, ``P`` channels of the prototype head.
 """
 
 from __future__ import annotations
@@ -78,10 +78,8 @@ def merge(heads: Heads, label: int, gone: int, cells: Cells) -> Heads:
     known = scores(heads, cells)
     both = [label, gone]
     wanted = replace(cells, share=known.softmax(1)[:, both].sum(1))
-    row = fit_row(
-        wanted.linear, wanted.share, wanted.weight, _without(known, both).logsumexp(1), heads.weight[both].mean(0),
-        1.0,
-    )  # fmt: skip
+    others, prior = _without(known, both).logsumexp(1), heads.weight[both].mean(0)
+    row = fit_row(wanted.linear, wanted.share, wanted.weight, others, prior, 1.0)
     count = heads.prototypes.shape[1]
     active = [index for index in both if heads.active[index]]
     if not active:

@@ -74,8 +74,8 @@ def relabelled(
     if data.kind == "synthetic":
         if not same:
             raise ConfigError(
-                "the embedded scenes have the classes that they have; write them to files with protoseg scenes "
-                "and train on those, to merge or remove one"
+                "the embedded scenes have the classes that they have; write them to files with protoseg "
+                "scenes and train on those, to merge or remove one"
             )
         return data.model_copy(update=update)
     entries = label_map_entries(data, before)

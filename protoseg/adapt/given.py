@@ -1,4 +1,4 @@
-"""Images that show a class, with masks of it: which value of a mask means the class is found or told, never assumed."""
+"""Images that show a class, with masks: which value of a mask means it is found or told, never assumed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from protoseg.checkpoint import CheckpointInfo
 from protoseg.config.sections import DataConfig, FolderPair
 from protoseg.data.classes import parse_color
+from protoseg.data.find import list_roots
 from protoseg.data.images import read_image, resize_image, resize_mask
 from protoseg.data.lines import Entry
 from protoseg.data.lists import read_entries
@@ -88,17 +89,33 @@ def find_pairs(data: DataConfig, images: Path, masks: Path | None) -> Sequence[E
         raise DataError(f"--images {images} is a folder: name the folder of its masks with --masks")
     if masks is not None and not images.is_dir():
         raise DataError(f"--images {images} is no folder; with --masks both must be folders")
-    root = images if images.is_dir() else images.parent
-    source = str(images.absolute()) if masks is None else FolderPair(
-        images=str(images.absolute()), masks=str(masks.absolute()))  # fmt: skip
-    update = {
-        "kind": "files",
-        "root": str(root.absolute()),
-        "labeled": source,
-        "image_dir": None,
-        "mask_dir": None,
-    }
+    if masks is None:
+        return read_entries(listed_data(data, images), "labeled").entries
+    pair = FolderPair(images=str(images.absolute()), masks=str(masks.absolute()))
+    update = {"kind": "files", "root": str(images.absolute()), "labeled": pair}
     return read_entries(data.model_copy(update=update), "labeled").entries
+
+
+def listed_data(data: DataConfig, path: Path) -> DataConfig:
+    """Data settings whose labelled and validation images are those of a list.
+
+    Its lines are relative to its own folder, the working directory, or the folder of the training's data.
+
+    Raises:
+        DataError: If it cannot be read below any of them.
+    """
+    listed = str(path.absolute())
+    update = {"kind": "files", "labeled": listed, "val": listed}
+    problems: list[DataError] = []
+    for root in list_roots(None, path, data):
+        found = data.model_copy(update={**update, "root": str(root)})
+        try:
+            read_entries(found, "labeled")
+        except DataError as error:
+            problems.append(error)
+        else:
+            return found
+    raise problems[0]
 
 
 def choose_meaning(info: CheckpointInfo, entries: Sequence[Entry], name: str, value: str | None) -> Meaning:
@@ -186,15 +203,18 @@ def read_given(info: CheckpointInfo, entries: Sequence[Entry], meaning: Meaning,
         found.append(Given(Path(entry.image).name, resize_image(image, rule), resize_mask(state, rule)))
     if not any((item.state == OF_CLASS).any() for item in found):
         raise DataError(
-            f"none of the {len(found)} masks has a pixel of {name} ({meaning.text}); say with --value which value is"
+            f"none of the {len(found)} masks has a pixel of {name} ({meaning.text}); say with --value which "
+            "value is"
         )
     return found
 
 
 def hashes(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
     """SHA-256 of each image and of its mask, by the image's name."""
-    return {
-        entry.image.name: {kind: sha256_file(path) for kind, path in (("image", entry.image), ("mask", entry.mask))
-                           if isinstance(path, Path)}
-        for entry in entries
-    }  # fmt: skip
+    found = {}
+    for entry in entries:
+        files = {"image": entry.image, "mask": entry.mask}
+        found[entry.image.name] = {
+            kind: sha256_file(path) for kind, path in files.items() if isinstance(path, Path)
+        }
+    return found

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from protoseg.adapt.given import listed_data
 from protoseg.checkpoint import Checkpoint
-from protoseg.evaluate.measure import evaluate_segmenter, override_data, read_samples
+from protoseg.evaluate.measure import evaluate_segmenter, read_samples
 from protoseg.evaluate.results import EvalResult
 from protoseg.processes import Processes
 
@@ -56,7 +57,7 @@ def compare(before: Checkpoint, after: Checkpoint, val: Path) -> Comparison:
     results, names = [], []
     for network in (before, after):
         info = after.info if grown else network.info
-        samples, _ = read_samples(override_data(info.data, [f"val={val.absolute()}"]), "val", info)
+        samples, _ = read_samples(listed_data(info.data, val), "val", info)
         results.append(evaluate_segmenter(network.segmenter, info, samples, processes, boundary=False))
         names.append([item.name for item in info.classes])
     shared = (

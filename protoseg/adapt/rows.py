@@ -1,7 +1,7 @@
 """A network whose classes are taken, in any order, from another's: the only place that touches its weights.
 
-Shape legend: ``C`` classes, ``D`` channels of the linear head's last layer, ``K`` prototypes of a class, ``P``
-channels of the prototype head.
+Shape legend: ``C`` classes, ``D`` channels of the linear head's last layer, ``K`` prototypes of a class,
+``P`` channels of the prototype head.
 """
 
 from __future__ import annotations
@@ -34,7 +34,13 @@ class Heads:
         return Heads(self.weight[index], self.prototypes[index], self.active[index])
 
     def with_class(self, label: int, row: Tensor, prototypes: Tensor | None) -> Heads:
-        """With another (D + 1,) row and (K, P) prototypes of a class; C as id appends one. None: no prototypes."""
+        """With another row and other prototypes of a class; C as its id appends one.
+
+        Args:
+            label: The class.
+            row: (D + 1,) weight, then bias.
+            prototypes: (K, P), or None for a class without.
+        """
         active = self.active.new_tensor([prototypes is not None])
         given = self.prototypes.new_zeros(self.prototypes.shape[1:]) if prototypes is None else prototypes
         parts = zip((self.weight, self.prototypes, self.active), (row, given, active[0]), strict=True)
@@ -59,7 +65,8 @@ def with_heads(segmenter: Segmenter, info: CheckpointInfo, heads: Heads) -> Segm
     """
     made = build_segmenter(
         info.model.model_copy(update={"pretrained": "none", "aux_weight": 0.0}), info.prototypes,
-        num_classes=len(heads.weight), in_channels=info.input.channels, mean=info.input.mean, std=info.input.std,
+        num_classes=len(heads.weight), in_channels=info.input.channels, mean=info.input.mean,
+        std=info.input.std,
     )  # fmt: skip
     state = {key: value.cpu() for key, value in segmenter.network.state_dict().items()
              if not key.startswith("aux_head.")}  # fmt: skip

@@ -24,7 +24,8 @@ def write_adapted(out: Path, source: Checkpoint, found: Adapted, comparison: Com
         comparison: What was measured; its figures go into the checkpoint, too.
 
     Raises:
-        CheckpointError, DataError: If something cannot be written; a checkpoint comes last, so that there is none.
+        CheckpointError, DataError: If something cannot be written; a checkpoint comes last, so that there is
+        none.
     """
     update = {"versions": package_versions(), "git_revision": git_revision()}
     out.mkdir(parents=True, exist_ok=True)
