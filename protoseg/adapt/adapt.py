@@ -92,7 +92,7 @@ def adapt(source: Checkpoint, wanted: Change, name: str) -> Adapted:
         meaning = choose_meaning(info, entries, wanted.name, wanted.value)
         notes.append(f"masks: {meaning.text}")
         given = read_given(info, entries, meaning, wanted.name)
-        own = joined(image_cells(source, item.image, item.of_class, item.valid, CELLS) for item in given)
+        own = own_cells(source, given)
         rest, count = _others(source, wanted, label, notes)
         heads = change.add(heads, own, rest) if label is None else change.mend(heads, label, own, rest)
         made = made.model_copy(update={"images": hashes(entries), "masks": meaning.text, "others": count})
@@ -116,6 +116,11 @@ def adapt(source: Checkpoint, wanted: Change, name: str) -> Adapted:
     new_info = describe.described(info, name, classes, become, made)
     changed = Checkpoint(with_heads(source.segmenter, info, heads), new_info, source.path)
     return Adapted(changed, given, _place(classes, become.get(wanted.name, wanted.name)), notes)
+
+
+def own_cells(source: Checkpoint, given: Sequence[Given]) -> Cells:
+    """Cells of the images that were given."""
+    return joined(image_cells(source, item.image, item.of_class, item.valid, CELLS) for item in given)
 
 
 def check(source: Checkpoint, wanted: Change) -> None:

@@ -71,10 +71,10 @@ def last_layer(network: SegmentationNetwork) -> nn.Conv2d:
 
 
 @contextmanager
-def _reads(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """What a layer is given while the block runs."""
+def reads(network: SegmentationNetwork) -> Iterator[list[Tensor]]:
+    """What the last layer of the linear head is given while the block runs, (B, D, Y, X) each time."""
     seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    handle = last_layer(network).register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0]))
     try:
         yield seen
     finally:
@@ -96,9 +96,9 @@ def image_cells(source: Checkpoint, image: Pixels, share: Shares, valid: Shares,
     if config.mode == "sliding":
         window = config.window or source.info.input.crop
         tall, wide = min(window[0], height), min(window[1], width)
-    layer, found = last_layer(segmenter.network), []
+    found = []
     device = segmenter.bank.prototypes.device
-    with inference(segmenter), _reads(layer) as seen:
+    with inference(segmenter), reads(segmenter.network) as seen:
         for y in window_starts(height, tall, tall):
             for x in window_starts(width, wide, wide):
                 part = (slice(y, y + tall), slice(x, x + wide))

@@ -17,9 +17,9 @@ from protoseg.adapt.rows import Heads
 from protoseg.models.kmeans import spherical_kmeans
 from protoseg.models.prototypes import unit
 
-STRENGTH = 100.0
+STRENGTH = 10.0
 """How many cells a unit of squared distance from the first guess of a row outweighs (``fit_row``)."""
-RARITY = 16.0
+RARITY = 8.0
 """Images without the class for each that shows it: what the images of the training are weighted to."""
 SURE = 0.5
 """Part of a cell from which on it counts as the class's in k-means."""
