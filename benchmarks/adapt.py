@@ -185,77 +185,95 @@ def pixels_of(source: Checkpoint, data: Path, lines: dict[str, list[str]], other
     return [given, [(labeled.image(i), labeled.mask(i)) for i in places]]
 
 
-def wider(source: Checkpoint, seed: int) -> Segmenter:
-    """The network with five more rows, small and random, at the mean bias of the others."""
+def read_wider(source: Checkpoint, seed: int) -> Heads:
+    """Heads with five more rows, small and random, at the mean bias of the others."""
     import torch
 
-    from protoseg.adapt.rows import Heads, read_heads, with_heads
+    from protoseg.adapt.rows import Heads, read_heads
 
-    torch.manual_seed(seed)
     heads, new = read_heads(source.segmenter), len(HELD_OUT)
-    weight = 0.01 * torch.randn(new, heads.weight.shape[1] - 1)
+    generator = torch.Generator().manual_seed(seed)
+    weight = 0.01 * torch.randn(new, heads.weight.shape[1] - 1, generator=generator)
     rows = torch.cat([weight, heads.weight[1:, -1:].mean(0).expand(new, 1)], 1)
-    wide = Heads(
+    return Heads(
         torch.cat([heads.weight, rows]), torch.cat([heads.prototypes, heads.prototypes[:new]]),
         torch.cat([heads.active, heads.active[:new]]),
     )  # fmt: skip
-    return with_heads(source.segmenter, source.info, wide)
 
 
-def fine_tuned(
-    source: Checkpoint, pools: Pools, seconds: float, *, whole: bool, seed: int
-) -> tuple[Segmenter, int]:
-    """Five more classes trained by gradients, in the linear head or in all of the network.
-
-    The head alone is trained on feature maps of whole images, which are made once: thousands of steps.
+def trained_head(source: Checkpoint, pools: Pools, seconds: float, seed: int) -> tuple[Heads, int]:
+    """Rows of the linear head, five of them new, trained on cells of the feature maps; and the steps.
 
     Args:
         source: The network that knows fifteen classes.
-        pools: See ``pixels_of``; each gives half of a batch.
-        seconds: How long.
-        whole: Train encoder and decoder, too, on crops; batch norm keeps its statistics.
-        seed: Of rows, order and crops.
-
-    Returns:
-        The network, and its steps.
+        pools: See ``pixels_of``; each gives half of a batch of 4,096 cells.
+        seconds: How long; thousands of steps in a minute.
+        seed: Of rows and order.
     """
     import torch
     import torch.nn.functional as F
 
-    rng, segmenter = np.random.default_rng(seed), wider(source, seed)
+    from protoseg.adapt.cells import image_cells
+
+    generator, heads = torch.Generator().manual_seed(seed), read_wider(source, seed)
+    stride, known = round(source.segmenter.network.stride), []
+    for pool in pools:
+        features, labels = [], []
+        for image, mask in pool:
+            nothing = np.zeros(mask.shape, np.float32)
+            features.append(image_cells(source, image, nothing, nothing + 1, mask.size).linear)
+            room = [-length % stride for length in mask.shape]
+            padded = np.pad(mask, ((0, room[0]), (0, room[1])), constant_values=255)
+            middle = padded[stride // 2 :: stride, stride // 2 :: stride]
+            labels.append(torch.from_numpy(middle.reshape(-1).astype(np.int64)))
+        known.append((torch.cat(features), torch.cat(labels)))
+    weight = heads.weight.clone().requires_grad_()
+    optimizer = torch.optim.AdamW([weight], lr=2e-3, weight_decay=1e-4)
+    start, steps = time.perf_counter(), 0
+    while (spent := time.perf_counter() - start) < seconds:
+        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - spent / seconds) ** 0.9
+        loss = torch.zeros(())
+        for features, labels in known:
+            index = torch.randint(len(labels), (2048,), generator=generator)
+            scores = features[index] @ weight[:, :-1].t() + weight[:, -1]
+            loss = loss + F.cross_entropy(scores, labels[index], ignore_index=255) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        steps += 1
+    return replace(heads, weight=weight.detach()), steps
+
+
+def trained_network(source: Checkpoint, pools: Pools, seconds: float, seed: int) -> tuple[Segmenter, int]:
+    """All of the network trained for so long with five more rows, on crops; and the steps.
+
+    Batch norm keeps its statistics. Arguments as for ``trained_head``; a batch has 4 + 4 images.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from protoseg.adapt.rows import with_heads
+
+    rng = np.random.default_rng(seed)
+    segmenter = with_heads(source.segmenter, source.info, read_wider(source, seed))
     network = segmenter.network
-    groups: list[dict[str, Any]] = [{"params": list(network.linear_head.parameters()), "lr": 2e-3}]
-    if whole:
-        decoder = [p for n, p in network.backbone.named_parameters() if not n.startswith("encoder.")]
-        groups += [{"params": list(network.backbone.encoder.parameters()), "lr": 5e-5}]
-        groups += [{"params": decoder, "lr": 5e-4}]
+    decoder = [p for n, p in network.backbone.named_parameters() if not n.startswith("encoder.")]
+    groups: list[dict[str, Any]] = [
+        {"params": list(network.linear_head.parameters()), "lr": 2e-3},
+        {"params": decoder, "lr": 5e-4},
+        {"params": list(network.backbone.encoder.parameters()), "lr": 5e-5},
+    ]
     optimizer, rates = torch.optim.AdamW(groups, weight_decay=1e-4), [group["lr"] for group in groups]
-
-    def backbone(image: Pixels) -> Tensor:
-        pixels = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2).float()
-        height, width = network.padded_size(*image.shape[:2])
-        x = (pixels - network.mean) / network.std
-        x = F.pad(x, (0, width - image.shape[1], 0, height - image.shape[0]))
-        features: Tensor = network.backbone(x)[0]
-        return features
-
-    maps: list[list[Tensor]] = []
-    if not whole:
-        with torch.no_grad():
-            maps = [[backbone(image) for image, _ in pool] for pool in pools]
     start, steps = time.perf_counter(), 0
     while (spent := time.perf_counter() - start) < seconds:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (1 - spent / seconds) ** 0.9
+        crops = [_crop(pool[int(rng.integers(len(pool)))], rng) for pool in pools for _ in range(4)]
+        image, mask = (torch.from_numpy(np.stack(part)) for part in zip(*crops, strict=True))
+        logits = network.upsample(network(image.permute(0, 3, 1, 2)).linear_logits, *mask.shape[-2:])
+        loss = F.cross_entropy(logits, mask.long(), ignore_index=255)
         optimizer.zero_grad()
-        for number, pool in enumerate(pools):
-            for _ in range(4):
-                index = int(rng.integers(len(pool)))
-                image, mask = _crop(pool[index], rng) if whole else pool[index]
-                features = backbone(image) if whole else maps[number][index]
-                logits = network.upsample(network.linear_head(features), *mask.shape)
-                target = torch.from_numpy(mask.astype(np.int64))[None]
-                (F.cross_entropy(logits, target, ignore_index=255) / 8).backward()
+        loss.backward()
         optimizer.step()
         steps += 1
     return segmenter, steps
@@ -301,15 +319,11 @@ def measure(arguments: argparse.Namespace) -> Result:
             row["adapt"] = validation.figures(found.weight, found.prototypes, old)
             tuned = pixels_of(source, data, lines, others)
             if arguments.head_seconds:
-                network, row["head_steps"] = fine_tuned(
-                    source, tuned, arguments.head_seconds, whole=False, seed=seed
-                )
-                row["heads"] = validation.figures(read_heads(network).weight, None, old)
+                head, row["head_steps"] = trained_head(source, tuned, arguments.head_seconds, seed)
+                row["heads"] = validation.figures(head.weight, None, old)
             if arguments.all_seconds and count == arguments.all_count and seed < arguments.all_draws:
-                network, row["all_steps"] = fine_tuned(
-                    source, tuned, arguments.all_seconds, whole=True, seed=seed
-                )
-                whole = Validation(replace(source, segmenter=network.eval()), data)
+                network, row["all_steps"] = trained_network(source, tuned, arguments.all_seconds, seed)
+                whole = Validation(replace(source, segmenter=network), data)
                 row["all"] = whole.figures(read_heads(network).weight, None, old)
             result["draws"].append(row)
             print(count, seed, f"{sum(seconds):.1f} s", shown(row), flush=True)

@@ -23,6 +23,8 @@ RARITY = 8.0
 """Images without the class for each that shows it: what the images of the training are weighted to."""
 SURE = 0.5
 """Part of a cell from which on it counts as the class's in k-means."""
+CANDIDATES = 4
+"""Centres among which prototypes are chosen, as a multiple of their number."""
 MAX_POINTS = 4096
 """Cells that k-means takes at most, evenly spaced."""
 MENDED = 0.5
@@ -43,7 +45,7 @@ def add(heads: Heads, own: Cells, rest: Cells | None) -> Heads:
         rest: Cells of others, which are not of the class.
     """
     row = _row(heads, None, own, rest)
-    return heads.with_class(len(heads.weight), row, centres(own, heads.prototypes.shape[1]))
+    return heads.with_class(len(heads.weight), row, _prototypes(heads, own, rest))
 
 
 def mend(heads: Heads, label: int, own: Cells, rest: Cells | None) -> Heads:
@@ -54,7 +56,7 @@ def mend(heads: Heads, label: int, own: Cells, rest: Cells | None) -> Heads:
     row = _row(heads, label, own, rest)
     mine = own.take(own.share >= SURE)
     if not heads.active[label]:
-        return heads.with_class(label, row, centres(own, heads.prototypes.shape[1]))
+        return heads.with_class(label, row, _prototypes(heads, own, rest))
     points, old = unit(mine.prototype), heads.prototypes[label]
     nearest = (points @ old.t()).argmax(1)
     moved = old.clone()
@@ -88,19 +90,43 @@ def merge(heads: Heads, label: int, gone: int, cells: Cells) -> Heads:
     return heads.with_class(label, row, spherical_kmeans(points, count, torch.Generator().manual_seed(0)))
 
 
-def centres(own: Cells, count: int) -> Tensor:
-    """(K, P) prototypes of a class: centres of its cells."""
+def _prototypes(heads: Heads, own: Cells, rest: Cells | None) -> Tensor:
+    """(K, P) prototypes of a class: those centres of its cells that win cells of it and few others.
+
+    A centre of cells that resemble another class would take that class's: the nearest prototype decides, and
+    has no bias. Of ``CANDIDATES`` times K centres that are taken, one after the other, which raise the IoU of
+    what is nearer to them than to any other class; the last ones repeat the first where fewer than K do.
+    """
+    count = heads.prototypes.shape[1]
     sure = own.share >= (SURE if bool((own.share >= SURE).any()) else own.share.max())
     points = own.prototype[sure]
-    return spherical_kmeans(
-        points[:: max(1, len(points) // MAX_POINTS)], count, torch.Generator().manual_seed(0)
-    )
+    points = points[:: max(1, len(points) // MAX_POINTS)]
+    candidates = spherical_kmeans(points, CANDIDATES * count, torch.Generator().manual_seed(0))
+    seen = own if rest is None else _weighted(own, rest)
+    features = unit(seen.prototype)
+    others = heads.prototypes[heads.active].flatten(0, 1)
+    won = features @ candidates.t() > (features @ others.t()).amax(1, keepdim=True)
+    taken, chosen, best = torch.zeros(len(features), dtype=torch.bool), list[int](), -1.0
+    while len(chosen) < count:
+        either = (taken[:, None] | won).float()
+        both = (seen.weight * seen.share) @ either
+        iou = both / (seen.weight @ torch.maximum(either, seen.share[:, None])).clamp(min=1e-12)
+        if float(iou.max()) <= best:
+            break
+        best, index = float(iou.max()), int(iou.argmax())
+        chosen.append(index)
+        taken |= won[:, index]
+    return candidates[[chosen[k % len(chosen)] for k in range(count)]]
+
+
+def _weighted(own: Cells, rest: Cells) -> Cells:
+    """Both, with ``RARITY`` times as much weight on the rest."""
+    factor = RARITY * own.weight.sum() / rest.weight.sum()
+    return joined([own, replace(rest, weight=rest.weight * factor)])
 
 
 def _row(heads: Heads, label: int | None, own: Cells, rest: Cells | None) -> Tensor:
-    if rest is not None:
-        factor = RARITY * own.weight.sum() / rest.weight.sum()
-        own = joined([own, replace(rest, weight=rest.weight * factor)])
+    own = own if rest is None else _weighted(own, rest)
     known = scores(heads, own)
     others = known if label is None else _without(known, [label])
     prior = torch.zeros_like(heads.weight[0]) if label is None else heads.weight[label]

@@ -10,10 +10,12 @@ from tiny import PROJECT_ROOT, photo, quiet_environment, tiny_info, tiny_segment
 
 from protoseg.adapt import change
 from protoseg.adapt.__main__ import main
-from protoseg.checkpoint import load_checkpoint, read_info, save_checkpoint
+from protoseg.adapt.cells import image_cells, joined
+from protoseg.checkpoint import Checkpoint, load_checkpoint, read_info, save_checkpoint
 from protoseg.config.sections import DataConfig
 from protoseg.evaluate.__main__ import main as evaluate
 from protoseg.manifest import ClassInfo
+from protoseg.models.kmeans import spherical_kmeans
 
 NAMES = ["ground", "sky", "water"]
 
@@ -47,8 +49,25 @@ def run(tmp_path_factory):
     classes = [ClassInfo(name=name, color=(40 * i, 90, 20)) for i, name in enumerate(NAMES)]
     metrics = {"step": 1, "val": {"miou": {"linear": 0.1, "prototype": 0.1, "fused": 0.2}}}
     info = tiny_info(3).model_copy(update={"data": data, "classes": classes, "metrics": metrics})
-    save_checkpoint(folder / "checkpoint", tiny_segmenter(3), info, tiny_segmenter(3).network)
+    segmenter = tiny_segmenter(3)
+    start_bank(segmenter, Checkpoint(segmenter, info, folder), place)
+    save_checkpoint(folder / "checkpoint", segmenter, info, segmenter.network)
     return folder
+
+
+def start_bank(segmenter, checkpoint, place):
+    """Prototypes that tell the classes apart as far as random features do: parity needs a mask of several."""
+    centres = {}
+    for label in range(3):
+        cells = []
+        for number in range(10, 14):
+            ids = np.array(Image.open(place / "ids" / f"{number}.png"))
+            image = np.array(Image.open(place / "images" / f"{number}.png"))
+            share = (ids == label).astype(np.float32)
+            cells.append(image_cells(checkpoint, image, share, np.ones_like(share), 500))
+        found = joined(cells)
+        centres[label] = spherical_kmeans(found.prototype[found.share > 0.5], 2, torch.Generator())
+    segmenter.bank.start(centres)
 
 
 @pytest.fixture(scope="module")
