@@ -117,6 +117,7 @@ def _cells(maps: tuple[Tensor, ...], share: Shares, valid: Shares, padded: tuple
     masks = torch.from_numpy(np.stack([share * valid, valid])).float()
     masks = F.pad(masks, (0, padded[1] - width, 0, padded[0] - height))
     of_class, weight = F.interpolate(masks[None], size=size, mode="area")[0].flatten(1)
-    flat = [part[0].float().flatten(1).t().cpu() for part in maps]
+    linear, prototype = (part[0].float().flatten(1).t().cpu() for part in maps)
     seen = weight > 0
-    return Cells(*(row[seen] for row in flat), (of_class[seen] / weight[seen]).clamp(0, 1), weight[seen])
+    share = (of_class[seen] / weight[seen]).clamp(0, 1)
+    return Cells(linear[seen], prototype[seen], share, weight[seen])

@@ -60,7 +60,7 @@ def mend(heads: Heads, label: int, own: Cells, rest: Cells | None) -> Heads:
     points, old = unit(mine.prototype), heads.prototypes[label]
     nearest = (points @ old.t()).argmax(1)
     moved = old.clone()
-    for index in nearest.unique().tolist():
+    for index in sorted(set(nearest.tolist())):
         moved[index] = unit(MENDED * old[index] + (1 - MENDED) * points[nearest == index].mean(0))
     return heads.with_class(label, row, moved)
 

@@ -38,12 +38,14 @@ class Given:
     @property
     def of_class(self) -> NDArray[np.float32]:
         """(H, W) 1 where the class is."""
-        return (self.state == OF_CLASS).astype(np.float32)
+        found: NDArray[np.float32] = (self.state == OF_CLASS).astype(np.float32)
+        return found
 
     @property
     def valid(self) -> NDArray[np.float32]:
         """(H, W) 0 where the mask is ignored."""
-        return (self.state != IGNORED).astype(np.float32)
+        found: NDArray[np.float32] = (self.state != IGNORED).astype(np.float32)
+        return found
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def read_given(info: CheckpointInfo, entries: Sequence[Entry], meaning: Meaning,
                 f"{entry.image} is {image.shape[0]}x{image.shape[1]}, its mask {entry.mask} {state.shape[0]}x"
                 f"{state.shape[1]} (height x width); they must be equal"
             )
-        found.append(Given(Path(entry.image).name, resize_image(image, rule), resize_mask(state, rule)))
+        found.append(Given(entry.image.name, resize_image(image, rule), resize_mask(state, rule)))
     if not any((item.state == OF_CLASS).any() for item in found):
         raise DataError(
             f"none of the {len(found)} masks has a pixel of {name} ({meaning.text}); say with --value which "

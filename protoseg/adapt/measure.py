@@ -54,16 +54,19 @@ def compare(before: Checkpoint, after: Checkpoint, val: Path) -> Comparison:
     """
     processes = Processes(device=before.segmenter.bank.prototypes.device)
     grown = len(after.info.classes) >= len(before.info.classes)
-    results, names = [], []
-    for network in (before, after):
+
+    def measured(network: Checkpoint) -> tuple[EvalResult, list[str]]:
         info = after.info if grown else network.info
         samples, _ = read_samples(listed_data(info.data, val), "val", info)
-        results.append(evaluate_segmenter(network.segmenter, info, samples, processes, boundary=False))
-        names.append([item.name for item in info.classes])
-    shared = (
-        names[1][: len(before.info.classes)] if grown else [name for name in names[1] if name in names[0]]
-    )
-    return Comparison(*results, *names, shared, before.info.best_head())
+        found = evaluate_segmenter(network.segmenter, info, samples, processes, boundary=False)
+        return found, [item.name for item in info.classes]
+
+    (old, old_names), (new, new_names) = measured(before), measured(after)
+    if grown:
+        shared = new_names[: len(before.info.classes)]
+    else:
+        shared = [name for name in new_names if name in old_names]
+    return Comparison(old, new, old_names, new_names, shared, before.info.best_head())
 
 
 def format_comparison(found: Comparison) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from protoseg.adapt.adapt import Adapted
 from protoseg.adapt.measure import Comparison
@@ -27,7 +28,7 @@ def write_adapted(out: Path, source: Checkpoint, found: Adapted, comparison: Com
         CheckpointError, DataError: If something cannot be written; a checkpoint comes last, so that there is
         none.
     """
-    update = {"versions": package_versions(), "git_revision": git_revision()}
+    update: dict[str, Any] = {"versions": package_versions(), "git_revision": git_revision()}
     out.mkdir(parents=True, exist_ok=True)
     lines = []
     if found.given and found.label is not None:

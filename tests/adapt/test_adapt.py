@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import PROJECT_ROOT, photo, quiet_environment, tiny_info, tiny_segmenter
+from tiny import PROJECT_ROOT, photo, quiet_environment, short_quickstart, tiny_info, tiny_segmenter
 
+import protoseg
 from protoseg.adapt import change
 from protoseg.adapt.__main__ import main
-from protoseg.adapt.cells import image_cells, joined
-from protoseg.checkpoint import Checkpoint, load_checkpoint, read_info, save_checkpoint
+from protoseg.checkpoint import load_checkpoint, read_info, save_checkpoint
 from protoseg.config.sections import DataConfig
 from protoseg.evaluate.__main__ import main as evaluate
 from protoseg.manifest import ClassInfo
-from protoseg.models.kmeans import spherical_kmeans
 
 NAMES = ["ground", "sky", "water"]
 
@@ -49,25 +48,8 @@ def run(tmp_path_factory):
     classes = [ClassInfo(name=name, color=(40 * i, 90, 20)) for i, name in enumerate(NAMES)]
     metrics = {"step": 1, "val": {"miou": {"linear": 0.1, "prototype": 0.1, "fused": 0.2}}}
     info = tiny_info(3).model_copy(update={"data": data, "classes": classes, "metrics": metrics})
-    segmenter = tiny_segmenter(3)
-    start_bank(segmenter, Checkpoint(segmenter, info, folder), place)
-    save_checkpoint(folder / "checkpoint", segmenter, info, segmenter.network)
+    save_checkpoint(folder / "checkpoint", tiny_segmenter(3), info, tiny_segmenter(3).network)
     return folder
-
-
-def start_bank(segmenter, checkpoint, place):
-    """Prototypes that tell the classes apart as far as random features do: parity needs a mask of several."""
-    centres = {}
-    for label in range(3):
-        cells = []
-        for number in range(10, 14):
-            ids = np.array(Image.open(place / "ids" / f"{number}.png"))
-            image = np.array(Image.open(place / "images" / f"{number}.png"))
-            share = (ids == label).astype(np.float32)
-            cells.append(image_cells(checkpoint, image, share, np.ones_like(share), 500))
-        found = joined(cells)
-        centres[label] = spherical_kmeans(found.prototype[found.share > 0.5], 2, torch.Generator())
-    segmenter.bank.start(centres)
 
 
 @pytest.fixture(scope="module")
@@ -221,13 +203,19 @@ def test_images_of_the_training_that_have_gone_are_told(run, boxes, tmp_path, ca
 
 
 @pytest.mark.slow
-def test_it_is_exported_with_parity(added, boxes):
+def test_a_trained_run_is_exported_with_parity(boxes, tmp_path):
+    trained = protoseg.train(short_quickstart(), run={"dir": str(tmp_path), "name": "scenes"})
+    out = tmp_path / "with_box"
+    call(
+        trained.folder, "--add", "violet", "--images", boxes / "images", "--masks", boxes / "boxes", "-o", out
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "export.onnx", str(added), "--calibrate", str(boxes / "images")],
-        cwd=PROJECT_ROOT, env=quiet_environment(), capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "export.onnx", str(out)], cwd=PROJECT_ROOT, env=quiet_environment(),
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    manifest = json.loads((added / "bundle" / "manifest.json").read_text())
+    manifest = json.loads((out / "bundle" / "manifest.json").read_text())
     assert manifest["files"][0]["parity"]["status"] == "passed"
-    assert [item["name"] for item in manifest["classes"]] == [*NAMES, "box"]
-    assert manifest["adapted"][0]["classes"] == ["box"]
+    assert manifest["classes"][-1]["name"] == "violet"
+    assert manifest["adapted"][0]["classes"] == ["violet"]
+    assert protoseg.load(out / "bundle")(photo(1, 64, 64)).labels.shape == (64, 64)
