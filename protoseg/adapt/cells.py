@@ -119,5 +119,5 @@ def _cells(maps: tuple[Tensor, ...], share: Shares, valid: Shares, padded: tuple
     of_class, weight = F.interpolate(masks[None], size=size, mode="area")[0].flatten(1)
     linear, prototype = (part[0].float().flatten(1).t().cpu() for part in maps)
     seen = weight > 0
-    share = (of_class[seen] / weight[seen]).clamp(0, 1)
-    return Cells(linear[seen], prototype[seen], share, weight[seen])
+    part = (of_class[seen] / weight[seen]).clamp(0, 1)
+    return Cells(linear[seen], prototype[seen], part, weight[seen])
