@@ -237,7 +237,7 @@ def table(result: Result) -> str:
             found = [row[way][HEAD] for row in draws if way in row]
             if found:
                 time_text = f"{spent:.0f}" if way == "adapt" else f"{result[SECONDS[way]]:.0f}"
-                line(f"{count} images, {title}", time_text, found)
+                line(f"{count} image{'s' * (count > 1)}, {title}", time_text, found)
     if "all_from_the_start" in result:
         line("(c) trained with all classes", "-", [result["all_from_the_start"][HEAD]])
     text = (
