@@ -260,6 +260,7 @@ class BundleWriter:
             ),
             files=files, samples=samples, baseline=baseline, training_metrics=info.metrics,
             versions={**info.versions, **installed(*TOOLS)}, git_revision=info.git_revision,
+            adapted=info.adapted,
         )  # fmt: skip
         write_manifest(folder, manifest)
         return manifest

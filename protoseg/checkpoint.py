@@ -27,7 +27,15 @@ from protoseg import __version__
 from protoseg.config.sections import DataConfig, EvalConfig, ModelConfig, PrototypeConfig
 from protoseg.errors import FULL_DISK, CheckpointError
 from protoseg.files import PREVIOUS_SUFFIX, PROJECT_ROOT, folder_whole, sha256_file
-from protoseg.manifest import ClassInfo, Head, InputRule, Record, ValueRange, explain_validation
+from protoseg.manifest import (
+    Adaptation,
+    ClassInfo,
+    Head,
+    InputRule,
+    Record,
+    ValueRange,
+    explain_validation,
+)
 from protoseg.models.segmenter import Segmenter, build_segmenter
 
 CHECKPOINT_SCHEMA = 1
@@ -70,6 +78,8 @@ class CheckpointInfo(Record):
     teacher: dict[str, Any] | None = None
     """What labelled in place of the moving average: ``from``, ``sha256``, and what was found on labelled
     images, ``temperature`` by class and ``threshold``; None: nothing did."""
+    adapted: list[Adaptation] | None = None
+    """Changes of the classes since the training, the first one first; None: none."""
     weights_sha256: str
     """Hash of ``model.safetensors``."""
     versions: dict[str, str]
@@ -78,9 +88,14 @@ class CheckpointInfo(Record):
     """Revision of the working copy, with ``-dirty`` when it had changes."""
 
     def best_head(self) -> Head:
-        """The head with the highest validation mIoU; ``linear`` when none was measured."""
+        """The head with the highest validation mIoU.
+
+        When none was measured: what it was before the classes were changed, else ``linear``.
+        """
         miou = (self.metrics.get("val") or {}).get("miou") or {}
         best: Head = "linear"
+        if not miou and self.adapted:
+            return self.adapted[-1].head
         for head in ("fused", "prototype"):
             if (miou.get(head) or 0.0) > (miou.get(best) or 0.0):
                 best = head

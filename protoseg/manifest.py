@@ -126,6 +126,27 @@ class InputRule(Record):
     """Whether images are turned upright as their EXIF tag says."""
 
 
+class Adaptation(Record):
+    """A change of the classes without training (``protoseg adapt``)."""
+
+    change: Literal["add", "mend", "merge", "remove", "rename"]
+    """What was done."""
+    classes: list[str]
+    """Names that were given: the class, and for ``merge`` and ``rename`` the other name."""
+    source: str
+    """Name of the checkpoint that was changed."""
+    source_sha256: str
+    """Hash of its ``model.safetensors``."""
+    head: Head
+    """Its best head, which labels until a validation says otherwise."""
+    images: dict[str, dict[str, str]]
+    """SHA-256 of the ``image`` and the ``mask`` by the name of each image that was given."""
+    masks: str
+    """How the masks were read."""
+    others: int
+    """Images beside them that were looked at: what the class is not."""
+
+
 class TensorInfo(Record):
     """One input or output of a graph."""
 
@@ -280,6 +301,8 @@ class Manifest(Record):
     """Versions of the tools used."""
     git_revision: str | None = None
     """Revision the checkpoint was trained from."""
+    adapted: list[Adaptation] | None = None
+    """Changes of the classes since that training, the first one first; null: none."""
 
     def file(self, name: str) -> ArtifactFile:
         """The record of file ``name``.

@@ -34,6 +34,7 @@ _GROUPS = {
         ("evaluate", "protoseg.evaluate.__main__", "measure a checkpoint: IoU by class, calibration, ..."),
         ("predict", "protoseg.cli.predict", "masks of images, and maps of where they may be wrong"),
         ("suggest", "protoseg.suggest.__main__", "which images to label next"),
+        ("adapt", "protoseg.adapt.__main__", "add, mend, merge, remove or rename a class, without training"),
     ],
     "export": [
         ("export", "export.onnx", "a checkpoint -> a proven ONNX bundle in runs/NAME/bundle"),

@@ -1,0 +1,92 @@
+import pytest
+import torch
+from tiny import tiny_info, tiny_segmenter
+
+from protoseg.adapt import change
+from protoseg.adapt.cells import Cells, joined
+from protoseg.adapt.rows import Heads, read_heads, with_heads
+from protoseg.models.prototypes import unit
+
+
+def cells_of(centre, count=200, share=1.0, seed=0, noise=0.1):
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.tensor(centre) + noise * torch.randn(count, len(centre), generator=generator)
+    return Cells(points, points.clone(), torch.full((count,), share), torch.ones(count))
+
+
+@pytest.fixture
+def heads():
+    """Two classes along the first two axes of three, two prototypes each."""
+    weight = torch.tensor([[4.0, 0, 0, 0], [0, 4.0, 0, 0]])
+    prototypes = unit(torch.tensor([[[1.0, 0, 0], [1, 0.2, 0]], [[0, 1.0, 0], [0.2, 1, 0]]]))
+    return Heads(weight, prototypes, torch.tensor([True, True]))
+
+
+def labels(heads, cells):
+    return change.scores(heads, cells).argmax(1)
+
+
+def test_add_finds_the_class_and_leaves_the_others(heads):
+    own = joined([cells_of([0.0, 0.0, 1.0]), cells_of([1.0, 0.0, 0.0], share=0.0)])
+    rest = joined(
+        [cells_of([1.0, 0.0, 0.0], share=0.0, seed=1), cells_of([0.0, 1.0, 0.0], share=0.0, seed=2)]
+    )
+    found = change.add(heads, own, rest)
+    assert torch.equal(found.weight[:2], heads.weight)
+    assert torch.equal(found.prototypes[:2], heads.prototypes)
+    for centre, label in (([1.0, 0, 0], 0), ([0, 1.0, 0], 1), ([0, 0, 1.0], 2)):
+        fresh = cells_of(centre, seed=5)
+        assert (labels(found, fresh) == label).float().mean() > 0.9
+        nearest = (unit(fresh.prototype) @ found.prototypes.flatten(0, 1).t()).argmax(1) // 2
+        assert (nearest == label).float().mean() > 0.97
+    assert bool(found.active.all())
+
+
+def test_other_images_are_what_keeps_a_new_class_from_claiming_too_much(heads):
+    own = joined([cells_of([0.6, 0.0, 1.0]), cells_of([1.0, 0.0, 0.0], share=0.0)])
+    like_it = cells_of([0.0, 0.8, 0.8], share=0.0, seed=3)
+    alone, told = change.add(heads, own, None), change.add(heads, own, like_it)
+    fresh = cells_of([0.0, 0.8, 0.8], seed=6)
+    assert (labels(told, fresh) == 2).sum() < (labels(alone, fresh) == 2).sum()
+
+
+def test_mend_moves_one_class(heads):
+    missed = cells_of([1.0, 1.3, 0.6])
+    before = (labels(heads, missed) == 0).float().mean()
+    found = change.mend(heads, 0, missed, None)
+    assert before < 0.1
+    assert (labels(found, missed) == 0).float().mean() > 0.9
+    assert torch.equal(found.weight[1], heads.weight[1])
+    assert torch.equal(found.prototypes[1], heads.prototypes[1])
+    moved = (found.prototypes[0] - heads.prototypes[0]).norm(dim=1) > 1e-4
+    assert moved.tolist() == [False, True]  # the nearer one
+    torch.testing.assert_close(found.prototypes.norm(dim=-1), torch.ones(2, 2))
+
+
+def test_merge_has_the_probability_of_both():
+    generator = torch.Generator().manual_seed(0)
+    heads = Heads(torch.randn(4, 6, generator=generator), unit(torch.randn(4, 2, 5, generator=generator)),
+                  torch.ones(4, dtype=torch.bool))  # fmt: skip
+    points = torch.randn(3000, 5, generator=generator)
+    cells = Cells(points, points, torch.zeros(3000), torch.ones(3000))
+    wanted = change.scores(heads, cells).softmax(1)[:, [0, 2]].sum(1)
+    found = change.merge(heads, 0, 2, cells).take([0, 1, 3])
+    merged = change.scores(found, cells).softmax(1)[:, 0]
+    naive = Heads(heads.weight.clone(), heads.prototypes, heads.active)
+    naive.weight[0] = (heads.weight[0] + heads.weight[2]) / 2
+    mean = change.scores(naive.take([0, 1, 3]), cells).softmax(1)[:, 0]
+    assert (merged - wanted).abs().mean() < 0.5 * (mean - wanted).abs().mean()
+    assert merged.mean() == pytest.approx(float(wanted.mean()), abs=0.01)
+
+
+def test_heads_go_into_a_network_and_come_out_again():
+    segmenter, info = tiny_segmenter(3), tiny_info(3)
+    heads = read_heads(segmenter)
+    image = torch.randint(
+        0, 256, (1, 3, 40, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    swapped = with_heads(segmenter, info, heads.take([2, 0]))
+    with torch.no_grad():
+        whole, part = segmenter(image), swapped(image)
+    torch.testing.assert_close(part.linear_logits, whole.linear_logits[:, [2, 0]])
+    torch.testing.assert_close(part.prototype_logits, whole.prototype_logits[:, [2, 0]])
