@@ -6,6 +6,7 @@ Every statement comes from loading a file and running a sample, never from a lis
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -17,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from export.bundle import file_hashes, weight_note
+from export.bundle import OPENVINO_PRECISIONS, file_hashes, openvino_parity, weight_note
 from export.proof.samples import read_labels, read_pixels
 from export.runners.contract import RunnerError, adapt, check_hash
 from export.runners.cuda import Cuda
 from export.runners.ort import onnxruntime_distributions
 from export.runners.tensorrt import EngineRunner
-from export.runtime import Provider, load_runner
+from export.runtime import OPENVINO, Provider, load_runner
 from protoseg.errors import ExportError, ManifestError, guarded
 from protoseg.manifest import ArtifactFile, Manifest, read_manifest
 
@@ -74,6 +75,8 @@ def try_file(bundle: Path, manifest: Manifest, item: ArtifactFile, provider: Pro
             ms = 1000 * (time.perf_counter() - start)
             told = runner.layer_information() if isinstance(runner, EngineRunner) else None
             equal = "" if found is None else f", {(found[0] == labels).mean():.4%} of labels as torch"
+            if provider in OPENVINO:
+                equal += f", parity {openvino_parity(item, provider).status}"
             text = f"{runner.description}: loads in {loaded:.2f} s, {ms:.1f} ms{equal}"
             attempt = Attempt(item.name, provider, True, text)
             return attempt if told is None else with_precision(bundle, manifest, item, attempt, told)
@@ -84,7 +87,7 @@ def try_file(bundle: Path, manifest: Manifest, item: ArtifactFile, provider: Pro
 def with_precision(
     bundle: Path, manifest: Manifest, item: ArtifactFile, attempt: Attempt, information: str | None = None
 ) -> Attempt:
-    """An engine's attempt with what its bytes, and its inspector where it was loaded, tell of its precision."""
+    """An engine's attempt with what its bytes, and its inspector where it loaded, tell of its precision."""
     from export.engines.audit import audit_engine  # where bundles are only served there is no onnx
 
     try:
@@ -119,6 +122,8 @@ def attempts(bundle: Path, manifest: Manifest) -> list[Attempt]:
         if item.kind == "onnx":
             for_cpus = item.precision == "int8-cpu" or item.cut_of is not None
             providers: tuple[Provider, ...] = ("cpu",) if for_cpus else ("cpu", "cuda")
+            if item.precision in OPENVINO_PRECISIONS and importlib.util.find_spec("openvino"):
+                providers += OPENVINO
             found += [try_file(bundle, manifest, item, provider) for provider in providers]
         else:
             found.append(try_engine(bundle, manifest, item))
@@ -146,7 +151,12 @@ def environment() -> list[str]:
             "PROBLEM: two ONNX Runtime packages share one folder and the last one installed wins; "
             "pip uninstall both, then install one"
         )
-    lines += [f"TensorRT: {_version('tensorrt')}", f"TensorRT-RTX: {_version('tensorrt_rtx')}"]
+    lines += [
+        f"{name}: {_version(module)}"
+        for name, module in (
+            ("OpenVINO", "openvino"), ("TensorRT", "tensorrt"), ("TensorRT-RTX", "tensorrt_rtx")
+        )
+    ]  # fmt: skip
     try:
         cuda = Cuda()
         gpu = cuda.info()
@@ -196,7 +206,7 @@ def describe(manifest: Manifest) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Show a bundle; exit code 1 when a file is damaged, an engine's precision wrong, or nothing runs here."""
+    """Show a bundle; exit code 1 when a file is damaged, an engine not what it says, or nothing runs here."""
     parser = argparse.ArgumentParser(
         prog="python -m export.inspect",
         description="Show what a bundle holds and what this machine can run of it, by running it.",

@@ -1,7 +1,7 @@
 """What precision an engine really has, whatever was asked for: read from its weights and its layers.
 
-A builder can write float32 for what was to be half precision, with exit code 0 and sound values. Weights lie in
-an engine's bytes in the type that they are computed in, some of them in another order of axes, so this needs no
+A builder can write float32 for what was to be half precision, with exit code 0 and sound values. Weights lie
+in an engine's bytes in the type that they are computed in, some of them with other axes first, so this needs no
 GPU. Where the engine can be loaded its inspector tells the types of the layers too.
 """
 
@@ -53,7 +53,7 @@ class Weighted:
     stored: str
     """The type in the file."""
     values: dict[str, NDArray[Any]]
-    """The weight in every type that an engine could hold it in; ``full``: float32 as before it was rounded."""
+    """The weight in every type that an engine could hold it in; ``full``: float32, before it was rounded."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Audit:
     asked: dict[str, int] = field(default_factory=Counter)
     """Nodes with weights by the type that they are to have."""
     found: dict[str, int] = field(default_factory=Counter)
-    """The same nodes by the type of their weights in the engine; ``unknown`` where they are not recognised."""
+    """The same nodes by the type of their weights in the engine; ``unknown``: not recognised."""
     layers: dict[str, int] = field(default_factory=Counter)
     """Layers with such nodes by type, where the engine could be loaded."""
     wrong: list[str] = field(default_factory=list)
@@ -84,8 +84,8 @@ class Audit:
             return ""
         more = f" and {len(self.wrong) - SHOWN} more" if len(self.wrong) > SHOWN else ""
         return (
-            f"the engine does not have the precision of its file: {len(self.wrong)} of {sum(self.asked.values())} "
-            f"weighted nodes differ ({'; '.join(self.wrong[:SHOWN])}{more})"
+            f"the engine does not have the precision of its file: {len(self.wrong)} of "
+            f"{sum(self.asked.values())} weighted nodes differ ({'; '.join(self.wrong[:SHOWN])}{more})"
         )
 
     def __str__(self) -> str:
@@ -101,7 +101,7 @@ def _counts(counter: Mapping[str, int]) -> str:
 
 
 def asked_type(node: onnx.NodeProto, precision: Precision, first: set[str], notes: Mapping[str, Any]) -> str:
-    """The type that a precision wants a node with weights in, by the rules of ``graph.half`` and ``graph.int8``.
+    """The type that a precision wants a node with weights in, by the rules of ``graph.half`` and ``int8``.
 
     Args:
         node: The node.
@@ -214,9 +214,10 @@ def compare(
 ) -> Audit:
     """Compare an engine with the types that its file's precision asks for.
 
-    A node is wrong when its weights lie in the engine in float32 and are to be narrower, or the other way round,
-    or when the inspector says so of its layer. int8 weights that are computed in half precision, as depthwise
-    convolutions may be, are counted and not wrong.
+    A node is wrong when its weights lie in the engine in float32 and are to be narrower, or the other way
+    round, or when the inspector says so of its layer.
+    int8 weights that are computed in half precision, as those of depthwise convolutions may be, are counted and
+    not wrong.
 
     Args:
         model: The ONNX file that it was built from.
