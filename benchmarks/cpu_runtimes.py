@@ -1,8 +1,8 @@
 """What runs a bundle on a CPU: ONNX Runtime and OpenVINO, by precision, outputs, size and threads.
 
-Every contestant loads in a process of its own, which tells load time and memory; then they take turns on the same
-image, in an order that moves on from round to round. CPU time of one thread is the figure to trust on a machine
-that does other work; with more threads the shortest wall time. Labels are compared with ONNX Runtime's in fp32.
+They take turns on the same image, in an order that moves on from round to round; then each loads in a process
+of its own, which tells load time and memory. CPU time of one thread is the figure to trust on a machine that
+does other work; with more threads the shortest wall time. Labels are compared with ONNX Runtime's in fp32.
 Contestants: the whole graph (labels, confidence, agreement), the graph of labels alone, and the scores at the
 decoder's stride with enlarging and argmax in OpenCV. Example::
 

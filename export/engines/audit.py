@@ -1,8 +1,8 @@
 """What precision an engine really has, whatever was asked for: read from its weights and its layers.
 
-A builder can write float32 for what was to be half precision, with exit code 0 and sound values. Weights lie
-in an engine's bytes in the type that they are computed in, some of them with other axes first, so this needs no
-GPU. Where the engine can be loaded its inspector tells the types of the layers too.
+A builder can write float32 for what was to be half precision, with exit code 0 and sound values. An engine's
+weights lie in it in the type that they are computed in, so this needs no GPU. Where the engine can be loaded
+its inspector tells the types of the layers too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class Audit:
 
     def record(self) -> dict[str, Any]:
         """For the manifest's notes; ``Audit(**record)`` is the audit again."""
-        return asdict(self)
+        return {key: dict(value) if isinstance(value, dict) else value for key, value in vars(self).items()}
 
     @property
     def failure(self) -> str:
@@ -216,8 +216,8 @@ def compare(
 
     A node is wrong when its weights lie in the engine in float32 and are to be narrower, or the other way
     round, or when the inspector says so of its layer.
-    int8 weights that are computed in half precision, as those of depthwise convolutions may be, are counted and
-    not wrong.
+    int8 weights that are computed in half precision, as those of depthwise convolutions may be, are counted
+    and not wrong.
 
     Args:
         model: The ONNX file that it was built from.
