@@ -2,7 +2,7 @@
 
 They take turns on the same image, in an order that moves on from round to round; then each loads in a process
 of its own, which tells load time and memory. CPU time of one thread is the figure to trust on a machine that
-does other work; with more threads the shortest wall time. Labels are compared with ONNX Runtime's in fp32.
+does other work; wall times are in the result file. Labels are compared with ONNX Runtime's in fp32.
 Contestants: the whole graph (labels, confidence, agreement), the graph of labels alone, and the scores at the
 decoder's stride with enlarging and argmax in OpenCV. Example::
 
@@ -166,7 +166,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def table(result: Result) -> str:
-    """CPU time by runtime and size on one thread, wall time on more, load time and memory."""
+    """CPU time by runtime and size, time to the first answer and memory."""
     one, *more = result["threads"]
     sizes = result["sizes"]
     rows = []
@@ -176,7 +176,7 @@ def table(result: Result) -> str:
             entry = result["threads"][one][size][name]
             cells.append(f"{middle(entry['cpu_ms'])}, {entry['cpu_ratio']['median']:.2f}")
         cells += [
-            " / ".join(f"{result['threads'][n][size][name]['wall_ms']['min']:.0f}" for size in sizes)
+            " / ".join(f"{result['threads'][n][size][name]['cpu_ratio']['median']:.2f}" for size in sizes)
             for n in more
         ]
         worst = min(result["threads"][one][size][name]["labels_equal"] for size in sizes)
@@ -184,13 +184,13 @@ def table(result: Result) -> str:
             f"{100 * worst:.1f}", f"{load['ready_cpu_s']:.1f}", f"{load['peak_mib'] - load['before_mib']:.0f}"
         ]  # fmt: skip
         rows.append(cells)
-    head = ["labels from", *sizes, *(f"{n} threads: {' / '.join(sizes)}" for n in more), "equal labels, %",
+    head = ["labels from", *sizes, *(f"ratios, {n} threads" for n in more), "equal labels, %",
             "ready, s", "MiB"]  # fmt: skip
     said = (
         f"One image, {result['network']['classes']} classes, head {result['network']['head']}. Processor "
         f"milliseconds on one thread (median and range of {result['rounds']} turns) and their ratio to ONNX "
-        "Runtime's in fp32; on more threads the shortest wall time. Labels equal to ONNX Runtime's in fp32; "
-        "processor seconds from the file to the first answer; memory that loading and running all sizes added."
+        "Runtime's in fp32, on more threads too (the machine did other work: no wall times). Labels equal to "
+        "those of ONNX Runtime in fp32; processor seconds from the file to the first answer; memory that loading and running all sizes took."
     )
     return f"{said}\n\n{markdown_table(head, rows)}"
 

@@ -128,6 +128,9 @@ def weighted_nodes(
     constants = {weight.name: weight for weight in model.graph.initializer}
     scaled = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
     first = first_nodes(model)
+    kept = sum(node.op_type == "Conv" and node.name in first for node in model.graph.node)
+    # files of earlier exports do not say which convolutions stayed in floating point: they are what they hold
+    told = {"fp16": notes.get("convolutions_first_fp32") == kept, "int8": "convolutions_float" in notes}
     for node in model.graph.node:
         if node.op_type not in WEIGHTED:
             continue
@@ -145,7 +148,8 @@ def weighted_nodes(
         else:
             continue
         values |= {"float32": weight.astype(np.float32), "float16": weight.astype(np.float16)}
-        yield Weighted(node.name, asked_type(node, precision, first, notes), stored, values)
+        asked = asked_type(node, precision, first, notes) if told.get(precision, True) else stored
+        yield Weighted(node.name, asked, stored, values)
 
 
 def source_failure(model: onnx.ModelProto, precision: Precision, notes: Mapping[str, Any]) -> str:
@@ -167,13 +171,13 @@ def _probes(weight: NDArray[Any]) -> Iterator[bytes]:
             yield start.tobytes()
 
 
-def found_types(engine: bytes, values: Mapping[str, NDArray[Any]]) -> set[str]:
-    """Types in which a weight lies in an engine; empty when it is too short, or rearranged by the builder."""
-    return {
-        "float32" if name == "full" else name
-        for name, weight in values.items()
-        if any(probe in engine for probe in _probes(weight))
-    }
+def found_type(engine: bytes, item: Weighted) -> str:
+    """Type in which a weight lies in an engine; ``unknown``: too short, or rearranged by the builder."""
+    # the type asked for comes first: a file may have the same values twice
+    for name in sorted(item.values, key=lambda name: name != item.asked):
+        if any(probe in engine for probe in _probes(item.values[name])):
+            return "float32" if name == "full" else name
+    return "unknown"
 
 
 def layer_types(information: str) -> Iterator[tuple[set[str], str]]:
@@ -183,7 +187,11 @@ def layer_types(information: str) -> Iterator[tuple[set[str], str]]:
     (``mixed`` when they differ). Layers without ONNX nodes, and those of engines that were built without
     detailed verbosity, are left out.
     """
-    for layer in json.loads(information).get("Layers", []):
+    try:
+        layers = json.loads(information)["Layers"]
+    except (ValueError, KeyError, TypeError):
+        return  # what cannot be read proves nothing against an engine
+    for layer in layers:
         if not isinstance(layer, dict):
             continue
         nodes = set(ONNX_LAYER.findall(str(layer.get("Metadata", ""))))
@@ -215,9 +223,8 @@ def compare(
     """Compare an engine with the types that its file's precision asks for.
 
     A node is wrong when its weights lie in the engine in float32 and are to be narrower, or the other way
-    round, or when the inspector says so of its layer.
-    int8 weights that are computed in half precision, as those of depthwise convolutions may be, are counted
-    and not wrong.
+    round, or when the inspector says so of its layer. int8 weights that are computed in half precision, as
+    those of depthwise convolutions may be, are counted and not wrong.
 
     Args:
         model: The ONNX file that it was built from.
@@ -236,9 +243,7 @@ def compare(
     for item in nodes.values():
         audit.asked[item.asked] += 1
         audit.weights += item.values[item.asked].nbytes
-        types = found_types(engine, item.values)
-        # a file may have the same values twice: what was asked for is then among them
-        found = item.asked if item.asked in types else next(iter(sorted(types)), "unknown")
+        found = found_type(engine, item)
         audit.found[found] += 1
         if found != "unknown" and (found == "float32") != (item.asked == "float32"):
             wrong[item.node] = found

@@ -94,6 +94,7 @@ def test_the_inspector_tells_types_of_layers(bundle: Path) -> None:
     assert [kind for _, kind in layer_types(information)] == ["float16", "float32", "float16", "float32"]
     found = audit(bundle, "fp16", engine_of(bundle, "fp16"), information)
     assert found.layers == {"float16": 2, "float32": 2}
+    assert not list(layer_types("not JSON"))
     assert found.wrong == [f"{name}: float32 instead of float16" for name in (low[1], low[2])]
 
 
@@ -105,6 +106,8 @@ def test_a_file_that_is_not_of_its_precision(bundle: Path) -> None:
     text = source_failure(full, "fp16", manifest.file("model.fp16.onnx").notes)
     assert "another type than fp16 wants" in text
     assert "float32 instead of float16" in text
+    # an earlier export, whose notes do not tell
+    assert not source_failure(full, "fp16", {})
 
 
 def test_no_engine_is_built_from_a_file_that_is_not_of_its_precision(
