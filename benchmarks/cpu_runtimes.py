@@ -190,7 +190,8 @@ def table(result: Result) -> str:
         f"One image, {result['network']['classes']} classes, head {result['network']['head']}. Processor "
         f"milliseconds on one thread (median and range of {result['rounds']} turns) and their ratio to ONNX "
         "Runtime's in fp32, on more threads too (the machine did other work: no wall times). Labels equal to "
-        "those of ONNX Runtime in fp32; processor seconds from the file to the first answer; memory that loading and running all sizes took."
+        "those of ONNX Runtime in fp32; processor seconds from the file to the first answer; memory that "
+        "loading and running all sizes took."
     )
     return f"{said}\n\n{markdown_table(head, rows)}"
 
