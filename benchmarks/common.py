@@ -24,7 +24,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 ASSETS = ROOT / "docs" / "assets"
 PACKAGES = (
     "torch", "torchvision", "accelerate", "timm", "segmentation-models-pytorch", "numpy", "pillow",
-    "onnx", "onnxruntime", "onnxruntime-gpu", "bentoml",
+    "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "bentoml",
 )  # fmt: skip
 # packages that a table names, by what shapes its figures
 TRAINING = ("torch", "timm", "segmentation-models-pytorch", "accelerate")

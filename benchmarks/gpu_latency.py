@@ -2,7 +2,8 @@
 
 All contestants take turns within one run; pixels come from the memory of the host, and labels, confidence and
 agreement go back there, as in a service. Labels are compared with torch in fp32. Needs a CUDA device that
-does nothing else. Engines of the bundle take part if they run here. Example::
+does nothing else. Engines of the bundle take part if they run here, and ONNX Runtime with each of
+``CUDA_OPTIONS``; *bound* starts from an image in the GPU's memory. Example::
 
     python -m export.onnx runs/camvid_46 -o runs/bundle_gpu --precision fp32,fp16
     python -m export.tensorrt runs/bundle_gpu --flavor rtx --precision fp16
@@ -13,6 +14,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.common import (
     EXPORT,
@@ -26,10 +31,18 @@ from benchmarks.common import (
     write_result,
 )
 from benchmarks.export_latency import Call, batch_of, equal_labels, take_turns
-from export.runners.contract import RunnerError
+from export.runners.contract import Runner, RunnerError
+from export.runners.ort import OrtRunner
 from export.runtime import load_runner
 from protoseg.manifest import Manifest, read_manifest
 
+# what ONNX Runtime's CUDA provider can be told; the figures say which of them becomes a default
+CUDA_OPTIONS = {
+    "NHWC": {"prefer_nhwc": "1"},
+    "heuristic search": {"cudnn_conv_algo_search": "HEURISTIC"},
+    "no TF32": {"use_tf32": "0"},
+    "NHWC, heuristic search": {"prefer_nhwc": "1", "cudnn_conv_algo_search": "HEURISTIC"},
+}
 SIZES = ((1, 360, 480), (8, 360, 480), (1, 512, 512), (8, 512, 512))
 
 
@@ -54,7 +67,26 @@ def contestants(run: Path, bundle: Path, manifest: Manifest) -> tuple[dict[str, 
             left_out[item.name] = str(error)
         else:
             found[f"{item.kind} {item.precision}"] = runner
+            for name, options in CUDA_OPTIONS.items() if item.kind == "onnx" else ():
+                tuned = OrtRunner(bundle / item.name, "cuda", cuda_options=options)
+                found[f"{item.kind} {item.precision}, {name}"] = tuned
+            if item.kind == "onnx":
+                found[f"{item.kind} {item.precision}, bound"] = on_device(runner)
     return found, left_out
+
+
+def on_device(runner: Runner) -> Call:
+    """The call with an image that is put into the GPU's memory once: IO binding without the upload."""
+    import torch
+
+    kept: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def call(image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        if image.shape not in kept:
+            kept[image.shape] = torch.from_numpy(image).cuda()
+        return runner(kept[image.shape])
+
+    return call
 
 
 def table(result: Result) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 from export.runners.contract import check_hash
 from protoseg.errors import ExportError
@@ -10,6 +11,8 @@ from protoseg.files import write_text_whole
 from protoseg.manifest import MANIFEST_NAME, ArtifactFile, Manifest, ParityReport, read_manifest
 
 REJECTED_SUFFIX = ".rejected"
+OpenVino = Literal["openvino", "openvino-bf16"]
+OPENVINO_PRECISIONS = ("fp32", "int8-cpu")
 
 
 def check_target(target: Path) -> None:
@@ -35,6 +38,29 @@ def with_reports(manifest: Manifest, reports: dict[str, ParityReport]) -> Manife
     """The manifest with new parity reports by file name."""
     files = [
         item.model_copy(update={"parity": reports.get(item.name, item.parity)}) for item in manifest.files
+    ]
+    return manifest.model_copy(update={"files": files})
+
+
+def openvino_parity(item: ArtifactFile, runtime: OpenVino) -> ParityReport:
+    """The proof of a file in OpenVINO, which the manifest keeps in its notes."""
+    kept = item.notes.get(runtime)
+    if kept is None:
+        return ParityReport(status="not_run", reason="not compared yet")
+    return ParityReport.model_validate(kept["parity"])
+
+
+def with_openvino(
+    manifest: Manifest, runtime: OpenVino, reports: dict[str, ParityReport], told: dict[str, Any]
+) -> Manifest:
+    """The manifest with proofs in OpenVINO by file name, and what they were made with."""
+    files = [
+        item.model_copy(
+            update={"notes": {**item.notes, runtime: {"parity": reports[item.name].model_dump(), **told}}}
+        )
+        if item.name in reports
+        else item
+        for item in manifest.files
     ]
     return manifest.model_copy(update={"files": files})
 

@@ -6,23 +6,25 @@ Every statement comes from loading a file and running a sample, never from a lis
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from export.bundle import file_hashes, weight_note
+from export.bundle import OPENVINO_PRECISIONS, file_hashes, openvino_parity, weight_note
 from export.proof.samples import read_labels, read_pixels
 from export.runners.contract import RunnerError, adapt, check_hash
 from export.runners.cuda import Cuda
 from export.runners.ort import onnxruntime_distributions
-from export.runtime import Provider, load_runner
+from export.runners.tensorrt import EngineRunner
+from export.runtime import OPENVINO, Provider, load_runner
 from protoseg.errors import ExportError, ManifestError, guarded
 from protoseg.manifest import ArtifactFile, Manifest, read_manifest
 
@@ -41,6 +43,10 @@ class Attempt:
     """Whether it loaded and answered."""
     detail: str
     """Runtime, time and share of the sample's labels, or why it does not run."""
+    precision: str = ""
+    """Types of an engine's weights, and of its layers where it could be loaded."""
+    wrong: str = ""
+    """Where they are not those of the file that it was built from."""
 
 
 def first_sample(bundle: Path, manifest: Manifest) -> tuple[Any, Any]:
@@ -67,14 +73,31 @@ def try_file(bundle: Path, manifest: Manifest, item: ArtifactFile, provider: Pro
             start = time.perf_counter()
             found = runner(batch).get("labels")
             ms = 1000 * (time.perf_counter() - start)
+            told = runner.layer_information() if isinstance(runner, EngineRunner) else None
             equal = "" if found is None else f", {(found[0] == labels).mean():.4%} of labels as torch"
+            if provider in OPENVINO:
+                equal += f", parity {openvino_parity(item, provider).status}"
             text = f"{runner.description}: loads in {loaded:.2f} s, {ms:.1f} ms{equal}"
-            return Attempt(item.name, provider, True, text)
+            attempt = Attempt(item.name, provider, True, text)
+            return attempt if told is None else with_precision(bundle, manifest, item, attempt, told)
     except (ExportError, ManifestError) as error:
         return Attempt(item.name, provider, False, str(error))
 
 
-def try_engine(bundle: Path, item: ArtifactFile) -> Attempt:
+def with_precision(
+    bundle: Path, manifest: Manifest, item: ArtifactFile, attempt: Attempt, information: str | None = None
+) -> Attempt:
+    """An engine's attempt with what its bytes, and its inspector where it loaded, tell of its precision."""
+    from export.engines.audit import audit_engine  # where bundles are only served there is no onnx
+
+    try:
+        audit = audit_engine(bundle, manifest, item, information)
+    except (ExportError, ManifestError, OSError) as error:
+        return replace(attempt, precision=f"cannot be told: {error}")
+    return replace(attempt, precision=str(audit), wrong=audit.failure)
+
+
+def try_engine(bundle: Path, manifest: Manifest, item: ArtifactFile) -> Attempt:
     """``try_file`` in a process of its own: TensorRT's runtime can crash without a driver."""
     command = [sys.executable, "-m", "export.inspect", str(bundle.resolve()), "--file", item.name, "--json"]
     try:
@@ -85,10 +108,11 @@ def try_engine(bundle: Path, item: ArtifactFile) -> Attempt:
     except subprocess.TimeoutExpired:
         return Attempt(item.name, "tensorrt", False, f"did not answer within {ENGINE_TIMEOUT} s")
     try:
-        return Attempt(**json.loads(done.stdout)["attempts"][0])
+        attempt = Attempt(**json.loads(done.stdout)["attempts"][0])
     except (ValueError, KeyError, IndexError):
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return Attempt(item.name, "tensorrt", False, f"the runtime ended without an answer: {last}")
+        attempt = Attempt(item.name, "tensorrt", False, f"the runtime ended without an answer: {last}")
+    return attempt if attempt.precision else with_precision(bundle, manifest, item, attempt)
 
 
 def attempts(bundle: Path, manifest: Manifest) -> list[Attempt]:
@@ -98,9 +122,11 @@ def attempts(bundle: Path, manifest: Manifest) -> list[Attempt]:
         if item.kind == "onnx":
             for_cpus = item.precision == "int8-cpu" or item.cut_of is not None
             providers: tuple[Provider, ...] = ("cpu",) if for_cpus else ("cpu", "cuda")
+            if item.precision in OPENVINO_PRECISIONS and importlib.util.find_spec("openvino"):
+                providers += OPENVINO
             found += [try_file(bundle, manifest, item, provider) for provider in providers]
         else:
-            found.append(try_engine(bundle, item))
+            found.append(try_engine(bundle, manifest, item))
     return found
 
 
@@ -125,7 +151,12 @@ def environment() -> list[str]:
             "PROBLEM: two ONNX Runtime packages share one folder and the last one installed wins; "
             "pip uninstall both, then install one"
         )
-    lines += [f"TensorRT: {_version('tensorrt')}", f"TensorRT-RTX: {_version('tensorrt_rtx')}"]
+    lines += [
+        f"{name}: {_version(module)}"
+        for name, module in (
+            ("OpenVINO", "openvino"), ("TensorRT", "tensorrt"), ("TensorRT-RTX", "tensorrt_rtx")
+        )
+    ]  # fmt: skip
     try:
         cuda = Cuda()
         gpu = cuda.info()
@@ -175,7 +206,7 @@ def describe(manifest: Manifest) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Show a bundle; exit code 1 when a file is damaged or nothing in it can run here."""
+    """Show a bundle; exit code 1 when a file is damaged, an engine not what it says, or nothing runs here."""
     parser = argparse.ArgumentParser(
         prog="python -m export.inspect",
         description="Show what a bundle holds and what this machine can run of it, by running it.",
@@ -200,10 +231,13 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.write(json.dumps(record, indent=1) + "\n")
         else:
             lines = [*describe(manifest), "", *environment(), ""]
-            lines += [f"{a.file} on {a.provider}: {'' if a.runs else 'NO: '}{a.detail}" for a in found]
+            for a in found:
+                lines.append(f"{a.file} on {a.provider}: {'' if a.runs else 'NO: '}{a.detail}")
+                lines += [f"  {a.precision}"] if a.precision else []
+                lines += [f"  WRONG: {a.wrong}"] if a.wrong else []
             lines += [f"DAMAGED: {text}" for text in problems]
             sys.stdout.write("\n".join(lines) + "\n")
-        return 0 if not problems and any(a.runs for a in found) else 1
+        return 0 if not problems and any(a.runs for a in found) and not any(a.wrong for a in found) else 1
 
     return guarded(body)
 

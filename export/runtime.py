@@ -1,17 +1,20 @@
-"""Opens a network of a bundle without torch: ONNX Runtime or TensorRT, behind one contract."""
+"""Opens a network of a bundle without torch: ONNX Runtime, OpenVINO or TensorRT, behind one contract."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+from export.bundle import OPENVINO_PRECISIONS, OpenVino, openvino_parity
 from export.runners.contract import Runner, RunnerError, check_hash
 from export.runners.cuda import load_driver
+from export.runners.openvino import OpenVinoRunner
 from export.runners.ort import OrtRunner
 from export.runners.tensorrt import EngineRunner
 from protoseg.manifest import ArtifactFile, Manifest, read_manifest
 
-Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
+Provider = Literal["auto", "cpu", "cuda", "tensorrt"] | OpenVino
+OPENVINO: tuple[OpenVino, ...] = get_args(OpenVino)
 
 
 def choose_file(manifest: Manifest, provider: Provider) -> ArtifactFile:
@@ -33,6 +36,25 @@ def choose_file(manifest: Manifest, provider: Provider) -> ArtifactFile:
     raise RunnerError(f"the bundle has no network for {provider} whose parity passed ({states}); run {cure}")
 
 
+def check_parity(item: ArtifactFile, provider: Provider, folder: Path) -> None:
+    """Refuse a file that is not proven, in general and for OpenVINO.
+
+    Raises:
+        RunnerError: Unless its parity reports say passed.
+    """
+    reports = {"": item.parity}
+    if provider == "openvino" or provider == "openvino-bf16":
+        reports[f" --runtime {provider}"] = openvino_parity(item, provider)
+    for option, report in reports.items():
+        if report.status != "passed":
+            reason = f" ({report.reason})" if report.reason else ""
+            where = f" in {provider}" if option else ""
+            raise RunnerError(
+                f"{item.name}: parity{where} is {report.status}{reason}; "
+                f"run python -m export.parity {folder}{option}"
+            )
+
+
 def load_runner(
     bundle: str | Path,
     file: str | None = None,
@@ -40,6 +62,7 @@ def load_runner(
     *,
     intra_threads: int | None = None,
     device: int = 0,
+    parallel: int = 1,
     require_parity: bool = True,
 ) -> Runner:
     """Load a network of a bundle after checking its hash and its parity report.
@@ -49,9 +72,11 @@ def load_runner(
         file: File name inside the bundle; None takes the fp32 graph (``provider="tensorrt"``: the first
             proven engine).
         provider: ``auto`` takes CUDA when it really comes up and the CPU otherwise (an engine runs in
-            TensorRT); any other value is met or is an error.
+            TensorRT); any other value is met or is an error. ``openvino`` computes in float32,
+            ``openvino-bf16`` in bfloat16.
         intra_threads: CPU threads for one call; None takes the runtime's default.
         device: GPU number.
+        parallel: Calls at a time that an OpenVINO runner is to have threads for.
         require_parity: Refuse a file whose parity did not pass.
 
     Raises:
@@ -61,13 +86,15 @@ def load_runner(
     folder = Path(bundle)
     manifest = read_manifest(folder)
     item = manifest.file(file) if file is not None else choose_file(manifest, provider)
-    if require_parity and item.parity.status != "passed":
-        reason = f" ({item.parity.reason})" if item.parity.reason else ""
-        raise RunnerError(
-            f"{item.name}: parity is {item.parity.status}{reason}; run python -m export.parity {folder}"
-        )
+    if require_parity:
+        check_parity(item, provider, folder)
     path = folder / item.name
     check_hash(path, item.sha256)
+    if provider in OPENVINO:
+        if item.kind != "onnx" or item.precision not in OPENVINO_PRECISIONS:
+            raise RunnerError(f"{item.name} is not for OpenVINO; name a file of fp32 or int8-cpu")
+        bf16 = provider == "openvino-bf16"
+        return OpenVinoRunner(path, bf16=bf16, intra_threads=intra_threads, parallel=parallel)
     if item.kind != "onnx":
         if provider not in ("auto", "tensorrt"):
             raise RunnerError(f"{item.name} is a TensorRT engine and cannot run on {provider}; name an .onnx")

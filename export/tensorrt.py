@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 from export.bundle import source_of, verify_bundle, write_manifest
+from export.engines.audit import AUDIT_KEY, Audit, audit_engine, source_failure
 from export.engines.build import BuildSettings, Built, build
 from export.engines.cache import default_cache, locked
 from export.engines.triton import write_repository
+from export.graph.edit import read_model
 from export.proof.judge import format_report
 from export.proof.prove import prove_engine
 from export.runners.contract import RunnerError
@@ -86,7 +88,7 @@ def describe(
 
 def prove(
     bundle: Path, manifest: Manifest, item: ArtifactFile, profiles: list[Profile], why: str
-) -> ParityReport:
+) -> tuple[ParityReport, str | None]:
     """Compare the engine with its ONNX file if this machine can run it.
 
     Args:
@@ -95,18 +97,22 @@ def prove(
         item: The engine's record.
         profiles: Its profiles.
         why: Why there is no GPU, or an empty string.
+
+    Returns:
+        The report, and what the engine tells of its layers when it could be loaded.
     """
     if why:
-        return ParityReport(status="not_run", reason=f"built here, not run: {why}")
+        return ParityReport(status="not_run", reason=f"built here, not run: {why}"), None
     try:
         runner = EngineRunner(bundle / item.name)
     except RunnerError as error:
-        return ParityReport(status="not_run", reason=f"built here, not run: {error}")
+        return ParityReport(status="not_run", reason=f"built here, not run: {error}"), None
     with runner:
-        return prove_engine(
+        report = prove_engine(
             bundle, manifest, item, runner,
             lambda *sizes: not profiles or any(p.contains(sizes) for p in profiles),
         )  # fmt: skip
+        return report, runner.layer_information()
 
 
 def build_into(
@@ -134,6 +140,8 @@ def build_into(
         raise ExportError(
             f"TensorRT builds an engine on the GPU that will run it: {why}; --flavor rtx builds without one"
         )
+    if failure := source_failure(read_model(bundle / source.name), source.precision, source.notes):
+        raise ExportError(f"{source.name}: {failure}; an engine would be no {precision}, export it again")
     infos = [*source.inputs, *source.outputs]
     if caches is None:
         built = build(bundle / source.name, settings, gpu, infos, None)
@@ -154,8 +162,12 @@ def build_into(
     others = [f for f in manifest.files if f.name != item.name]
     # before the proof: who stops that must not be left with an engine that the manifest does not know
     write_manifest(bundle, manifest.model_copy(update={"files": [*others, item]}))
-    report = prove(bundle, manifest, item, list(settings.profiles), why)
-    item = item.model_copy(update={"parity": report})
+    report, information = prove(bundle, manifest, item, list(settings.profiles), why)
+    found = audit_engine(bundle, manifest, item, information)
+    if found.failure:
+        report = report.model_copy(update={"status": "failed", "reason": found.failure})
+    notes = {**item.notes, AUDIT_KEY: found.record()}
+    item = item.model_copy(update={"parity": report, "notes": notes})
     write_manifest(bundle, manifest.model_copy(update={"files": [*others, item]}))
     return item
 
@@ -235,6 +247,7 @@ def main(argv: list[str] | None = None) -> int:
         seconds = item.notes["build_seconds"]
         how = f"built in {seconds} s" if seconds else "from the cache"
         sys.stdout.write(f"{args.bundle / item.name}: {item.size / 1e6:.1f} MB, {how}\n")
+        sys.stdout.write(f"  {Audit(**item.notes[AUDIT_KEY])}\n")
         sys.stdout.write(format_report(item.name, item.parity) + "\n")
         if args.triton is not None:
             for source in triton_files(manifest, item):

@@ -67,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=3000, help="port (%(default)s)")
     parser.add_argument("--workers", type=int, help="worker processes (1)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where ONNX Runtime runs (auto)")
-    parser.add_argument("--backend", choices=("auto", "onnx", "tensorrt"), help="what runs the bundle (auto)")
+    parser.add_argument(
+        "--backend", choices=("auto", "onnx", "tensorrt", "openvino"), help="what runs the bundle (auto)"
+    )
     parser.add_argument("--precision", help="which of the bundle's files (fp32, or any proven engine)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings (PROTOSEG_CONFIG)")
     return parser

@@ -48,8 +48,11 @@ class Settings(Section):
 
     model: str | None = None
     """Bundle folder; null takes the newest ``runs/*/bundle``."""
-    backend: Literal["auto", "onnx", "tensorrt"] = "auto"
-    """``auto`` takes a TensorRT engine whose sidecar fits this machine, else ONNX Runtime."""
+    backend: Literal["auto", "onnx", "tensorrt", "openvino"] = "auto"
+    """``auto`` takes a TensorRT engine whose sidecar fits this machine, else ONNX Runtime. ``openvino`` runs,
+    on a CPU, a file that was proven in it; see ``openvino_precision``."""
+    openvino_precision: Literal["bf16", "fp32"] = "bf16"
+    """What OpenVINO computes in; ``bf16`` needs a processor that has it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where ONNX Runtime runs; ``auto`` takes CUDA where it really works."""
     precision: Literal["fp32", "fp16", "int8", "int8-cpu"] | None = None

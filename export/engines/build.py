@@ -103,6 +103,8 @@ def _parse(module: Any, parser: Any, onnx: Path, messages: list[str]) -> None:
 
 def _configure(module: Any, builder: Any, network: Any, settings: BuildSettings, messages: list[str]) -> Any:
     config = builder.create_builder_config()
+    # so that the engine can be asked for the types of its layers; takes no room (see audit)
+    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
     if settings.workspace_gib is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, int(settings.workspace_gib * 2**30))
     if settings.optimization_level is not None:
@@ -148,6 +150,7 @@ def cache_facts(onnx: Path, settings: BuildSettings, version: str, gpu: Any) -> 
     return {
         "onnx": sha256_file(onnx),
         "version": version,
+        "verbosity": "detailed",
         "gpu": None if gpu is None else vars(gpu),
         "settings": {**vars(settings), "profiles": [p.model_dump() for p in settings.profiles]},
     }

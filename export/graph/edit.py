@@ -17,10 +17,11 @@ ELEMENT_TYPES: dict[int, str] = {
     TensorProto.INT64: "int64", TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16",
 }  # fmt: skip
 # Operators whose output size depends on values, or that hold subgraphs: TensorRT or ONNX Runtime on a GPU
-# refuse them or leave the device for them.
+# refuse them or leave the device for them. TensorRT computes GridSample wrongly in some opsets and fusions.
 DENIED_OPERATORS = frozenset(
     ("NonZero", "Unique", "Det", "Loop", "If", "Scan", "NonMaxSuppression", "Compress", "RandomNormal",
-     "RandomUniform", "Dropout", "StringNormalizer", "SequenceConstruct", "SequenceAt", "Optional")
+     "RandomUniform", "Dropout", "StringNormalizer", "SequenceConstruct", "SequenceAt", "Optional",
+     "GridSample")
 )  # fmt: skip
 
 

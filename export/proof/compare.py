@@ -26,6 +26,8 @@ class Tally:
     largest: dict[bool, float] = field(default_factory=lambda: {True: 0.0, False: 0.0})
     total: float = 0.0
     count: int = 0
+    centred: float = 0.0
+    deviation: float = 0.0
     p999: float = 0.0
     scale: float = 1.0
     equal: int = 0
@@ -46,6 +48,11 @@ def _margins(logits: Array) -> tuple[Array, Array]:
     top, second = best[:, 1], best[:, 0]
     total = np.exp(logits - top[:, None]).sum(1)
     return top - second, (1 - np.exp(second - top)) / total
+
+
+def _deviation(logits: Array) -> float:
+    """Sum of the distances of logits (B, C, H, W) from each pixel's mean."""
+    return float(np.abs(logits - logits.mean(1, keepdims=True)).sum(dtype=np.float64))
 
 
 def score_key(head: str, names: set[str]) -> str | None:
@@ -147,6 +154,9 @@ class Comparator:
         tally.largest[on_multiple] = max(tally.largest[on_multiple], largest)
         tally.total += float(difference.sum(dtype=np.float64))
         tally.count += difference.size
+        # what all classes have in common changes neither labels nor probabilities
+        tally.centred += _deviation(first - second)
+        tally.deviation += _deviation(first)
         tally.p999 = max(tally.p999, float(np.quantile(difference, 0.999)))
         if natural:
             tally.scale = max(tally.scale, float(np.abs(first).max()))

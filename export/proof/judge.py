@@ -31,12 +31,15 @@ def judge(comparator: Comparator, gates: Gates, reference: str, runtime: str) ->
     for head, tally in comparator.heads.items():
         factor = gates.prototype_factor if head == "prototype" else 1.0
         failures += _score_failures(head, tally, gates, factor)
+        if comparator.head in (head, "fused"):
+            failures += _collapse(head, tally, gates)
         metrics |= {
             f"{head}/max_logit_diff": max(tally.largest.values()),
             f"{head}/max_logit_diff_on_multiples": tally.largest[True],
             f"{head}/mean_logit_diff": tally.total / max(tally.count, 1),
             f"{head}/p999_logit_diff": tally.p999,
             f"{head}/logit_range": tally.scale,
+            f"{head}/relative_logit_diff": _number(_relative(tally)),
         } | _label_metrics(head, tally)
     factor = gates.prototype_factor if comparator.head == "prototype" else 1.0
     failures += _label_failures("labels", comparator.labels, gates, factor)
@@ -69,6 +72,28 @@ def judge(comparator: Comparator, gates: Gates, reference: str, runtime: str) ->
 
 def _number(value: float) -> float | None:
     return value if np.isfinite(value) else None
+
+
+def _relative(tally: Tally) -> float:
+    return tally.centred / tally.deviation if tally.deviation else np.inf
+
+
+def _collapse(head: str, tally: Tally, gates: Gates) -> list[str]:
+    """Scores that are near zero, in the file or in its reference."""
+    if gates.relative is None:
+        return []
+    failures = []
+    if tally.pixels and not tally.sure:
+        failures.append(
+            f"the reference's {head} head is sure of no pixel (its scores are near zero): equal labels would "
+            "prove nothing; train it longer"
+        )
+    if not _relative(tally) <= gates.relative:
+        failures.append(
+            f"{head} logits are off by {_relative(tally):.2f} of their spread on average, allowed "
+            f"{gates.relative:.2f} (1: they are near zero)"
+        )
+    return failures
 
 
 def _score_failures(head: str, tally: Tally, gates: Gates, factor: float) -> list[str]:

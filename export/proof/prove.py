@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import source_of
+from export.bundle import OPENVINO_PRECISIONS, OpenVino, source_of
 from export.graph.edit import probe, produced_names, read_model, to_bytes
 from export.graph.half import SUFFIX
 from export.proof.cases import Case, NamedImage, make_cases
@@ -23,6 +24,7 @@ from export.proof.gates import GATES
 from export.proof.judge import conclude, judge
 from export.proof.samples import active_classes, head_scores, sample_batches
 from export.runners.contract import Array, Layout, Runner, adapt
+from export.runners.openvino import OpenVinoRunner
 from export.runners.ort import OrtRunner
 from protoseg.errors import ExportError
 from protoseg.manifest import ArtifactFile, Head, Manifest, ParityCase, ParityReport
@@ -59,9 +61,10 @@ class ProbedOnnx:
     Args:
         path: ONNX file.
         layout: Element type and axes of its input.
+        load: What runs the probed graph; None: ONNX Runtime.
     """
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Path, layout: Layout, load: Callable[[bytes], Runner] | None = None) -> None:
         model = read_model(path)
         produced = produced_names(model)
         scores = [key for head in HEADS if (key := score_key(head, produced)) is not None]
@@ -71,7 +74,8 @@ class ProbedOnnx:
         half_scales = any(
             node.op_type == "QuantizeLinear" and node.input[1].endswith(SUFFIX) for node in model.graph.node
         )
-        self.runner = OrtRunner(to_bytes(probe(model, scores)), exact_qdq=half_scales)
+        data = to_bytes(probe(model, scores))
+        self.runner = OrtRunner(data, exact_qdq=half_scales) if load is None else load(data)
         self.layout = layout
         self.description = self.runner.description
 
@@ -203,11 +207,12 @@ def bundle_cases(bundle: Path, manifest: Manifest) -> list[Case]:
     return make_cases(images, rule.crop, rule.stride_multiple, manifest.graph.static_shape)
 
 
-def prove_again(bundle: Path, manifest: Manifest) -> dict[str, ParityReport]:
-    """Prove every ONNX file of a bundle again, without the checkpoint.
+def prove_again(bundle: Path, manifest: Manifest, runtime: OpenVino | None = None) -> dict[str, ParityReport]:
+    """Prove every ONNX file of a bundle again, without the checkpoint; or in OpenVINO those for CPUs.
 
     The fp32 graph is compared with torch's scores in ``samples/``; every other file with those and with its
-    predecessor, on batches of all kinds made from the sample images.
+    predecessor, on batches of all kinds made from the sample images. In OpenVINO every file is compared with
+    what ONNX Runtime makes of that predecessor, or of itself when it has none.
 
     Returns:
         Report by file name. Engines are left out: ``export.tensorrt`` proves them where they run.
@@ -225,14 +230,20 @@ def prove_again(bundle: Path, manifest: Manifest) -> dict[str, ParityReport]:
     made: list[Case] = []
     reports = {}
     for item in manifest.files:
-        if item.kind != "onnx":
+        if item.kind != "onnx" or (runtime is not None and item.precision not in OPENVINO_PRECISIONS):
             continue
-        probed = ProbedOnnx(bundle / item.name, setup.layout)
-        cases = prove_file(setup, item.precision, probed, from_torch, [torch_side])
-        if item.name != source:
+        gates: str = item.precision
+        load: Callable[[bytes], Runner] | None = None
+        if runtime is not None:
+            load = partial(OpenVinoRunner, bf16=runtime == "openvino-bf16")
+            gates = "bf16" if runtime == "openvino-bf16" and gates == "fp32" else gates
+        probed = ProbedOnnx(bundle / item.name, setup.layout, load)
+        cases = prove_file(setup, gates, probed, from_torch, [torch_side])
+        if item.name != source or runtime is not None:
             made = made or bundle_cases(bundle, manifest)
             before = ProbedOnnx(bundle / (item.cut_of or source), setup.layout)
-            gates = "cut" if item.cut_of else item.precision
+            if runtime is None and item.cut_of:
+                gates = "cut"
             cases += prove_file(setup, gates, probed, made, [(item.cut_of or source, before, before.names)])
         reports[item.name] = conclude(cases)
     return reports

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,6 +105,7 @@ class OrtRunner(Runner):
         device: GPU number.
         exact_qdq: Compute quantise-dequantise pairs one by one. Needed for ``int8`` files (for TensorRT,
             with half-precision scales): fusing those, ONNX Runtime 1.31 gives wrong numbers on a CPU.
+        cuda_options: Options of the CUDA provider by ONNX Runtime's names, for measurements.
 
     Raises:
         RunnerError: If the file cannot be loaded or the provider did not come up.
@@ -117,6 +119,7 @@ class OrtRunner(Runner):
         intra_threads: int | None = None,
         device: int = 0,
         exact_qdq: bool = False,
+        cuda_options: Mapping[str, str] | None = None,
     ) -> None:
         ort = import_onnxruntime()
         name = model if isinstance(model, bytes) else str(model)
@@ -131,7 +134,7 @@ class OrtRunner(Runner):
         if provider == "cuda":
             if hasattr(ort, "preload_dlls"):  # lets CUDA libraries that came as wheels be found
                 ort.preload_dlls()
-            providers = [(wanted, {"device_id": str(device)})]
+            providers = [(wanted, {"device_id": str(device), **(cuda_options or {})})]
             ort.set_default_logger_severity(4)
         try:
             self._session = ort.InferenceSession(name, options, providers=providers)

@@ -117,6 +117,11 @@ class EngineRunner(Runner):
             self._cuda.upload(address, array, self._stream)
             return self._run(array.shape, address)
 
+    def layer_information(self) -> str:
+        """What TensorRT's inspector tells of the layers, as JSON; types when the build was a detailed one."""
+        inspector = self._engine.create_engine_inspector()
+        return str(inspector.get_engine_information(self._module.LayerInformationFormat.JSON))
+
     def _sizes(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         height = self.inputs[0].shape.index("height")
         return shape[0], shape[height], shape[height + 1]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from export.bundle import OPENVINO_PRECISIONS, OpenVino, openvino_parity
 from protoseg.files import sha256_file
 from protoseg.manifest import MANIFEST_NAME, ArtifactFile, Manifest, read_manifest
 from serving.errors import BundleError
@@ -28,6 +29,8 @@ class Bundle:
     """The file that is served."""
     cuts: tuple[ArtifactFile, ...] = ()
     """Graphs cut from it that answer, on a CPU, requests that need no more."""
+    openvino: OpenVino | None = None
+    """How OpenVINO runs it; None: ONNX Runtime or TensorRT does."""
 
     @property
     def path(self) -> Path:
@@ -94,7 +97,7 @@ def select_files(manifest: Manifest, settings: Settings) -> list[ArtifactFile]:
     """
     precision = settings.precision
     found: list[ArtifactFile] = []
-    if settings.backend != "onnx" and settings.device != "cpu":
+    if settings.backend in ("auto", "tensorrt") and settings.device != "cpu":
         engines = [f for f in manifest.servable() if f.kind in ("tensorrt", "tensorrt_rtx")]
         found = [f for f in engines if precision in (None, f.precision)]
     if settings.backend == "tensorrt":
@@ -132,6 +135,31 @@ def select_cuts(manifest: Manifest, artifact: ArtifactFile, settings: Settings) 
     return tuple(found)
 
 
+def openvino_runtime(artifact: ArtifactFile, settings: Settings) -> OpenVino | None:
+    """How OpenVINO is to run a file, when the settings want it.
+
+    Raises:
+        BundleError: If the file is not for it or not proven in it.
+    """
+    if settings.backend != "openvino":
+        return None
+    if artifact.precision not in OPENVINO_PRECISIONS or settings.device == "cuda":
+        wanted = "PROTOSEG_DEVICE=cuda" if settings.device == "cuda" else f"a file of {artifact.precision}"
+        raise BundleError(
+            f"PROTOSEG_BACKEND=openvino runs files of {' and '.join(OPENVINO_PRECISIONS)} on a CPU, "
+            f"not {wanted}"
+        )
+    runtime: OpenVino = "openvino-bf16" if settings.openvino_precision == "bf16" else "openvino"
+    report = openvino_parity(artifact, runtime)
+    if report.status != "passed":
+        reason = f" ({report.reason})" if report.reason else ""
+        raise BundleError(
+            f"parity of {artifact.name} in {runtime} is {report.status}{reason}; it is not served so: prove "
+            f"it with python -m export.parity BUNDLE --runtime {runtime}"
+        )
+    return runtime
+
+
 def check_parity(artifact: ArtifactFile) -> None:
     """Refuse a file that is not proven.
 
@@ -161,7 +189,12 @@ def check_bundle(folder: Path, settings: Settings) -> list[Bundle]:
         raise BundleError(
             f"the network takes {manifest.input.channels} channels; the service reads images of 1, 3 or 4"
         )
-    bundles = [Bundle(folder, manifest, item, select_cuts(manifest, item, settings)) for item in artifacts]
+    bundles = []
+    for item in artifacts:
+        openvino, cuts = openvino_runtime(item, settings), select_cuts(manifest, item, settings)
+        if openvino is not None:
+            cuts = tuple(cut for cut in cuts if openvino_parity(cut, openvino).status == "passed")
+        bundles.append(Bundle(folder, manifest, item, cuts, openvino))
     for bundle in bundles:
         artifact = bundle.artifact
         outputs = {item.name: item.dtype for item in artifact.outputs}

@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from export.runners.contract import Runner
-from export.runtime import Provider, load_runner
+from export.runtime import OPENVINO, Provider, load_runner
 from protoseg.errors import ExportError
 from serving.errors import BundleError
 from serving.model.bundle import Bundle
@@ -16,6 +16,7 @@ from serving.settings import Settings
 
 # the output on the wire: the linear head's probability of the label that the bundle's head gives a pixel
 LABEL_PROBABILITY = "agreement"
+CPU_PROVIDERS = ("cpu", *OPENVINO)
 
 
 class Network:
@@ -31,7 +32,7 @@ class Network:
     def __init__(self, full: Runner, cuts: Sequence[Runner] = ()) -> None:
         self.outputs = tuple(item.name for item in full.outputs)
         self.description = full.description
-        self.on_gpu = full.provider != "cpu"
+        self.on_gpu = full.provider not in CPU_PROVIDERS
         self._full = full
         self._cuts = [(frozenset(item.name for item in cut.outputs), cut) for cut in cuts]
 
@@ -69,14 +70,20 @@ def open_network(bundle: Bundle, settings: Settings) -> Network:
     provider: Provider = settings.device
     if bundle.artifact.kind != "onnx":
         provider = "tensorrt"
+    elif bundle.openvino is not None:
+        provider = bundle.openvino
     elif bundle.artifact.precision == "int8-cpu":
         provider = "cpu"
-    threads = settings.intra_threads
+    threads, parallel = settings.intra_threads, settings.pool_threads
+
+    def load(name: str, provider: Provider) -> Runner:
+        return load_runner(bundle.folder, name, provider, intra_threads=threads, parallel=parallel)
+
     try:
-        full = load_runner(bundle.folder, bundle.artifact.name, provider, intra_threads=threads)
+        full = load(bundle.artifact.name, provider)
         # on a GPU the other outputs cost little and the weights' memory counts
-        names = [cut.name for cut in bundle.cuts] if full.provider == "cpu" else []
-        cuts = [load_runner(bundle.folder, name, "cpu", intra_threads=threads) for name in names]
+        names = [cut.name for cut in bundle.cuts] if full.provider in CPU_PROVIDERS else []
+        cuts = [load(name, bundle.openvino or "cpu") for name in names]
         return Network(full, cuts)
     except (ExportError, ImportError, ValueError, OSError) as error:
         raise BundleError(" ".join(str(error).split())) from error

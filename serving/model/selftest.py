@@ -13,6 +13,7 @@ from serving.pixels.maps import Labels
 
 # labels of a sample may differ at ties between runtimes and precisions, and nowhere else
 MIN_EQUAL_LABELS = {"fp32": 0.999, "fp16": 0.99, "int8": 0.95, "int8-cpu": 0.95}
+MIN_EQUAL_BF16 = 0.97
 
 
 def self_test(model: Model, *, fuse: bool) -> None:
@@ -49,6 +50,8 @@ def self_test(model: Model, *, fuse: bool) -> None:
         raise BundleError(f"{bundle.path} does not run on {model.runtime}: {reason}") from error
     model.equal_labels = min(shares, default=1.0)
     needed = MIN_EQUAL_LABELS[bundle.artifact.precision]
+    if bundle.openvino == "openvino-bf16":
+        needed = min(needed, MIN_EQUAL_BF16)
     if not model.equal_labels >= needed:
         raise BundleError(
             f"{bundle.path} agrees with its samples on {model.equal_labels:.2%} of the pixels on "

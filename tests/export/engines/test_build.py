@@ -21,6 +21,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from export.engines.audit import audit_engine
 from export.engines.build import BuildError, BuildSettings
 from export.graph.edit import to_bytes
 from export.proof.prove import prove_engine
@@ -107,7 +108,16 @@ def test_rtx_builds_every_precision(
     ).stdout  # fmt: skip
     assert all(f"'{name}'" in types for name in present), types
     assert not any(f"'{name}'" in types for name in absent), types
+    audit = item.notes["audit"]
+    assert not audit["wrong"], audit
+    narrow = {"fp32": "float32", "fp16": "float16", "int8": "int8"}[precision]
+    assert audit["found"][narrow] >= 0.6 * audit["asked"][narrow]
+    assert f"{audit['found'][narrow]} {narrow}" in done.stdout
     if precision == "fp32":
+        # the same engine under the name of fp16, as TensorRT 11 writes it for ``fp16=True``
+        manifest, half = read_manifest(own_bundle), read_manifest(own_bundle).file("model.fp16.onnx")
+        called = item.model_copy(update={"precision": "fp16", "source": half.name})
+        assert "float32 instead of float16" in audit_engine(own_bundle, manifest, called).failure
         # RTX builds differ from run to run: equal bytes prove that the cache answered
         again = run_module(*arguments)
         assert "from the cache" in again.stdout

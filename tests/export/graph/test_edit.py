@@ -64,6 +64,7 @@ def test_alias_is_an_output_of_its_own() -> None:
     ("node", "text"),
     [
         (helper.make_node("NonZero", ["c"], ["d"], name="bad"), "uses NonZero"),
+        (helper.make_node("GridSample", ["c", "c"], ["d"], name="bad"), r"uses GridSample \(node bad\)"),
         (helper.make_node("Gelu", ["c"], ["d"], name="bad", domain="com.microsoft"), "outside ai.onnx"),
         (helper.make_node("Unknown", ["c"], ["d"], name="bad"), "not valid ONNX"),
         (helper.make_node("Neg", ["missing"], ["d"], name="bad"), "not valid ONNX"),

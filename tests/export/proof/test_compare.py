@@ -234,3 +234,29 @@ def test_labels_of_the_prototype_head_have_more_room(head: Head, wrong: int, sta
     comparator = make_comparator(head)
     comparator.add("case", good, bad)
     assert verdict(comparator, gates).status == status
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-cpu"])
+def test_int8_scores_near_zero_fail_though_all_labels_are_equal(precision: str) -> None:
+    good = make_outputs(size=(40, 40))
+    noisy, collapsed = ({k: v.copy() for k, v in good.items()} for _ in range(2))
+    noisy["linear_logits"] += np.random.default_rng(1).normal(0, 0.4, noisy["linear_logits"].shape)
+    assert judge(good, noisy, precision).status == "passed"
+    collapsed["linear_logits"] *= 1e-3
+    collapsed["confidence"][:] = 1 / CLASSES
+    report = judge(good, collapsed, precision)
+    assert report.status == "failed"
+    assert report.cases[0].metrics["labels/equal_labels"] == 1
+    assert report.cases[0].metrics["linear/relative_logit_diff"] == pytest.approx(0.999)
+    assert "near zero" in report.reason
+
+
+def test_int8_of_a_network_near_zero_fails() -> None:
+    """No pixel is clear, so that equal labels are those of rounding."""
+    outputs = make_outputs(size=(40, 40))
+    for name in ("linear_logits", "prototype_logits"):
+        outputs[name] *= 1e-4
+    report = judge(outputs, outputs, "int8")
+    assert report.status == "failed"
+    assert "sure of no pixel" in report.reason
+    assert judge(outputs, outputs, "fp16").status == "passed"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
+from export.graph.edit import read_model, to_bytes
 from export.proof.cases import Case
-from export.proof.prove import Setup, at_stride, prove_case
-from protoseg.manifest import Head
+from export.proof.judge import conclude
+from export.proof.prove import ProbedOnnx, Setup, at_stride, bundle_cases, prove_case, prove_file
+from protoseg.manifest import Head, read_manifest
 
 LINEAR = np.log([[[[0.6]], [[0.3]], [[0.1]]]]).astype(np.float32)
 PROTOTYPE = np.log([[[[0.1]], [[0.5]], [[0.4]]]]).astype(np.float32)
@@ -41,3 +45,32 @@ def test_graphs_that_end_at_the_stride_are_compared_there(head: Head) -> None:
     found = prove_case(setup, "fp32", cases, side, side, expected=names, labels=("torch", "test"))
     assert found.failures == []
     assert found.pixels == 64
+
+
+def test_an_int8_network_whose_scores_are_near_zero_fails(bundle: Path, tmp_path: Path) -> None:
+    """Quantised as it should be, but its scores are a thousandth of what they were."""
+    manifest = read_manifest(bundle)
+    setup = Setup.of(bundle, manifest)
+    sound = read_model(bundle / "model.int8-cpu.onnx")
+    collapsed = read_model(bundle / "model.int8-cpu.onnx")
+    nodes = collapsed.graph.node
+    place, producer = next((i, n) for i, n in enumerate(nodes) if "linear_logits_stride" in n.output)
+    producer.output[:] = ["sound_scores"]
+    collapsed.graph.initializer.append(numpy_helper.from_array(np.float32(1e-3), "thousandth"))
+    nodes.insert(
+        place + 1, helper.make_node("Mul", ["sound_scores", "thousandth"], ["linear_logits_stride"], name="s")
+    )
+    full = ProbedOnnx(bundle / "model.onnx", setup.layout)
+    reports = []
+    for model in (sound, collapsed):
+        (tmp_path / "model.onnx").write_bytes(to_bytes(model))
+        probed = ProbedOnnx(tmp_path / "model.onnx", setup.layout)
+        cases = bundle_cases(bundle, manifest)
+        proofs = prove_file(setup, "int8-cpu", probed, cases, [("model.onnx", full, full.names)])
+        reports.append(conclude(proofs))
+    assert reports[0].status == "passed"
+    assert reports[1].status == "failed"
+    assert "near zero" in reports[1].reason
+    relative = [report.cases[0].metrics["linear/relative_logit_diff"] or 0.0 for report in reports]
+    assert relative[0] < 0.2
+    assert relative[1] == pytest.approx(1.0, abs=0.05)

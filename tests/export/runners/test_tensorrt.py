@@ -131,6 +131,9 @@ class FakeModule:
     __name__ = "tensorrt"
     __version__ = "11.4.0"
 
+    class LayerInformationFormat:
+        JSON = "json"
+
     class ILogger:
         WARNING = 2
 
@@ -144,6 +147,13 @@ class FakeModule:
         module = self
 
         class Engine:
+            def create_engine_inspector(self) -> Any:
+                return self
+
+            def get_engine_information(self, form: str) -> str:
+                assert form == "json"
+                return '{"Layers": ["convolution"]}'
+
             def create_execution_context(self) -> FakeContext:
                 return FakeContext(module.cuda)
 
@@ -201,6 +211,7 @@ def test_runner_bookkeeping(tmp_path: Path) -> None:
             np.testing.assert_array_equal(runner(image)["labels"], image[:, 0] > 127)
         assert sorted(c.profile for c in runner._contexts.values()) == [0, 1]
         assert cuda.launches == 0
+        assert json.loads(runner.layer_information()) == {"Layers": ["convolution"]}
     assert cuda.closed
     assert not cuda.memory
     with pytest.raises(RunnerError, match="closed"):

@@ -156,3 +156,20 @@ def test_files_may_be_links_but_no_name_leads_out(bundle: Path, tmp_path: Path) 
         (linked / "manifest.json").write_text(manifest.model_copy(update={"files": files}).model_dump_json())
         with pytest.raises(BundleError, match="lies outside of the bundle"):
             check_bundle(linked, Settings())
+
+
+def test_openvino_serves_what_was_proven_in_it(copy: Path) -> None:
+    settings = Settings(backend="openvino")
+    with pytest.raises(BundleError, match=r"in openvino-bf16 is not_run.*--runtime openvino-bf16"):
+        check_bundle(copy, settings)
+    proof = {"status": "passed", "reason": "", "cases": []}
+    edit(copy, set_key("files", 0, "notes", value={"openvino-bf16": {"parity": proof}}))
+    (checked,) = check_bundle(copy, settings)
+    assert checked.openvino == "openvino-bf16"
+    assert checked.artifact.name == "model.onnx"
+    assert not any(cut.cut_of is None for cut in checked.cuts)
+    assert check_bundle(copy, Settings())[0].openvino is None
+    with pytest.raises(BundleError, match="in openvino is not_run"):
+        check_bundle(copy, Settings(backend="openvino", openvino_precision="fp32"))
+    with pytest.raises(BundleError, match="not PROTOSEG_DEVICE=cuda"):
+        check_bundle(copy, Settings(backend="openvino", device="cuda"))
