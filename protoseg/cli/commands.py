@@ -34,6 +34,7 @@ _GROUPS = {
         ("evaluate", "protoseg.evaluate.__main__", "measure a checkpoint: IoU by class, calibration, ..."),
         ("predict", "protoseg.predict.__main__", "masks of images, and maps of where they may be wrong"),
         ("suggest", "protoseg.suggest.__main__", "which images to label next"),
+        ("explain", "protoseg.explain.__main__", "the training patches that each prototype stands for"),
     ],
     "export": [
         ("export", "export.onnx", "a checkpoint -> a proven ONNX bundle in runs/NAME/bundle"),
