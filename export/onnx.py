@@ -276,8 +276,8 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--explain", action="store_true",
-        help="what the service explains by: the outputs prototype and similarity, and thumbnails of the training "
-        "patches that each prototype stands for",
+        help="what the service explains by: the outputs prototype and similarity, and thumbnails of the "
+        "training patches that each prototype stands for",
     )  # fmt: skip
     parser.add_argument(
         "--input", choices=("uint8", "nhwc", "float32"), default="uint8",

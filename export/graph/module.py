@@ -150,8 +150,8 @@ class ExportModule(nn.Module):
         ``agreement`` (B, H, W) the linear head's probability of the label; ``prototype`` (B, Y, X) the
         nearest prototype's flat index ``c * K + k``; ``embedding`` (B, D, Y, X) unit length; ``logits``
         (B, C, H, W) of the chosen head; ``similarity`` (B, C, Y, X) cosine with the nearest prototype of each
-        class, -1 for a class without prototypes; then scores of each head at the padded size and at the decoder's
-        stride. ``fused_logits`` is the logarithm of the mean probability.
+        class, -1 for a class without prototypes; then scores of each head at the padded size and at the
+        decoder's stride. ``fused_logits`` is the logarithm of the mean probability.
         """
         if self.layout == "uint8_nhwc":
             image = image.permute(0, 3, 1, 2)
@@ -182,6 +182,7 @@ class ExportModule(nn.Module):
         embedding = features / self.prototypes.norm(features)
         return (
             labels, confidence[:, :height, :width], agreement[:, :height, :width],
-            nearest, embedding, chosen[..., :height, :width], self.prototypes.similarity(scores), linear, linear_low, prototype, prototype_low,
+            nearest, embedding, chosen[..., :height, :width], self.prototypes.similarity(scores),
+            linear, linear_low, prototype, prototype_low,
             *extra,
         )  # fmt: skip

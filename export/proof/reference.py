@@ -35,7 +35,8 @@ class TorchRunner:
     def __call__(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """(B, C, H, W) uint8 -> labels, confidence, agreement, similarity and the scores of both heads.
 
-        Without prototypes there are no agreement (it would be the confidence), similarity and prototype scores.
+        Without prototypes there are no agreement (it would be the confidence), no similarity and no
+        prototype scores.
         """
         tensor = torch.from_numpy(np.ascontiguousarray(image))
         height, width = tensor.shape[-2:]

@@ -1,1 +1,1 @@
-"""Why a pixel has its class: the training patches that each prototype is nearest to, and which one decided."""
+"""Why a pixel has its class: the training patches that each prototype is nearest to, and which decided."""

@@ -40,10 +40,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("checkpoint", metavar="CKPT", help="run folder, checkpoint folder, or a file in it")
     add("-o", "--output", metavar="DIR", type=Path, help="folder for the results (default: prototypes in the "
         "run's folder, where predict and export look for it)")  # fmt: skip
-    add("--images", metavar="N", type=int, default=NUM_IMAGES, help="labelled images to look at, spread evenly "
-        f"over the list (default: {NUM_IMAGES}, or as many as there are)")  # fmt: skip
-    add("--patch", metavar="PIXELS", type=int, help="side of a patch at the working size (default: a third of "
-        "the training crop's shorter side, at least 24)")  # fmt: skip
+    add("--images", metavar="N", type=int, default=NUM_IMAGES, help="labelled images to look at, spread "
+        f"evenly over the list (default: {NUM_IMAGES}, or as many as there are)")  # fmt: skip
+    add("--patch", metavar="PIXELS", type=int, help="side of a patch at the working size (default: a third "
+        "of the training crop's shorter side, at least 24)")  # fmt: skip
     add("--device", help="cpu, cuda, cuda:1, ... (default: what accelerate finds)")
     add("--data", nargs="+", default=[], action="extend", metavar="key.sub=value",
         help="data settings over the stored ones, as root=/data/camvid")  # fmt: skip
@@ -60,9 +60,7 @@ def table(atlas: Atlas) -> str:
     lines = [f"{'prototype':<28} {'use':>6}  {'own':>6}  {'cosine':>13}  doubts"]
     for item in atlas.prototypes:
         name = f"{atlas.classes[item.class_id]} {item.number}"
-        use, own = (
-            "-" if value is None else f"{value:.1%}" for value in (item.use_share, item.precision)
-        )
+        use, own = ("-" if value is None else f"{value:.1%}" for value in (item.use_share, item.precision))
         cosines = [patch.cosine for patch in item.patches]
         span = f"{max(cosines):.3f}-{min(cosines):.3f}" if cosines else "-"
         lines.append(f"{name:<28} {use:>6}  {own:>6}  {span:>13}  {'; '.join(item.doubts)}".rstrip())

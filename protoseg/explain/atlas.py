@@ -114,9 +114,7 @@ def read_atlas(folder: Path) -> Atlas:
         raise DataError(f"{path} cannot be read ({error}); {again}") from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != ATLAS_SCHEMA:
-        raise DataError(
-            f"{path} has schema version {version!r}, this protoseg reads {ATLAS_SCHEMA}; {again}"
-        )
+        raise DataError(f"{path} has schema version {version!r}, this protoseg reads {ATLAS_SCHEMA}; {again}")
     try:
         return Atlas.model_validate(raw)
     except ValidationError as error:
@@ -147,7 +145,9 @@ def read_thumbnails(folder: Path, atlas: Atlas, index: int) -> list[Image.Image]
         with Image.open(path) as opened:
             strip = opened.convert("RGB")
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}); make it again with: protoseg explain RUN") from error
+        raise DataError(
+            f"{path} cannot be read ({error}); make it again with: protoseg explain RUN"
+        ) from error
     side = atlas.side
     return [strip.crop((n * side, 0, (n + 1) * side, side)) for n in range(len(item.patches))]
 

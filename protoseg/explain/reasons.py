@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +121,9 @@ class Reasons:
             "runner_up_similarity": round(float(others[second]), 4) if known else None,
         }
 
-    def regions(self, most: int = MOST_REGIONS) -> tuple[list[Reason], int]:
+    def regions(
+        self, most: int = MOST_REGIONS, *, classes: Collection[int] | None = None
+    ) -> tuple[list[Reason], int]:
         """The reasons of connected areas of one label, the largest first.
 
         An area is named by the prototype that is nearest in most of its cells; its similarities are means
@@ -129,6 +131,7 @@ class Reasons:
 
         Args:
             most: Areas to tell of.
+            classes: Ids of the labels to tell of; None for all.
 
         Returns:
             Records, each with ``share`` of the image, ``box`` (top, left, bottom, right in pixels of
@@ -140,6 +143,8 @@ class Reasons:
         grid = self.labels[np.ix_(*near.pixels(shape))]
         found = []
         for label in np.unique(grid).tolist():
+            if classes is not None and label not in classes:
+                continue
             mask = (grid == label).astype(np.uint8)
             _, places, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
             found += [(int(stats[n][4]), label, places, n, stats[n]) for n in range(1, len(stats))]

@@ -202,7 +202,7 @@ class _Cut:
 
 
 def _cut(image: NDArray[np.uint8], own: tuple[int, ...], at: tuple[int, int], side: int) -> _Cut:
-    """A square around a pixel of the working image, moved so that it lies inside, in pixels of the original."""
+    """A square around a pixel of the working image, moved to lie inside, in pixels of the original."""
     height, width = image.shape[:2]
     tall, wide = min(side, height), min(side, width)
     top = min(max(0, at[0] - tall // 2), height - tall)

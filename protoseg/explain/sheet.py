@@ -8,7 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from protoseg.draw.colours import Picture, as_rgb, heat_picture, overlay_picture, palette_picture, prototype_colors
+from protoseg.draw.colours import (
+    Picture,
+    as_rgb,
+    heat_picture,
+    overlay_picture,
+    palette_picture,
+    prototype_colors,
+)
 from protoseg.draw.tiles import CELL, PAPER, Tile, draw_sheet, small
 from protoseg.explain.atlas import Atlas, Prototype
 from protoseg.explain.reasons import Nearest, Reason
@@ -89,7 +96,9 @@ def reason_sheet(
     tiles = [Tile(pictures, title, "the image, its classes, the nearest prototype, and how similar it is")]
     for item in regions[:SHOWN_REGIONS]:
         name = f"{item['prototype_class']} {item['prototype'] % num_prototypes}"
-        text = f"{item['class']} ({item['share']:.0%} of the image) resembles {name}: {item['similarity']:.2f}"
+        text = (
+            f"{item['class']} ({item['share']:.0%} of the image) resembles {name}: {item['similarity']:.2f}"
+        )
         second = f"then {item['runner_up']}: {item['runner_up_similarity']:.2f}" if item["runner_up"] else ""
         patches = thumbnails.get(item["prototype"], ())[:_ACROSS]
         tiles.append(

@@ -9,9 +9,9 @@ For each image, upright as its EXIF says and at its own size:
   255: bright where the mask may be wrong;
 * with ``--soft``, ``OUT/soft/NAME.npz``: the probability of each class at the working size, as bytes, for
   ``pseudo_labels.folder`` of a training;
-* with ``--explain``, ``OUT/explain/NAME.json``: for each region its class, the prototype that it resembles with
-  the cosine, the runner-up class, and the training patches behind that prototype; ``NAME.jpg``: the same to look
-  at; ``NAME.png``: the index of each pixel's nearest prototype, 16 bits.
+* with ``--explain``, ``OUT/explain/NAME.json``: for each region its class, the prototype that it resembles
+  with the cosine, the runner-up class, and the training patches behind that prototype; ``NAME.jpg``: the same
+  to look at; ``NAME.png``: the index of each pixel's nearest prototype, 16 bits.
 
 ``NAME`` is the image's path below the folder that was given, without its suffix. ``OUT/predictions.csv`` says
 which result is whose; a later call replaces results of the same image only.
@@ -63,8 +63,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "below")  # fmt: skip
     add("--soft", action="store_true", help="write OUT/soft too, probabilities of all classes "
         "for pseudo_labels.folder")  # fmt: skip
-    add("--explain", action="store_true", help="write OUT/explain too: what each region resembles, from whole "
-        "images (python -m protoseg.explain makes what it needs)")  # fmt: skip
+    add("--explain", action="store_true", help="write OUT/explain too: what each region resembles, from "
+        "whole images (python -m protoseg.explain makes what it needs)")  # fmt: skip
     add("--sliding", action="store_true", help="overlapping windows of the training crop, averaged, "
         "instead of the whole image at once")  # fmt: skip
     add("--student", action="store_true", help="use the student's weights instead of the teacher's")

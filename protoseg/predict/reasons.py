@@ -44,8 +44,8 @@ class Explainer:
         atlas = fitting_atlas(folder, checkpoint.info.weights_sha256)
         if atlas is None:
             raise UserError(
-                f"--explain needs the training patches of this checkpoint's prototypes, and {folder} has none; "
-                f"make them with: python -m protoseg.explain {run}"
+                f"--explain needs the training patches of this checkpoint's prototypes, and {folder} has "
+                f"none; make them with: python -m protoseg.explain {run}"
             )
         return cls(folder, atlas)
 
