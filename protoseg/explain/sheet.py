@@ -24,7 +24,9 @@ from protoseg.manifest import ClassInfo
 _DOUBT = (214, 40, 57)
 _GAP = 2
 _ACROSS = 3
-SHOWN_REGIONS = 8
+_PATCH = 150
+SHOWN_REGIONS, SHOWN_SHARE = 6, 0.005
+"""Regions of a picture: at most so many, each at least this share of the image (but always the largest)."""
 Thumbnails = Mapping[int, Sequence[Image.Image]]
 """By the prototype's index."""
 
@@ -94,7 +96,7 @@ def reason_sheet(
         small(heat_picture(best[cells].astype(np.float32)), nearest=True),
     ]
     tiles = [Tile(pictures, title, "the image, its classes, the nearest prototype, and how similar it is")]
-    for item in regions[:SHOWN_REGIONS]:
+    for item in shown_regions(regions):
         name = f"{item['prototype_class']} {item['prototype'] % num_prototypes}"
         text = (
             f"{item['class']} ({item['share']:.0%} of the image) resembles {name}: {item['similarity']:.2f}"
@@ -102,12 +104,18 @@ def reason_sheet(
         second = f"then {item['runner_up']}: {item['runner_up_similarity']:.2f}" if item["runner_up"] else ""
         patches = thumbnails.get(item["prototype"], ())[:_ACROSS]
         tiles.append(
-            Tile([_framed(image, item["box"]), *(p.resize((CELL, CELL)) for p in patches)], text, second)
+            Tile([_framed(image, item["box"]), *(p.resize((_PATCH, _PATCH)) for p in patches)], text, second)
         )
     return draw_sheet(
         tiles, classes, columns=1, headline="", key="cosine with the nearest prototype:",
         num_prototypes=num_prototypes, hatched="",
     )  # fmt: skip
+
+
+def shown_regions(regions: Sequence[Reason]) -> Sequence[Reason]:
+    """The regions that a picture shows, of all, the largest first."""
+    large = [item for item in regions if item["share"] >= SHOWN_SHARE]
+    return (large or regions[:1])[:SHOWN_REGIONS]
 
 
 def _framed(image: Picture, box: Sequence[int]) -> Image.Image:

@@ -17,7 +17,7 @@ from protoseg.explain.atlas import Atlas, fitting_atlas, read_thumbnails
 from protoseg.explain.make import atlas_folder
 from protoseg.explain.reasons import Reasons, prototype_records
 from protoseg.explain.search import nearest_of
-from protoseg.explain.sheet import SHOWN_REGIONS, reason_sheet
+from protoseg.explain.sheet import reason_sheet, shown_regions
 from protoseg.inference import HeadName, inference
 from protoseg.models.segmenter import Segmenter
 
@@ -90,9 +90,9 @@ class Explainer:
         }  # fmt: skip
         thumbnails = {
             index: read_thumbnails(self.folder, self.atlas, index)
-            for index in {item["prototype"] for item in regions[:SHOWN_REGIONS]} & set(known)
+            for index in {item["prototype"] for item in shown_regions(regions)} & set(known)
         }
-        sheet = reason_sheet(title, image, labels, nearest, regions, info.classes, count, thumbnails)
+        sheet = reason_sheet(base.name, image, labels, nearest, regions, info.classes, count, thumbnails)
         cells = np.ix_(*nearest.cells(labels.shape))
         places = Image.fromarray(nearest.prototype[cells].astype(np.uint16))
         save_whole(_named(base, ".png"), places)
