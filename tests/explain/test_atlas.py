@@ -11,7 +11,15 @@ from PIL import Image
 from protoseg.errors import DataError
 from protoseg.explain import atlas as files
 from protoseg.explain.atlas import (
-    ATLAS_NAME, Atlas, Patch, Prototype, fitting_atlas, pack_atlas, read_atlas, read_thumbnails, run_strips,
+    ATLAS_NAME,
+    Atlas,
+    Patch,
+    Prototype,
+    fitting_atlas,
+    pack_atlas,
+    read_atlas,
+    read_thumbnails,
+    run_strips,
     write_atlas,
 )  # fmt: skip
 from protoseg.files import sha256_file

@@ -166,7 +166,7 @@ def test_broken_images_are_passed_over_and_none_left_is_an_error() -> None:
     found = search([None, picture((0, 0, RED, 0))], seen=lambda: calls.append(1))
     assert found.skipped == ["picture 0 is broken"]
     assert (found.atlas.num_images, len(calls)) == (1, 2)
-    with pytest.raises(DataError, match="none of the 1 labelled images.*picture 0 is broken"):
+    with pytest.raises(DataError, match=r"none of the 1 labelled images.*picture 0 is broken"):
         search([None])
 
 
