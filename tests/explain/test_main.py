@@ -65,7 +65,8 @@ def test_choices_and_refusals(trained: Path, tmp_path: Path, capsys: pytest.Capt
     save_checkpoint(tmp_path / "bare" / "checkpoint", bare, tiny_info(5))
     assert main([str(tmp_path / "bare")]) == 1
     assert "has no prototypes" in capsys.readouterr().err
-    assert main([str(trained), "--data", "kind=files", f"root={tmp_path}/moved"]) == 1
+    moved = [f"{key}={key}.txt" for key in ("labeled", "val", "classes")]
+    assert main([str(trained), "--data", "kind=files", f"root={tmp_path}/moved", *moved]) == 1
     assert "moved" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(trained), "--images", "0"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def explaining(run: Path) -> Path:
     return export_checkpoint(run, explain=True).folder
 
 
+@pytest.mark.slow
 def test_it_has_what_the_service_reads(run: Path, explaining: Path, checkpoint: Checkpoint) -> None:
     manifest = verify_bundle(explaining)
     assert manifest.atlas is not None
@@ -54,6 +56,7 @@ def test_it_has_what_the_service_reads(run: Path, explaining: Path, checkpoint: 
     assert (found["similarity"].argmax(1) == found["prototype"] // count).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_a_changed_thumbnail_is_found(explaining: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(explaining, tmp_path / "bundle"))
     (copy / "prototypes" / "0000.jpg").write_bytes(b"another picture")
@@ -66,8 +69,10 @@ def test_without_the_training_images_it_says_so(
 ) -> None:
     copy = Path(shutil.copytree(run / "checkpoint", tmp_path / "run" / "checkpoint"))
     info = copy / "config.json"
-    text = info.read_text().replace('"kind": "synthetic"', '"kind": "files"')
-    info.write_text(text.replace('"root": "."', f'"root": "{tmp_path}/gone"'))
+    raw = json.loads(info.read_text())
+    raw["data"] |= {"kind": "files", "root": f"{tmp_path}/gone"}
+    raw["data"] |= {key: f"{key}.txt" for key in ("labeled", "val", "classes")}
+    info.write_text(json.dumps(raw))
     assert main([str(copy.parent), "--explain"]) == 1
     assert "gone is not a folder" in capsys.readouterr().err
     assert not (copy.parent / "bundle").exists()
