@@ -5,16 +5,19 @@
 The prototype head decides each pixel of a validation image, and the explanation names one prototype of the
 decided class. That prototype is taken away and its pixels are decided again; then, instead of it, each other
 prototype of the same class, and the one of these that is nearest to the pixel. Told is the share of pixels
-whose class changes. With ``prototypes.pooling=max`` a prototype that is not the nearest one of its class does not
-enter a cell's decision at all, so that the second share comes of the enlargement alone (a pixel lies between
+whose class changes. With ``prototypes.pooling=max`` a prototype that is not the nearest one of its class has
+no part in a cell's decision, so that the last two shares come of the enlargement alone (a pixel lies between
 cells that name different prototypes); the first one could be anything between 0 and 1.
 
 The second question: are pixels explained by a prototype that the atlas calls doubtful wrong more often? The
 atlas is made from the labelled training images, the errors are counted on the validation images.
+
+The result file keeps the runs that it has; one of the same folder name is measured again.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,16 +26,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.common import TRAINING, Answer, Block, Result, markdown_table, parser, write_result
+from benchmarks.common import RESULTS, TRAINING, Answer, Block, Result, markdown_table, parser, write_result
 
 if TYPE_CHECKING:  # the table needs no torch
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from protoseg.checkpoint import Checkpoint
 
 REMOVED = ("named", "other", "second")
-"""What is taken away: the named prototype; another of its class (the mean over these); the one of these that is
-nearest to the pixel's cell."""
+"""What is taken away: the named prototype; another of its class (mean over these); the nearest of these."""
+KINDS = ("clear", "doubtful")
+"""What the atlas says of the prototype that is named."""
 RESAMPLES = 2000
 
 
@@ -41,19 +46,21 @@ class Counts:
     """Pixels, image by image."""
 
     pixels: list[float] = field(default_factory=list)
-    """Pixels decided, ignored ones too."""
+    """Pixels decided, those without a label too."""
     changed: dict[str, list[float]] = field(default_factory=lambda: {key: [] for key in REMOVED})
-    """Pixels whose class changes, by what was taken away; a mean over prototypes for ``other``."""
-    known: dict[str, list[float]] = field(default_factory=lambda: {"clear": [], "doubtful": []})
-    """Labelled pixels by what the atlas says of the prototype that is named."""
-    wrong: dict[str, list[float]] = field(default_factory=lambda: {"clear": [], "doubtful": []})
+    """Those of them whose class changes, by what was taken away."""
+    by_class: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Both by the class decided, over all images."""
+    known: dict[str, list[float]] = field(default_factory=lambda: {key: [] for key in KINDS})
+    """Labelled pixels."""
+    wrong: dict[str, list[float]] = field(default_factory=lambda: {key: [] for key in KINDS})
     """Those of them that are wrong."""
 
 
-def delete(cosine: Any, index: int) -> Any:
-    """(C, K, Y, X) cosines without one prototype."""
+def without(cosine: Tensor, class_id: int, number: int) -> Tensor:
+    """(C, K, Y, X) cosines as if there were one prototype less."""
     left = cosine.clone()
-    left[index // cosine.shape[1], index % cosine.shape[1]] = -np.inf
+    left[class_id, number] = -np.inf
     return left
 
 
@@ -64,60 +71,64 @@ def image_counts(
     doubtful: set[int],
     into: Counts,
 ) -> None:
-    """Decide an image as it is and without each prototype that is named for some of its pixels."""
+    """Decide an image as it is and without each prototype that is named for some of its pixels.
+
+    Args:
+        checkpoint: The network.
+        image: (H, W, C_in) at the working size.
+        mask: (H, W) likewise.
+        doubtful: Indices of doubtful prototypes.
+        into: Counts to add to.
+    """
     import torch
 
     from protoseg.explain.search import nearest_of
 
-    segmenter = checkpoint.segmenter
-    bank, network = segmenter.bank, segmenter.network
-    height, width = image.shape[:2]
-    nearest, cosine = nearest_of(segmenter, image)
-    bias = bank.class_bias().cpu()
+    bank, network = checkpoint.segmenter.bank, checkpoint.segmenter.network
+    numbers, (height, width) = range(bank.num_prototypes), mask.shape
+    nearest, cosine = nearest_of(checkpoint.segmenter, image)
 
-    def enlarged(low: Any) -> Any:
-        return network.upsample(low[None, None], height, width)[0, 0]
+    def logits(cosines: Tensor) -> Tensor:
+        """(C, K, Y, X) -> (C, H, W), as the prototype head computes them."""
+        low = bank.pool(cosines.movedim(1, -1).movedim(0, -2)).movedim(-1, 0)
+        return network.upsample(low[None], height, width)[0]
 
-    def class_map(cosines: Any, class_id: int) -> Any:
-        return enlarged(bank.pool(torch.movedim(cosines, 1, -1).movedim(0, -2))[..., class_id])
-
-    low = bank.pool(torch.movedim(cosine, 1, -1).movedim(0, -2)).movedim(-1, 0)
-    full = network.upsample(low[None], height, width)[0]
+    full = logits(cosine)
     decided = full.argmax(0)
-    rows, columns = (torch.from_numpy(item) for item in nearest.cells((height, width)))
+    rows, columns = (torch.from_numpy(item) for item in nearest.cells(mask.shape))
     target = torch.from_numpy(mask.astype(np.int64))
-    known = (target != checkpoint.info.ignore_index) & (target < bank.num_classes)
-    totals = dict.fromkeys(REMOVED, 0.0)
-    counted = {key: [0.0, 0.0] for key in into.known}
+    labelled = (target != checkpoint.info.ignore_index) & (target < bank.num_classes)
+    totals, known, wrong = dict.fromkeys(REMOVED, 0.0), dict.fromkeys(KINDS, 0.0), dict.fromkeys(KINDS, 0.0)
     for class_id in decided.unique().tolist():
         own = decided == class_id
         others = full.clone()
         others[class_id] = -np.inf
         rival = others.amax(0)
-        # of its own class, the nearest first
+        # numbers of its prototypes at each pixel, the nearest first
         order = cosine[class_id].argsort(0, descending=True)[:, rows][:, :, columns]
-        lost = {
-            k: class_map(delete(cosine, class_id * bank.num_prototypes + k), class_id) < rival
-            for k in range(bank.num_prototypes)
-        }
-        for k in range(bank.num_prototypes):
+        lost = [logits(without(cosine, class_id, k))[class_id] < rival for k in numbers]
+        sums = into.by_class.setdefault(class_id, dict.fromkeys(("pixels", *REMOVED), 0.0))
+        sums["pixels"] += float(own.sum())
+        for k in numbers:
             named = own & (order[0] == k)
-            if not named.any():
-                continue
-            totals["named"] += float((lost[k] & named).sum())
-            rest = [j for j in lost if j != k]
-            totals["other"] += sum(float((lost[j] & named).sum()) for j in rest) / max(1, len(rest))
-            totals["second"] += sum(float((lost[j] & named & (order[1] == j)).sum()) for j in rest)
+            rest = [j for j in numbers if j != k]
+            found = {
+                "named": float((lost[k] & named).sum()),
+                "other": sum(float((lost[j] & named).sum()) for j in rest) / max(1, len(rest)),
+                "second": sum(float((lost[j] & named & (order[1] == j)).sum()) for j in rest),
+            }
+            for key, value in found.items():
+                totals[key] += value
+                sums[key] += value
             kind = "doubtful" if class_id * bank.num_prototypes + k in doubtful else "clear"
-            counted[kind][0] += float((named & known).sum())
-            counted[kind][1] += float((named & known & (target != class_id)).sum())
-    assert torch.isfinite(bias).all()
+            known[kind] += float((named & labelled).sum())
+            wrong[kind] += float((named & labelled & (target != class_id)).sum())
     into.pixels.append(float(height * width))
     for key, value in totals.items():
         into.changed[key].append(value)
-    for key, (number, errors) in counted.items():
-        into.known[key].append(number)
-        into.wrong[key].append(errors)
+    for kind in KINDS:
+        into.known[kind].append(known[kind])
+        into.wrong[kind].append(wrong[kind])
 
 
 def ratio(part: Sequence[float], whole: Sequence[float]) -> dict[str, float] | None:
@@ -145,35 +156,36 @@ def measure(run: str, num_images: int) -> dict[str, Any]:
 
     checkpoint = load_checkpoint(run)
     info, bank = checkpoint.info, checkpoint.segmenter.bank
-    atlas = find_patches(
-        checkpoint.segmenter, info, open_source(info.data, "labeled", info.classes), num_images=NUM_IMAGES
-    ).atlas
-    doubtful = {item.index for item in atlas.prototypes if item.doubts}
-    source, counts = open_source(info.data, "val", info.classes), Counts()
+    labeled, source = (open_source(info.data, split, info.classes) for split in ("labeled", "val"))
+    atlas = find_patches(checkpoint.segmenter, info, labeled, num_images=NUM_IMAGES).atlas
+    doubtful, counts = {item.index for item in atlas.prototypes if item.doubts}, Counts()
     chosen = np.unique(np.linspace(0, len(source) - 1, min(num_images, len(source))).round().astype(int))
     with torch.no_grad():
         for index in tqdm(chosen.tolist(), desc=info.name, disable=not sys.stderr.isatty()):
             image = resize_image(source.image(index), info.input.resize)
             mask = resize_mask(source.mask(index), info.input.resize)
             image_counts(checkpoint, image, mask, doubtful, counts)
-    known = np.add(counts.known["clear"], counts.known["doubtful"])
+    known = np.add(*(counts.known[kind] for kind in KINDS)).tolist()
+    classes = counts.by_class.values()
     return {
-        "run": info.name,
-        "data": "embedded scenes" if info.data.kind == "synthetic" else Path(info.data.root).name,
+        "run": Path(run).name,
         "step": info.step,
         "weights_sha256": info.weights_sha256,
         "val_miou": (info.metrics.get("val") or {}).get("miou"),
         "classes": bank.num_classes,
-        "prototypes": bank.num_prototypes,
+        "num_prototypes": bank.num_prototypes,
         "pooling": bank.pooling,
-        "prototypes_with_patches": len(atlas.prototypes),
+        "prototypes": len(atlas.prototypes),
         "doubtful": len(doubtful),
         "training_images": atlas.num_images,
         "images": len(chosen),
         "pixels": sum(counts.pixels),
         "changed": {key: ratio(value, counts.pixels) for key, value in counts.changed.items()},
-        "doubtful_pixels": ratio(counts.known["doubtful"], known.tolist()),
-        "wrong": {key: ratio(counts.wrong[key], counts.known[key]) for key in counts.known},
+        "changed_mean_over_classes": {
+            key: float(np.mean([item[key] / item["pixels"] for item in classes])) for key in REMOVED
+        },
+        "doubtful_pixels": ratio(counts.known["doubtful"], known),
+        "wrong": {kind: ratio(counts.wrong[kind], counts.known[kind]) for kind in KINDS},
     }
 
 
@@ -181,28 +193,43 @@ def said(figure: dict[str, float] | None) -> str:
     """A share in per cent with its interval."""
     if figure is None:
         return "no pixel"
-    return f"{100 * figure['share']:.1f} % ({100 * figure['low']:.1f} to {100 * figure['high']:.1f})"
+    return f"{100 * figure['share']:.1f} ({100 * figure['low']:.1f} to {100 * figure['high']:.1f})"
 
 
-def table(result: Result) -> str:
-    """Deletion and doubt, a row for each run."""
+def deletion_table(result: Result) -> str:
+    """What is decided anew, a row for each run."""
     rows = [
         [
-            f"{item['data']}, {item['run']}", f"{item['images']}",
+            item["run"], f"{item['images']}",
             *(said(item["changed"][key]) for key in REMOVED),
-            f"{item['doubtful']} of {item['prototypes_with_patches']}", said(item["doubtful_pixels"]),
-            *(said(item["wrong"][key]) for key in ("clear", "doubtful")),
+            *(f"{100 * item['changed_mean_over_classes'][key]:.1f}" for key in REMOVED),
         ]
         for item in result["runs"]
     ]  # fmt: skip
+    head = ["run", "images", "the named one", "another of its class", "the second nearest of it",
+            "named, mean over classes", "another", "second"]  # fmt: skip
     text = (
-        "Pixels of validation images whose class (prototype head) changes when a prototype is taken away, and wrong "
-        "pixels by whether the named prototype is doubtful; 95 % intervals from a bootstrap over images."
+        "Per cent of the pixels of validation images whose class (prototype head) changes when a "
+        "prototype is taken away; 95 % intervals from a bootstrap over images."
     )
-    head = [
-        "run", "images", "named prototype taken away", "another of its class", "the second nearest of its class",
-        "doubtful prototypes", "pixels that they explain", "wrong, prototype not doubtful", "wrong, doubtful",
+    return f"{text}\n\n{markdown_table(head, rows)}"
+
+
+def doubt_table(result: Result) -> str:
+    """Where doubtful prototypes are named, a row for each run."""
+    rows = [
+        [
+            item["run"], f"{item['doubtful']} of {item['prototypes']}",
+            said(item["doubtful_pixels"]), *(said(item["wrong"][kind]) for kind in KINDS),
+        ]
+        for item in result["runs"]
     ]  # fmt: skip
+    head = ["run", "doubtful prototypes", "pixels that they explain, %",
+            "wrong of the others' pixels, %", "wrong of theirs, %"]  # fmt: skip
+    text = (
+        "Doubt is told from the labelled training images, errors (prototype head) are those on validation "
+        "images; 95 % intervals from a bootstrap over images."
+    )
     return f"{text}\n\n{markdown_table(head, rows)}"
 
 
@@ -210,9 +237,13 @@ ANSWERS = {
     "explain": Answer(
         "does the prototype that an explanation names decide, and are doubtful ones wrong more often",
         "python -m benchmarks.explain RUN...",
+        in_parts=True,
     )
 }
-BLOCKS = {"explain": Block(table, ("explain",), TRAINING)}
+BLOCKS = {
+    "explain_deletion": Block(deletion_table, ("explain",), TRAINING),
+    "explain_doubt": Block(doubt_table, ("explain",), TRAINING),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -221,13 +252,13 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--images", type=int, default=200, help="validation images, spread evenly")
     command.add_argument("--name", default="explain", help="result file")
     arguments = command.parse_args(argv)
-    found = []
-    for run in arguments.runs:
-        found.append(measure(run, arguments.images))
-        print(f"{found[-1]['run']}: " + ", ".join(f"{k} {said(v)}" for k, v in found[-1]["changed"].items()))
-    result = {"runs": found}
-    print(write_result(arguments.name, result))
-    print(table(result))
+    kept = RESULTS / f"{arguments.name}.json"
+    earlier = json.loads(kept.read_text())["runs"] if kept.is_file() else []
+    found = {item["run"]: item for item in earlier}
+    found |= {item["run"]: item for item in (measure(run, arguments.images) for run in arguments.runs)}
+    result = {"runs": list(found.values())}
+    path = write_result(arguments.name, result)
+    print(f"{deletion_table(result)}\n\n{doubt_table(result)}\n\n{path}")
     return 0
 
 

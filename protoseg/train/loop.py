@@ -214,6 +214,7 @@ def train(
             return stopped_code
     interrupt.close()
     states.finish(early=early)
+    results.explain(progress.step, data.labeled.source, settings.atlas_images)
     log.close(results.best_folder)
     terminal.say(end_report(folder, names, result, progress, early=early))
     terminal.event("end", stopped_early=early, **where(folder, progress, early=early))

@@ -42,7 +42,7 @@ def _class_ids(value: Any, info: ValidationInfo) -> frozenset[int]:
 
 def _numbers(value: Any) -> tuple[int, ...]:
     """Pixel numbers separated by commas."""
-    words = [word.strip() for word in str(value).split(",")] if value != () else []
+    words = [word.strip() for word in str(value).split(",")]
     if len(words) > MAX_POINTS:
         raise ValueError(f"at most {MAX_POINTS} pixels at a time")
     if not all(word.isascii() and word.isdigit() and len(word) < 6 for word in words):
@@ -72,18 +72,24 @@ class Options(Section):
     """Form of polygons."""
     simplify: float = Field(0.0, ge=0, le=100)
     """Pixels that a polygon may deviate."""
-    x: Annotated[tuple[int, ...], BeforeValidator(_numbers), WithJsonSchema({"type": "string"})] = ()
+    x: Annotated[tuple[int, ...] | None, BeforeValidator(_numbers), WithJsonSchema({"type": "string"})] = None
     """Columns of the pixels to explain, separated by commas; without any, regions are explained."""
-    y: Annotated[tuple[int, ...], BeforeValidator(_numbers), WithJsonSchema({"type": "string"})] = ()
+    y: Annotated[tuple[int, ...] | None, BeforeValidator(_numbers), WithJsonSchema({"type": "string"})] = None
     """Their rows, as many."""
     grid: Annotated[Literal["0", "1", "false", "true"], BeforeValidator(str.lower)] = "0"
     """1: with an explanation, that of every cell of the feature map in base64."""
 
     @model_validator(mode="after")
     def _check_points(self) -> Options:
-        if len(self.x) != len(self.y):
-            raise ValueError(f"x and y are pairs: got {len(self.x)} of x and {len(self.y)} of y")
+        across, down = len(self.x or ()), len(self.y or ())
+        if across != down:
+            raise ValueError(f"x and y are pairs: got {across} of x and {down} of y")
         return self
+
+    @property
+    def points(self) -> list[tuple[int, int]]:
+        """Pixels to explain, as (x, y)."""
+        return list(zip(self.x or (), self.y or (), strict=True))
 
     @property
     def is_json(self) -> bool:

@@ -112,9 +112,10 @@ def _records(model: Model, result: Prediction, options: Options, request: Reques
     if options.output == "explain":
         assert model.atlas is not None
         assert result.nearest is not None
-        points = list(zip(options.x, options.y, strict=True))
         grid = options.grid in ("1", "true")
-        value = explain(result.labels, result.nearest, model.atlas, points, options.classes, grid=grid)
+        value = explain(
+            result.labels, result.nearest, model.atlas, options.points, options.classes, grid=grid
+        )
         return {**_frame(model, result, request), **value}, "application/json"
     records = class_records(
         result.labels, result.confidence, result.label_probability, model.manifest, options.classes
