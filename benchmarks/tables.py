@@ -34,8 +34,8 @@ LINK = re.compile(r"\]\(((?:docs|benchmarks)/[^)]+)\)")
 # in the order of the index; importing one must not import torch
 OWNERS = (
     "accuracy.tables", "trust.__main__", "suggest_study", "explain", "train_step", "prototype_branch",
-    "export_accuracy", "export_latency", "taught", "gpu_latency", "export_matrix", "serving_speed", "large_sets",
-    "gpu_serving", "serving_attacks", "serving_soak",
+    "export_accuracy", "export_latency", "taught", "gpu_latency", "export_matrix", "serving_speed",
+    "large_sets", "gpu_serving", "serving_attacks", "serving_soak",
 )  # fmt: skip
 ANSWERS: dict[str, Answer] = {}
 BLOCKS: dict[str, Block] = {}
