@@ -39,6 +39,8 @@ REMOVED = ("named", "other", "second")
 KINDS = ("clear", "doubtful")
 """What the atlas says of the prototype that is named."""
 RESAMPLES = 2000
+ENOUGH = 1000
+"""Pixels of each kind that a class needs to be in the mean over classes."""
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Counts:
     changed: dict[str, list[float]] = field(default_factory=lambda: {key: [] for key in REMOVED})
     """Those of them whose class changes, by what was taken away."""
     by_class: dict[int, dict[str, float]] = field(default_factory=dict)
-    """Both by the class decided, over all images."""
+    """All of these by the class decided, over all images."""
     known: dict[str, list[float]] = field(default_factory=lambda: {key: [] for key in KINDS})
     """Labelled pixels."""
     wrong: dict[str, list[float]] = field(default_factory=lambda: {key: [] for key in KINDS})
@@ -107,7 +109,8 @@ def image_counts(
         # numbers of its prototypes at each pixel, the nearest first
         order = cosine[class_id].argsort(0, descending=True)[:, rows][:, :, columns]
         lost = [logits(without(cosine, class_id, k))[class_id] < rival for k in numbers]
-        sums = into.by_class.setdefault(class_id, dict.fromkeys(("pixels", *REMOVED), 0.0))
+        keys = ("pixels", *REMOVED, *(f"{what} {kind}" for what in ("known", "wrong") for kind in KINDS))
+        sums = into.by_class.setdefault(class_id, dict.fromkeys(keys, 0.0))
         sums["pixels"] += float(own.sum())
         for k in numbers:
             named = own & (order[0] == k)
@@ -121,8 +124,10 @@ def image_counts(
                 totals[key] += value
                 sums[key] += value
             kind = "doubtful" if class_id * bank.num_prototypes + k in doubtful else "clear"
-            known[kind] += float((named & labelled).sum())
-            wrong[kind] += float((named & labelled & (target != class_id)).sum())
+            here, errors = named & labelled, named & labelled & (target != class_id)
+            for total, what, pixels_ in ((known, "known", here), (wrong, "wrong", errors)):
+                total[kind] += float(pixels_.sum())
+                sums[f"{what} {kind}"] += float(pixels_.sum())
     into.pixels.append(float(height * width))
     for key, value in totals.items():
         into.changed[key].append(value)
@@ -141,6 +146,11 @@ def ratio(part: Sequence[float], whole: Sequence[float]) -> dict[str, float] | N
     shares = above[picks].sum(1)[sums > 0] / sums[sums > 0]
     low, high = np.quantile(shares, (0.025, 0.975))
     return {"share": float(above.sum() / below.sum()), "low": float(low), "high": float(high)}
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean, or None of nothing."""
+    return float(np.mean(values)) if values else None
 
 
 def measure(run: str, num_images: int) -> dict[str, Any]:
@@ -167,6 +177,8 @@ def measure(run: str, num_images: int) -> dict[str, Any]:
             image_counts(checkpoint, image, mask, doubtful, counts)
     known = np.add(*(counts.known[kind] for kind in KINDS)).tolist()
     classes = counts.by_class.values()
+    # a class that is easy (the background) has the clear prototypes and most pixels: the same within classes
+    both = [item for item in classes if min(item[f"known {kind}"] for kind in KINDS) >= ENOUGH]
     return {
         "run": Path(run).name,
         "step": info.step,
@@ -182,10 +194,16 @@ def measure(run: str, num_images: int) -> dict[str, Any]:
         "pixels": sum(counts.pixels),
         "changed": {key: ratio(value, counts.pixels) for key, value in counts.changed.items()},
         "changed_mean_over_classes": {
-            key: float(np.mean([item[key] / item["pixels"] for item in classes])) for key in REMOVED
+            key: mean([item[key] / item["pixels"] for item in classes]) for key in REMOVED
         },
         "doubtful_pixels": ratio(counts.known["doubtful"], known),
         "wrong": {kind: ratio(counts.wrong[kind], counts.known[kind]) for kind in KINDS},
+        "wrong_mean_over_classes": {
+            "classes": len(both),
+            **{
+                kind: mean([item[f"wrong {kind}"] / item[f"known {kind}"] for item in both]) for kind in KINDS
+            },
+        },
     }
 
 
@@ -194,6 +212,14 @@ def said(figure: dict[str, float] | None) -> str:
     if figure is None:
         return "no pixel"
     return f"{100 * figure['share']:.1f} ({100 * figure['low']:.1f} to {100 * figure['high']:.1f})"
+
+
+def within(figures: dict[str, Any]) -> str:
+    """Means over classes in per cent."""
+    if not figures["classes"]:
+        return "no class has both"
+    values = " and ".join(f"{100 * figures[kind]:.1f}" for kind in KINDS)
+    return f"{values} ({figures['classes']} classes)"
 
 
 def deletion_table(result: Result) -> str:
@@ -221,11 +247,13 @@ def doubt_table(result: Result) -> str:
         [
             item["run"], f"{item['doubtful']} of {item['prototypes']}",
             said(item["doubtful_pixels"]), *(said(item["wrong"][kind]) for kind in KINDS),
+            within(item["wrong_mean_over_classes"]),
         ]
         for item in result["runs"]
     ]  # fmt: skip
     head = ["run", "doubtful prototypes", "pixels that they explain, %",
-            "wrong of the others' pixels, %", "wrong of theirs, %"]  # fmt: skip
+            "wrong of the others' pixels, %", "wrong of theirs, %",
+            "the same, mean over classes that have both"]  # fmt: skip
     text = (
         "Doubt is told from the labelled training images, errors (prototype head) are those on validation "
         "images; 95 % intervals from a bootstrap over images."
