@@ -126,9 +126,7 @@ def find_patches(
     with inference(segmenter):
         for order, index in enumerate(chosen.tolist()):
             try:
-                own, mask = source.image(index), source.mask(index)
-                if own.shape[:2] != mask.shape:
-                    raise DataError(f"{source.name(index)}: image and mask differ in size")
+                own, mask = _pair(source, index)
             except DataError as error:
                 skipped.append(str(error))
                 continue
@@ -141,21 +139,21 @@ def find_patches(
             at = nearest.pixels(target.shape)
             label = target[np.ix_(*at)].reshape(-1)
             _count(values, nearest.prototype.reshape(-1), label, used, won, right)
-            name = image_name(source.name(index), info)
+            at_row, at_column = at
             flat = values.reshape(-1, rows * columns)
-            for number, cell in enumerate(flat.argmax(1).tolist()):
-                kept, value = best[number], float(flat[number, cell])
+            for kept, cosines in zip(best, flat, strict=True):
+                cell = int(cosines.argmax())
+                value = float(cosines[cell])
                 if len(kept) == NUM_PATCHES and value <= kept[0].cosine:
                     continue
-                y, x = int(at[0][cell // columns]), int(at[1][cell % columns])
-                found = _cut(image, own.shape[:2], (y, x), side)
-                known = label[cell] < len(info.classes) and label[cell] != info.ignore_index
-                text = info.classes[label[cell]].name if known else None
-                item = Patch(
-                    image=name, cosine=round(value, 4), label=text, y=found.y, x=found.x, box=found.box
-                )
+                place = int(at_row[cell // columns]), int(at_column[cell % columns])
+                cut = _cut(image, own.shape[:2], place, side)
+                patch_of = Patch(
+                    image=image_name(source.name(index), info), cosine=round(value, 4),
+                    label=_class_name(int(label[cell]), info), y=cut.y, x=cut.x, box=cut.box,
+                )  # fmt: skip
                 push = heapq.heappush if len(kept) < NUM_PATCHES else heapq.heappushpop
-                push(kept, _Found(value, -order, item, found.thumbnail))
+                push(kept, _Found(value, -order, patch_of, cut.thumbnail))
     if len(skipped) == len(chosen):
         first = skipped[0] if skipped else "there are none"
         raise DataError(f"none of the {len(chosen)} labelled images can be used: {first}")
@@ -166,6 +164,27 @@ def find_patches(
         num_images=len(chosen) - len(skipped), patch=side, side=THUMBNAIL, prototypes=entries,
     )  # fmt: skip
     return FoundPatches(atlas, thumbnails, skipped)
+
+
+def _pair(source: Source, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Image and mask at their own size.
+
+    Raises:
+        DataError: If one cannot be used.
+    """
+    image, mask = source.image(index), source.mask(index)
+    if image.shape[:2] != mask.shape:
+        raise DataError(
+            f"{source.name(index)}: the image is {image.shape[0]}x{image.shape[1]}, its mask {mask.shape[0]}x"
+            f"{mask.shape[1]} (height x width); they must be equal"
+        )
+    return image, mask
+
+
+def _class_name(label: int, info: CheckpointInfo) -> str | None:
+    """Name of a class; None where the mask is ignored."""
+    known = label < len(info.classes) and label != info.ignore_index
+    return info.classes[label].name if known else None
 
 
 def image_name(name: str, info: CheckpointInfo) -> str:
