@@ -83,10 +83,10 @@ def served_atlas(model: Model) -> Atlas:
     """The training patches of a model's prototypes.
 
     Raises:
-        ServingError: 404 where the bundle has none.
+        ServingError: 422 where the bundle has none.
     """
     if model.atlas is None:
-        raise ServingError(404, "not_found", NOT_EXPLAINED)
+        raise ServingError(422, "bad_output", NOT_EXPLAINED)
     return model.atlas
 
 

@@ -127,7 +127,7 @@ def test_a_bundle_without_says_how_to_export_it(client: Any, png: bytes) -> None
         client.get("/v1/prototypes").json()["error"]["message"],
     ):
         assert message.endswith("export it with: python -m export.onnx CKPT --explain")
-    assert client.get("/v1/prototypes/0").status_code == 404
+    assert client.get("/v1/prototypes/0").status_code == 422
 
 
 def test_batches_and_other_protocols_explain_too(answering: Any, halves: bytes) -> None:
