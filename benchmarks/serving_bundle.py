@@ -24,10 +24,20 @@ from benchmarks.common import parser
 from export.graph.edit import tensor_infos
 from export.runners.contract import Layout, adapt
 from export.runners.ort import OrtRunner
+from protoseg.explain.atlas import (
+    ATLAS_DIR,
+    ATLAS_NAME,
+    Atlas,
+    Patch,
+    Prototype,
+    encode_strip,
+    write_atlas,
+)
 from protoseg.files import sha256_file
 from protoseg.manifest import (
     MANIFEST_NAME,
     ArtifactFile,
+    AtlasFiles,
     Baseline,
     ClassInfo,
     GraphSettings,
@@ -98,6 +108,14 @@ OUTPUTS = {
     "logits_stride": (
         "float[{0}, 5, rows_stride, columns_stride]", "logits_stride = Identity (linear_stride)",
     ),
+    "prototype": (
+        "uint8[{0}, rows_stride, columns_stride]",
+        "nearest = ArgMax <axis = 1, keepdims = 0> (linear_stride) prototype = Cast <to = 2> (nearest)",
+    ),
+    # no cosine, but as large where the colour is near
+    "similarity": (
+        "float[{0}, 5, rows_stride, columns_stride]", "similarity = Softmax <axis = 1> (linear_stride)",
+    ),
 }  # fmt: skip
 
 
@@ -145,7 +163,7 @@ def build_model(
     """The nearest-colour network.
 
     Args:
-        outputs: Graph outputs out of labels, confidence, agreement, logits and logits_stride.
+        outputs: Graph outputs out of those of ``OUTPUTS``.
         layout: Element type and axes of the input ``image``.
         static_shape: Fixed (batch, height, width), or None for dynamic axes.
         width: Channels of the costly path; 0 leaves it out.
@@ -235,6 +253,30 @@ def _artifact(
     )  # fmt: skip
 
 
+def _atlas(bundle: Path) -> AtlasFiles:
+    patches = [
+        Patch(image=f"train/{n}.png", y=8, x=8, box=(0, 0, 16, 16), cosine=0.9, label=None) for n in range(2)
+    ]
+    prototypes = [
+        Prototype(index=i, class_id=i, number=0, use_share=1.0, precision=1.0, doubts=[], patches=patches,
+                  strip=f"{i:04d}.jpg")
+        for i in range(len(NAMES))
+    ]  # fmt: skip
+    atlas = Atlas(
+        name="nearest-color", step=1, weights_sha256="0" * 64, classes=list(NAMES), num_prototypes=1,
+        num_images=2, patch=16, side=32, prototypes=prototypes,
+    )  # fmt: skip
+    strips = {
+        item.strip: encode_strip([Image.new("RGB", (32, 32), COLORS[item.index])] * 2, 32, 90)
+        for item in prototypes
+    }
+    folder = bundle / ATLAS_DIR
+    folder.mkdir()
+    write_atlas(folder, atlas, strips)
+    names = [f"{ATLAS_DIR}/{name}" for name in (ATLAS_NAME, *strips)]
+    return AtlasFiles(folder=ATLAS_DIR, sha256={name: sha256_file(bundle / name) for name in names})
+
+
 def make_bundle(
     folder: str | Path,
     *,
@@ -248,9 +290,15 @@ def make_bundle(
     version: str = "1",
     created: str | None = None,
     cuts: bool = True,
+    explains: bool = False,
 ) -> Path:
-    """Write a servable bundle and return its folder; without ``cuts`` as exports of 0.1 did."""
+    """Write a servable bundle and return its folder; without ``cuts`` as exports of 0.1 did.
+
+    With ``explains`` it has an atlas: a prototype for each class, with two patches of its colour.
+    """
     bundle = Path(folder)
+    if explains:
+        outputs = (*outputs, "prototype", "similarity")
     (bundle / "samples").mkdir(parents=True, exist_ok=True)
     options = {"layout": layout, "static_shape": static_shape, "width": width, "depth": depth}
     onnx.save(build_model(outputs, **options), bundle / "model.onnx")
@@ -287,6 +335,7 @@ def make_bundle(
         ],
         baseline=_baseline(bundle, layout, size) if "confidence" in outputs else None,
         training_metrics={"val/miou": 1.0}, versions={"onnx": onnx.__version__},
+        atlas=_atlas(bundle) if explains else None,
     )  # fmt: skip
     (bundle / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     return bundle

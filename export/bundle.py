@@ -83,7 +83,7 @@ def file_hashes(manifest: Manifest) -> dict[str, str]:
     hashes = {item.name: item.sha256 for item in manifest.files}
     for sample in manifest.samples:
         hashes |= sample.sha256
-    return hashes
+    return hashes | (manifest.atlas.sha256 if manifest.atlas is not None else {})
 
 
 def source_of(manifest: Manifest, precision: str = "fp32") -> ArtifactFile:

@@ -15,7 +15,7 @@ from typing import get_args
 
 from export.bundle import REJECTED_SUFFIX, check_target
 from export.calibration import checkpoint_images, folder_images
-from export.graph.module import DEFAULT_OUTPUTS, OPTIONAL_OUTPUTS
+from export.graph.module import DEFAULT_OUTPUTS, EXPLAINING_OUTPUTS, OPTIONAL_OUTPUTS
 from export.graph.trace import DEFAULT_OPSET, OPSETS, ExportSettings, check_settings
 from export.proof.cases import NamedImage
 from export.proof.judge import format_report
@@ -23,6 +23,8 @@ from export.runners.contract import Layout
 from export.writer import BundleWriter, measure_latency
 from protoseg.checkpoint import Checkpoint, load_checkpoint
 from protoseg.errors import ExportError, guarded
+from protoseg.explain.atlas import fitting_atlas
+from protoseg.explain.make import atlas_folder, checkpoint_atlas
 from protoseg.files import folder_whole
 from protoseg.manifest import ArtifactFile, Head, Manifest, ParityReport, Precision
 
@@ -132,6 +134,7 @@ def export_checkpoint(
     opset: int = DEFAULT_OPSET,
     calibrate: str | os.PathLike[str] | None = None,
     num_calibration: int = NUM_CALIBRATION,
+    explain: bool = False,
 ) -> Exported:
     """What the command and ``protoseg.export`` do: a bundle from a checkpoint's folder.
 
@@ -146,18 +149,36 @@ def export_checkpoint(
         opset: ONNX operator set.
         calibrate: Folder of images for calibration; None: the run's unlabelled images.
         num_calibration: At most this many, at least 1.
+        explain: Add what the service explains by: the outputs ``prototype`` and ``similarity``, and the
+            training patches of the prototypes, which are made where the run has none of these weights.
 
     Raises:
         UserError: If the network, the settings or the images do not allow it.
     """
     loaded = load_checkpoint(Path(checkpoint))
+    atlas = explaining_atlas(loaded) if explain else None
+    if explain:
+        outputs = tuple(dict.fromkeys((*outputs, *EXPLAINING_OUTPUTS)))
     settings = ExportSettings(
         precisions=precisions, head=head or loaded.info.best_head(), layout=layout, static=static,
         outputs=outputs, opset=opset, calibrate=None if calibrate is None else Path(calibrate),
-        num_calibration=max(1, num_calibration),
+        num_calibration=max(1, num_calibration), atlas=atlas,
     )  # fmt: skip
     target = loaded.path.parent / BUNDLE_DIR if output is None else Path(output)
     return Exported(*export_bundle(loaded, target, settings))
+
+
+def explaining_atlas(checkpoint: Checkpoint) -> Path:
+    """Folder of the checkpoint's atlas, which is made where there is none of these weights.
+
+    Raises:
+        UserError: If it cannot be made.
+    """
+    folder = atlas_folder(checkpoint.path)
+    if fitting_atlas(folder, checkpoint.info.weights_sha256) is None:
+        logger.info("searching the training patches of the prototypes")
+        checkpoint_atlas(checkpoint, progress=False)
+    return folder
 
 
 def format_table(folder: Path, manifest: Manifest) -> str:
@@ -254,6 +275,11 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: agreement)",
     )  # fmt: skip
     parser.add_argument(
+        "--explain", action="store_true",
+        help="what the service explains by: the outputs prototype and similarity, and thumbnails of the "
+        "training patches that each prototype stands for",
+    )  # fmt: skip
+    parser.add_argument(
         "--input", choices=("uint8", "nhwc", "float32"), default="uint8",
         help="image: uint8 NCHW (default), uint8 NHWC, or float32 NCHW in [0, 255]",
     )  # fmt: skip
@@ -289,6 +315,7 @@ def main(argv: list[str] | None = None) -> int:
             args.checkpoint, args.output, head=None if args.head == "auto" else args.head,
             precisions=args.precision, outputs=args.outputs, layout=LAYOUTS[args.input], static=args.static,
             opset=args.opset, calibrate=args.calibrate, num_calibration=args.calibration_images,
+            explain=args.explain,
         )  # fmt: skip
         sys.stdout.write(exported.table() + "\n")
         if exported.failed:

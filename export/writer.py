@@ -27,9 +27,11 @@ from export.proof.samples import write_sample
 from export.runners.contract import Layout, adapt
 from export.runners.ort import OrtRunner, installed
 from protoseg.checkpoint import Checkpoint
+from protoseg.explain.atlas import ATLAS_DIR, pack_atlas
 from protoseg.files import sha256_file
 from protoseg.manifest import (
     ArtifactFile,
+    AtlasFiles,
     Baseline,
     GraphSettings,
     Manifest,
@@ -85,6 +87,16 @@ def measure_latency(
             runner(image)
             seconds.append(time.perf_counter() - start)
     return 1000 * float(np.median(seconds[2:]))
+
+
+def copy_atlas(source: Path, folder: Path) -> AtlasFiles:
+    """Put the training patches of the prototypes into a bundle, small.
+
+    Raises:
+        DataError: If they cannot be read.
+    """
+    hashes = pack_atlas(source, folder / ATLAS_DIR)
+    return AtlasFiles(folder=ATLAS_DIR, sha256={f"{ATLAS_DIR}/{name}": v for name, v in hashes.items()})
 
 
 def calibration_cases(images: Sequence[NamedImage], static: tuple[int, int, int] | None) -> list[Case]:
@@ -261,6 +273,7 @@ class BundleWriter:
             files=files, samples=samples, baseline=baseline, training_metrics=info.metrics,
             versions={**info.versions, **installed(*TOOLS)}, git_revision=info.git_revision,
             adapted=info.adapted,
+            atlas=None if settings.atlas is None else copy_atlas(settings.atlas, folder),
         )  # fmt: skip
         write_manifest(folder, manifest)
         return manifest

@@ -235,6 +235,15 @@ class Sample(Record):
     """Hash by file name."""
 
 
+class AtlasFiles(Record):
+    """The training patches of the prototypes, for the service's explanations."""
+
+    folder: str
+    """Folder inside the bundle, with ``atlas.json`` and a strip of thumbnails for each prototype."""
+    sha256: dict[str, str]
+    """Hash by file name inside the bundle."""
+
+
 class Baseline(Record):
     """What training data looked like, for drift monitoring."""
 
@@ -303,6 +312,8 @@ class Manifest(Record):
     """Revision the checkpoint was trained from."""
     adapted: list[Adaptation] | None = None
     """Changes of the classes since that training, the first one first; null: none."""
+    atlas: AtlasFiles | None = None
+    """Training patches of the prototypes; null: it was exported without."""
 
     def file(self, name: str) -> ArtifactFile:
         """The record of file ``name``.

@@ -28,6 +28,7 @@ TINY = {
     "pseudo_labels": {"threshold": 0.3},
     "train": {
         "max_steps": 6, "warmup_steps": 2, "batch_size": 2, "log_every": 1, "trackers": [],
+        "atlas_images": 0,
     },
 }  # fmt: skip
 

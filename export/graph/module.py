@@ -20,9 +20,13 @@ from protoseg.models.segmenter import Segmenter
 # not they are outputs, so that parity can look at them in the very file that is served.
 HEAD_LOGITS = ("linear_logits", "prototype_logits")
 STRIDE_SUFFIX = "_stride"
-ALL_OUTPUTS = ("labels", "confidence", "agreement", "prototype", "embedding", "logits")
+ALL_OUTPUTS = ("labels", "confidence", "agreement", "prototype", "embedding", "logits", "similarity")
 DEFAULT_OUTPUTS = ("labels", "confidence", "agreement")
-OPTIONAL_OUTPUTS = ("agreement", "logits", "logits_stride", "prototype", "embedding")
+OPTIONAL_OUTPUTS = ("agreement", "logits", "logits_stride", "prototype", "embedding", "similarity")
+EXPLAINING_OUTPUTS = ("prototype", "similarity")
+"""What the service's ``output=explain`` reads."""
+ABSENT_SIMILARITY = -1.0
+"""Similarity to a class without prototypes."""
 
 
 def label_dtype(num_values: int) -> torch.dtype:
@@ -77,11 +81,12 @@ class FoldedPrototypes(nn.Module):
     ones: Tensor
     bias: Tensor
     offset: Tensor
+    missing: Tensor
 
     def __init__(self, bank: PrototypeBank) -> None:
         super().__init__()
         self.num_classes, self.num_prototypes = bank.num_classes, bank.num_prototypes
-        self.pooling = bank.pooling
+        self.pooling, self.temperature = bank.pooling, bank.temperature
         weight = unit(bank.prototypes.detach()).flatten(0, 1) / bank.temperature
         self.register_buffer("weight", weight[:, :, None, None].clone())
         self.register_buffer("ones", torch.ones(1, bank.dim, 1, 1))
@@ -89,6 +94,8 @@ class FoldedPrototypes(nn.Module):
         # a prototype of an absent class must not be named as the nearest
         absent = torch.where(bank.active, 0.0, -1e4).repeat_interleave(self.num_prototypes)
         self.register_buffer("offset", absent.view(1, -1, 1, 1))
+        # its own cosines are 0: the zero vector is no direction
+        self.register_buffer("missing", torch.where(bank.active, 0.0, ABSENT_SIMILARITY).view(1, -1, 1, 1))
 
     def norm(self, features: Tensor) -> Tensor:
         """(B, D, Y, X) -> (B, 1, Y, X) length, at least 1e-12 so that a zero vector gives no NaN."""
@@ -105,6 +112,12 @@ class FoldedPrototypes(nn.Module):
             spread = (grouped - best.unsqueeze(2)).exp().sum(2).log()
             best = best + spread - math.log(self.num_prototypes)
         return best + self.bias, scores
+
+    def similarity(self, scores: Tensor) -> Tensor:
+        """Scores of all prototypes -> cosine with the nearest one of each class, (B, C, Y, X)."""
+        batch, _, height, width = scores.shape
+        grouped = scores.view(batch, self.num_classes, self.num_prototypes, height, width)
+        return grouped.amax(2) * self.temperature + self.missing
 
 
 class ExportModule(nn.Module):
@@ -136,8 +149,9 @@ class ExportModule(nn.Module):
         ``labels`` (B, H, W) class ids; ``confidence`` (B, H, W) the chosen head's largest probability;
         ``agreement`` (B, H, W) the linear head's probability of the label; ``prototype`` (B, Y, X) the
         nearest prototype's flat index ``c * K + k``; ``embedding`` (B, D, Y, X) unit length; ``logits``
-        (B, C, H, W) of the chosen head; then scores of each head at the padded size and at the decoder's
-        stride. ``fused_logits`` is the logarithm of the mean probability.
+        (B, C, H, W) of the chosen head; ``similarity`` (B, C, Y, X) cosine with the nearest prototype of each
+        class, -1 for a class without prototypes; then scores of each head at the padded size and at the
+        decoder's stride. ``fused_logits`` is the logarithm of the mean probability.
         """
         if self.layout == "uint8_nhwc":
             image = image.permute(0, 3, 1, 2)
@@ -168,6 +182,7 @@ class ExportModule(nn.Module):
         embedding = features / self.prototypes.norm(features)
         return (
             labels, confidence[:, :height, :width], agreement[:, :height, :width],
-            nearest, embedding, chosen[..., :height, :width], linear, linear_low, prototype, prototype_low,
+            nearest, embedding, chosen[..., :height, :width], self.prototypes.similarity(scores),
+            linear, linear_low, prototype, prototype_low,
             *extra,
         )  # fmt: skip

@@ -13,7 +13,13 @@ import onnx
 import torch
 
 from export.graph.edit import add_alias, check_graph, prune, set_axes, strip
-from export.graph.module import DEFAULT_OUTPUTS, HEAD_LOGITS, STRIDE_SUFFIX, ExportModule
+from export.graph.module import (
+    DEFAULT_OUTPUTS,
+    EXPLAINING_OUTPUTS,
+    HEAD_LOGITS,
+    STRIDE_SUFFIX,
+    ExportModule,
+)
 from export.graph.prepare import prepare_network
 from export.runners.contract import Layout
 from protoseg.checkpoint import Checkpoint
@@ -46,6 +52,8 @@ class ExportSettings:
     """Folder of images for calibration; None takes the run's unlabelled images."""
     num_calibration: int = 64
     """Largest number of calibration images."""
+    atlas: Path | None = None
+    """Folder of the run's atlas, to go into the bundle; None leaves it out."""
 
 
 def trace(module: ExportModule, settings: ExportSettings, channels: int, multiple: int) -> onnx.ModelProto:
@@ -104,7 +112,7 @@ def build_graph(checkpoint: Checkpoint, settings: ExportSettings) -> onnx.ModelP
     batch, height, width = settings.static or ("batch", "height", "width")
     for value in model.graph.output:
         rank = len(value.type.tensor_type.shape.dim)
-        at_stride = value.name in ("logits_stride", "prototype", "embedding")
+        at_stride = value.name in ("logits_stride", "prototype", "embedding", "similarity")
         full: list[Any] = [height, width] if not at_stride else ["rows", "columns"]
         if settings.static and at_stride:
             full = [None, None]
@@ -137,7 +145,7 @@ def check_settings(checkpoint: Checkpoint, settings: ExportSettings) -> ExportSe
                 f"--head {settings.head} needs prototypes, the checkpoint has none "
                 f"(method {checkpoint.info.method}); use --head linear"
             )
-        outputs = tuple(name for name in outputs if name not in ("agreement", "prototype"))
+        outputs = tuple(name for name in outputs if name not in ("agreement", *EXPLAINING_OUTPUTS))
     static = settings.static
     if static is None and checkpoint.info.model.architecture == "dpt":
         # a vision transformer's position embedding is resampled for one size

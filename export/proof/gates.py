@@ -34,6 +34,8 @@ class Gates:
     prototype_factor: float = 1.0
     """The prototype head's logits and labels may differ this many times more: a cosine of a short vector
     over a small temperature amplifies rounding."""
+    similarity: float | None = None
+    """Largest difference of ``similarity``, a cosine."""
 
     def named(self) -> dict[str, float]:
         """The thresholds in use."""
@@ -46,9 +48,9 @@ class Gates:
 # "half" is for what rounds every intermediate value: torch in half precision, and engines; ONNX Runtime on a
 # CPU rounds the weights of an fp16 file only.
 GATES = {
-    "fp32": Gates(3e-5, 1e-4, None, 0.9999, 0.99999, 1e-3, True, 0.002),
-    "fp16": Gates(1e-2, 1e-2, 8e-3, 0.998, 0.9999, 0.05, False, 0.005, prototype_factor=3.0),
-    "half": Gates(3e-2, 3e-2, 2.5e-2, 0.995, 0.9999, 0.1, False, 0.005, prototype_factor=3.0),
+    "fp32": Gates(3e-5, 1e-4, None, 0.9999, 0.99999, 1e-3, True, 0.002, similarity=1e-4),
+    "fp16": Gates(1e-2, 1e-2, 8e-3, 0.998, 0.9999, 0.05, False, 0.005, prototype_factor=3.0, similarity=0.03),
+    "half": Gates(3e-2, 3e-2, 2.5e-2, 0.995, 0.9999, 0.1, False, 0.005, prototype_factor=3.0, similarity=0.1),
     "int8": Gates(None, None, None, 0.95, 0.99, None, False, 0.01, everything=False, relative=0.5),
     "int8-cpu": Gates(None, None, None, 0.95, 0.99, None, False, 0.01, everything=False, relative=0.5),
     # OpenVINO in bfloat16: 8 bits of mantissa where half precision has 11

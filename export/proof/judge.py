@@ -47,8 +47,9 @@ def judge(comparator: Comparator, gates: Gates, reference: str, runtime: str) ->
     metrics["labels/miou_vs_reference"] = _number(miou(comparator.versus))
     for key, value in comparator.output_diff.items():
         metrics[f"{key}/max_diff"] = value
-        if gates.probability is not None and not value <= gates.probability:
-            failures.append(f"{key} differs by {value:.3g}, allowed {gates.probability:.3g}")
+        allowed = gates.similarity if key == "similarity" else gates.probability
+        if allowed is not None and not value <= allowed:
+            failures.append(f"{key} differs by {value:.3g}, allowed {allowed:.3g}")
     if comparator.truth["ref"].any():
         before, after = miou(comparator.truth["ref"]), miou(comparator.truth["new"])
         metrics |= {"val/miou_reference": before, "val/miou": after, "val/miou_drop": before - after}

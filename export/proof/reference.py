@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export.graph.module import label_dtype
+from export.graph.module import ABSENT_SIMILARITY, label_dtype
 from protoseg.manifest import Head
 from protoseg.method.pseudo_labels import fuse, label_probability, pseudo_labels
 from protoseg.models.segmenter import Segmenter
@@ -33,9 +33,10 @@ class TorchRunner:
 
     @torch.no_grad()
     def __call__(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """(B, C, H, W) uint8 -> labels, confidence, agreement and the scores of both heads.
+        """(B, C, H, W) uint8 -> labels, confidence, agreement, similarity and the scores of both heads.
 
-        Without prototypes there are no agreement (it would be the confidence) and no prototype scores.
+        Without prototypes there are no agreement (it would be the confidence), no similarity and no
+        prototype scores.
         """
         tensor = torch.from_numpy(np.ascontiguousarray(image))
         height, width = tensor.shape[-2:]
@@ -55,14 +56,21 @@ class TorchRunner:
             "labels": labels.to(label_dtype(bank.num_classes)),
             "confidence": confidence,
             "agreement": label_probability(linear, labels),
+            "similarity": self._similarity(output.features),
             "linear_logits": linear,
             "linear_logits_stride": linear_low,
             "prototype_logits": prototype,
             "prototype_logits_stride": prototype_low,
         }
         if not self.has_prototypes:
-            result = {k: v for k, v in result.items() if not k.startswith(("prototype", "agreement"))}
+            without = ("prototype", "agreement", "similarity")
+            result = {k: v for k, v in result.items() if not k.startswith(without)}
         return {name: value.numpy() for name, value in result.items()}
+
+    def _similarity(self, features: Tensor) -> Tensor:
+        bank = self.segmenter.bank
+        nearest = bank.nearest_map(features)
+        return torch.where(bank.active[:, None, None], nearest, ABSENT_SIMILARITY)
 
 
 def _to_own_type(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

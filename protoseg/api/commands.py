@@ -196,6 +196,7 @@ def export(
     opset: int | None = None,
     calibrate: PathLike | None = None,
     calibration_images: int | None = None,
+    explain: bool = False,
 ) -> Exported:
     """Turn a checkpoint into a proven bundle, as ``python -m export.onnx`` does.
 
@@ -206,12 +207,14 @@ def export(
         head: What labels and confidence come from; None: what has the highest validation mIoU in the
             checkpoint.
         outputs: Graph outputs beside labels and confidence: ``agreement``, ``logits``, ``logits_stride``,
-            ``prototype``, ``embedding``.
+            ``prototype``, ``embedding``, ``similarity``.
         image: The graph's input: ``uint8`` NCHW, ``nhwc`` (uint8), or ``float32`` NCHW in [0, 255].
         static: Fixed (batch, height, width); None for dynamic axes.
         opset: ONNX operator set; None for the command's default.
         calibrate: Folder of images for calibration; None: the run's unlabelled images.
         calibration_images: At most this many; None for the command's default.
+        explain: Add what the service explains by: the outputs ``prototype`` and ``similarity``, and the
+            training patches of the prototypes.
 
     Returns:
         The bundle: ``protoseg.load`` takes it. Its ``failed`` files (of a lower precision) are not served.
@@ -236,7 +239,7 @@ def export(
     with _messages("protoseg", "export"):
         exported = command.export_checkpoint(
             checkpoint, output, head=head, precisions=precisions, outputs=names,
-            layout=command.LAYOUTS[image], static=static, calibrate=calibrate,
+            layout=command.LAYOUTS[image], static=static, calibrate=calibrate, explain=explain,
             **{key: value for key, value in options.items() if value is not None},
         )  # fmt: skip
     if not exported.servable:

@@ -35,6 +35,7 @@ _GROUPS = {
         ("predict", "protoseg.cli.predict", "masks of images, and maps of where they may be wrong"),
         ("suggest", "protoseg.suggest.__main__", "which images to label next"),
         ("adapt", "protoseg.adapt.__main__", "add, mend, merge, remove or rename a class, without training"),
+        ("explain", "protoseg.explain.__main__", "the training patches that each prototype stands for"),
     ],
     "export": [
         ("export", "export.onnx", "a checkpoint -> a proven ONNX bundle in runs/NAME/bundle"),

@@ -532,6 +532,9 @@ class TrainConfig(Section):
     min_delta: float = Field(0.0, ge=0, lt=1)
     """How much higher than the last better one a value must be to count as better for ``patience``; mIoU in
     [0, 1]."""
+    atlas_images: int = Field(128, ge=0)
+    """Labelled images that are searched at the end for the patches that each prototype stands for
+    (``RUN/prototypes``, as ``protoseg explain`` makes it; largest number); 0 leaves it out."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:

@@ -8,7 +8,10 @@ For each image, upright as its EXIF says and at its own size:
 * ``OUT/disagreement/NAME.png``: how little the linear head believes the mask, whichever head made it, 0 to
   255: bright where the mask may be wrong;
 * with ``--soft``, ``OUT/soft/NAME.npz``: the probability of each class at the working size, as bytes, for
-  ``pseudo_labels.folder`` of a training.
+  ``pseudo_labels.folder`` of a training;
+* with ``--explain``, ``OUT/explain/NAME.json``: for each region its class, the prototype that it resembles
+  with the cosine, the runner-up class, and the training patches behind that prototype; ``NAME.jpg``: the same
+  to look at; ``NAME.png``: the index of each pixel's nearest prototype, 16 bits.
 
 ``NAME`` is the image's path below the folder that was given, without its suffix. ``OUT/predictions.csv`` says
 which result is whose; a later call replaces results of the same image only.
@@ -27,10 +30,11 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from protoseg.checkpoint import load_checkpoint
-from protoseg.data.find import find_images
+from protoseg.data.find import EXPLAIN_FOLDER, find_images
 from protoseg.errors import UserError, guarded
 from protoseg.inference import HEADS, HeadName, usable_device
 from protoseg.predict.images import PARTS, SOFT, predict_files
+from protoseg.predict.reasons import Explainer
 from protoseg.predict.table import TABLE_NAME
 
 
@@ -61,6 +65,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "below")  # fmt: skip
     add("--soft", action="store_true", help="write OUT/soft too, probabilities of all classes "
         "for pseudo_labels.folder")  # fmt: skip
+    add("--explain", action="store_true", help="write OUT/explain too: what each region resembles, from "
+        "whole images (python -m protoseg.explain makes what it needs)")  # fmt: skip
     add("--sliding", action="store_true", help="overlapping windows of the training crop, averaged, "
         "instead of the whole image at once")  # fmt: skip
     add("--student", action="store_true", help="use the student's weights instead of the teacher's")
@@ -85,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stderr.write(f"note: {text}\n")
     parts = [part for part in PARTS if not getattr(arguments, f"no_{part.removesuffix('s')}", False)]
     parts += [SOFT] if arguments.soft else []
+    explainer = Explainer.of(checkpoint) if arguments.explain else None
     device = usable_device(arguments.device) if arguments.device else PartialState().device
     segmenter.to(device)
     config = info.eval.model_copy(update={"mode": "sliding" if arguments.sliding else "whole"})
@@ -92,14 +99,15 @@ def run(arguments: argparse.Namespace) -> int:
     pause = 0.1 if sys.stderr.isatty() else 10.0
     with tqdm(total=len(found.images), desc="predict", unit="image", mininterval=pause) as bar:
         results = predict_files(segmenter, info, found.images, out, head=head, config=config, parts=parts,
-                                legend=not arguments.no_legend)  # fmt: skip
+                                legend=not arguments.no_legend, explainer=explainer)  # fmt: skip
         for _path, reason in results:
             bar.update()
             if reason is not None:
                 failed += 1
                 bar.write(f"skipped: {reason}", file=sys.stderr)
     done = f"{len(found.images) - failed} of {len(found.images)} images"
-    sys.stdout.write(f"{done} in {out} ({', '.join(parts)}, {TABLE_NAME}), {head} head\n")
+    written = [*parts, *([EXPLAIN_FOLDER] if explainer is not None else []), TABLE_NAME]
+    sys.stdout.write(f"{done} in {out} ({', '.join(written)}), {head} head\n")
     if failed:
         sys.stderr.write(f"error: {failed} file(s) could not be read, see above; the others are done\n")
     return 1 if failed else 0

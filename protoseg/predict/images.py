@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from protoseg.checkpoint import CheckpointInfo
 from protoseg.config.sections import EvalConfig
-from protoseg.data.find import RESULT_FOLDERS, FoundImage
+from protoseg.data.find import EXPLAIN_FOLDER, RESULT_FOLDERS, FoundImage
 from protoseg.data.images import read_image, resize_image
 from protoseg.data.pictures import reading
 from protoseg.data.soft_labels import write_soft_labels
@@ -21,6 +21,7 @@ from protoseg.inference import Autocast, HeadName, image_batch, image_logits, in
 from protoseg.manifest import InputRule
 from protoseg.method.pseudo_labels import fuse, label_probability
 from protoseg.models.segmenter import Segmenter
+from protoseg.predict.reasons import Explainer
 from protoseg.predict.table import ResultTable, part_file
 from protoseg.predict.write import save_part
 
@@ -115,10 +116,11 @@ def predict_files(
     config: EvalConfig | None = None,
     parts: Sequence[str] = PARTS,
     legend: bool = True,
+    explainer: Explainer | None = None,
 ) -> Iterator[tuple[Path, str | None]]:
     """Segment files one by one, write the results, and note in ``out/predictions.csv`` what is whose.
 
-    ``legend`` names the colours below each overlay.
+    ``legend`` names the colours below each overlay; ``explainer`` says why, in ``out/explain``.
 
     Yields:
         Each path, with None, or why it was skipped.
@@ -145,6 +147,9 @@ def predict_files(
                 save_part(out / part_file(part, name), part, prediction.labels, info.classes, legend=legend,
                           image=image, confidence=prediction.confidence,
                           label_probability=prediction.label_probability)  # fmt: skip
+            if explainer is not None:
+                explainer.write(out / EXPLAIN_FOLDER / name, item.name, segmenter, info, image,
+                                prediction.labels, head)  # fmt: skip
             table.done(name, parts, head, info.name, info.step)
             yield item.path, None
     finally:

@@ -194,6 +194,8 @@ def _add_checkpoint(shared: Shared, folder: Path, student: bool) -> None:
 def _add_bundle(shared: Shared, folder: Path, manifest: Manifest) -> None:
     shared.files[f"bundle/{MANIFEST_NAME}"] = (manifest.model_dump_json(indent=2) + "\n").encode()
     samples = [name for sample in manifest.samples for name in sample.sha256]
-    for name in (*(item.name for item in manifest.files), *samples):
+    atlas = [] if manifest.atlas is None else list(manifest.atlas.sha256)
+    for name in (*(item.name for item in manifest.files), *samples, *atlas):
         shared.files[f"bundle/{name}"] = folder / name
     shared.images += [f"bundle/{sample.image}" for sample in manifest.samples]
+    shared.images += [f"bundle/{name}" for name in atlas if name.endswith(".jpg")]

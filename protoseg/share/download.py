@@ -12,7 +12,10 @@ from protoseg.share.hub import HubError, client, endpoint, hub_errors
 # what is fetched, and nothing else: none of these formats can run code when it is read (.npz without pickles)
 _PATTERNS = {
     "checkpoint": ["checkpoint/config.json", "checkpoint/*.safetensors"],
-    "bundle": [f"bundle/{name}" for name in (MANIFEST_NAME, "*.onnx", "samples/*.png", "samples/*.npz")],
+    "bundle": [
+        f"bundle/{name}"
+        for name in (MANIFEST_NAME, "*.onnx", "samples/*.png", "samples/*.npz", "prototypes/*")
+    ],
 }
 _STUDENT = "*student.safetensors"
 

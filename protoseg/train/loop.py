@@ -115,6 +115,7 @@ def finish(run: Training, *, early: bool) -> None:
     """Say what came out."""
     folder, progress = run.config.run.path, run.states.progress
     run.states.finish(early=early)
+    run.results.explain(progress.step, run.data.labeled.source, run.config.train.atlas_images)
     run.log.close(run.results.best_folder)
     assert run.results.last is not None
     names = [c.name for c in run.data.classes]

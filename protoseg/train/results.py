@@ -16,16 +16,19 @@ from protoseg.checkpoint import (
     CheckpointInfo,
     git_revision,
     package_versions,
+    read_info,
     save_checkpoint,
 )
 from protoseg.config.sections import Config, DataConfig, PrototypeConfig
 from protoseg.data.lists import portable_root
-from protoseg.data.sources import EvalSamples
+from protoseg.data.sources import EvalSamples, Source
 from protoseg.data.stream import Sample
 from protoseg.draw import plots, views
 from protoseg.draw.panel import panel
 from protoseg.evaluate.measure import evaluate_segmenter
 from protoseg.evaluate.results import EvalResult, format_table
+from protoseg.explain.atlas import ATLAS_DIR, SHEET_NAME
+from protoseg.explain.make import make_atlas
 from protoseg.inference import Autocast
 from protoseg.manifest import InputRule
 from protoseg.method.inputs import Networks
@@ -43,7 +46,8 @@ PICTURE_DIR = "pictures"
 PANEL_IMAGES = 4
 LOOKS = 10
 """Batches within which one is waited for that is mixed."""
-PICTURES = ("views.png", "labels.png", "curves.png", "class_curves.png")
+ATLAS_SHEET = f"{ATLAS_DIR}/{SHEET_NAME}"
+PICTURES = ("views.png", "labels.png", "curves.png", "class_curves.png", ATLAS_SHEET)
 """Pictures in the run folder; those in ``PICTURE_DIR`` are of one evaluation each."""
 
 
@@ -138,6 +142,20 @@ class Results:
                 self._save(step, result, best=best)
                 self._draw(step, result)
         self.last = result
+
+    def explain(self, step: int, labeled: Source, num_images: int) -> None:
+        """Search the patches that the prototypes of the last checkpoint stand for, if it has any.
+
+        Args:
+            step: Optimiser steps done.
+            labeled: Labelled images.
+            num_images: Largest number of them to look at; 0 for none.
+        """
+        if self.processes.rank > 0 or num_images == 0 or not bool(self.networks.bank.active.any()):
+            return
+        with self._drawing(self.folder / ATLAS_SHEET, step, ATLAS_DIR) as sheet:
+            info = read_info(self.folder / CHECKPOINT_DIR)
+            make_atlas(self.segmenter, info, labeled, sheet.parent, num_images=num_images, progress=False)
 
     def draw_views(
         self, step: int, labeled: Sample, unlabeled: Sample | None, *, begins: bool

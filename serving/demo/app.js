@@ -4,7 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const MAX_VIEW = 1600;
 const FORMATS = { jpeg: "JPEG", png: "PNG", webp: "WebP", bmp: "BMP", tiff: "TIFF", gif: "GIF" };
-const state = { model: null, shown: null, hidden: new Set(), only: null, point: null, run: 0 };
+const state = { model: null, shown: null, hidden: new Set(), only: null, point: null, run: 0, strips: new Map() };
 
 const problem = (message, code = "") => Object.assign(new Error(message), { code });
 
@@ -225,6 +225,51 @@ function drawCommand(name) {
   $("curl").value = `curl --data-binary ${quote(`@${name}`)}${key} \\\n  ${quote(place)} \\\n  -o mask.png`;
 }
 
+const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+
+// what each cell of the feature map resembles; an image that is tiled has no such map
+async function loadReasons(run) {
+  const { shown } = state;
+  if (!state.model.explains) return;
+  try {
+    const { grid, prototypes } = await (await segment(shown.blob, "explain&grid=1")).json();
+    if (run !== state.run) return;
+    const parts = ["similarity", "runner_up", "runner_up_similarity"].map((name) => [name, bytesOf(grid[name])]);
+    shown.reasons = { ...grid, ...Object.fromEntries(parts), prototype: new Uint16Array(bytesOf(grid.prototype).buffer),
+      named: new Map(prototypes.map((item) => [item.index, item])) };
+    $("result").dataset.reasons = String(run);
+  } catch { /* the masks are there without it */ }
+}
+
+function reasonAt(x, y) {
+  const { result, reasons } = state.shown;
+  if (!reasons) return null;
+  const cell = (at, size, covered, cells) => Math.min(cells - 1, Math.floor((at + 0.5) * covered / size));
+  const at = cell(y, result.height, reasons.covered[0], reasons.rows) * reasons.columns
+    + cell(x, result.width, reasons.covered[1], reasons.columns);
+  const named = reasons.named.get(reasons.prototype[at]);
+  if (!named) return null;
+  const score = (values) => (values[at] / 255).toFixed(2);
+  const second = state.model.classes[reasons.runner_up[at]]?.name;
+  const then = second ? `, then ${second} ${score(reasons.runner_up_similarity)}` : "";
+  const doubt = named.doubts.length ? ` (doubtful: ${named.doubts.join(", ")})` : "";
+  return { path: named.thumbnails.path, text: `like ${named.class} ${named.number} ${score(reasons.similarity)}${then}${doubt}` };
+}
+
+// an address of the thumbnails' own bytes: the key goes with the request, which an image's source cannot do
+function stripAddress(path) {
+  if (!state.strips.has(path))
+    state.strips.set(path, call(path.slice(1)).then((response) => response.blob()).then((blob) => URL.createObjectURL(blob)));
+  return state.strips.get(path);
+}
+
+function showPatches({ path }) {
+  const image = element("img", "");
+  image.alt = "training patches that it resembles";
+  stripAddress(path).then((address) => { image.src = address; }, () => { state.strips.delete(path); image.remove(); });
+  return image;
+}
+
 // the class and scores at a pixel of the whole image
 function readPoint(x, y) {
   const { result, columns, view } = state.shown;
@@ -234,7 +279,7 @@ function readPoint(x, y) {
   const at = Math.floor((y + 0.5) * view.height / result.height) * view.width
     + Math.floor((x + 0.5) * view.width / result.width);
   const parts = Object.entries(view.scores).map(([name, scores]) => `${name} ${(scores[at] / 255).toFixed(2)}`);
-  return { x, y, id, name: state.model.classes[id]?.name ?? "none", parts };
+  return { x, y, id, name: state.model.classes[id]?.name ?? "none", parts, reason: reasonAt(x, y) };
 }
 
 function showPoint(point, keyboard) {
@@ -242,16 +287,18 @@ function showPoint(point, keyboard) {
   const left = (point.x + 0.5) / result.width, top = (point.y + 0.5) / result.height;
   const tip = $("tip");
   tip.replaceChildren(swatch(point.id), element("strong", "", point.name), ...point.parts.map((p) => element("span", "", p)));
+  if (point.reason) tip.append(element("span", "why", point.reason.text), showPatches(point.reason));
   for (const item of [tip, $("marker")]) {
     item.style.left = `${100 * left}%`;
     item.style.top = `${100 * top}%`;
   }
-  tip.className = `${top < 0.15 ? "below" : ""} ${left < 0.3 ? "left" : left > 0.7 ? "right" : ""}`;
+  tip.className = `${point.reason ? "long" : ""} ${top < (point.reason ? 0.35 : 0.15) ? "below" : ""} ${left < 0.3 ? "left" : left > 0.7 ? "right" : ""}`;
   tip.hidden = false;
   $("marker").hidden = !keyboard;
   // only the keyboard's moves are read out
   $("probe").ariaLive = keyboard ? "polite" : "off";
-  $("probe").textContent = [`${point.x}, ${point.y}: ${point.name}`, ...point.parts].join(", ");
+  const reason = point.reason ? [point.reason.text] : [];
+  $("probe").textContent = [`${point.x}, ${point.y}: ${point.name}`, ...point.parts, ...reason].join(", ");
 }
 
 function hidePoint() {
@@ -307,6 +354,7 @@ async function show(blob, name) {
     drawCommand(name);
     $("result").dataset.ready = String(run);
     await loadScores(run);
+    if (run === state.run) await loadReasons(run);
   } catch (error) {
     if (run === state.run) tell(error, name);
   } finally {
@@ -368,6 +416,7 @@ async function sampleButton(path, index) {
 async function loadModel() {
   try {
     state.model = await (await call("v1/model")).json();
+    state.strips.clear();
     tell(null);
     $("key-row").hidden = true;
     const { name, version, runtime, classes, limits } = state.model;

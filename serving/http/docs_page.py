@@ -11,6 +11,7 @@ _EXAMPLES = {
     "/v1/segment": (
         "curl -F image=@photo.jpg {server}/v1/segment -o mask.png",
         "curl --data-binary @photo.jpg '{server}/v1/segment?output=json'",
+        "curl --data-binary @photo.jpg '{server}/v1/segment?output=explain&x=120&y=80'",
     ),
     "/v1/segment/batch": ("curl -F image=@a.jpg -F image=@b.jpg '{server}/v1/segment/batch?output=json'",),
     "/v1/model": ("curl {server}/v1/model",),

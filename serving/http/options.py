@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, WithJsonSchema
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, WithJsonSchema, model_validator
 
 from protoseg.manifest import Section, explain_validation
 from serving.errors import ServingError
@@ -19,6 +19,7 @@ _ACCEPTED = {
     "image/*": "mask",
     "*/*": "mask",
 }
+MAX_POINTS = 256
 _WEIGHT = re.compile(r"[01](\.[0-9]{0,3})?")
 
 
@@ -39,10 +40,22 @@ def _class_ids(value: Any, info: ValidationInfo) -> frozenset[int]:
     return frozenset(chosen)
 
 
+def _numbers(value: Any) -> tuple[int, ...]:
+    """Pixel numbers separated by commas."""
+    words = [word.strip() for word in str(value).split(",")]
+    if len(words) > MAX_POINTS:
+        raise ValueError(f"at most {MAX_POINTS} pixels at a time")
+    if not all(word.isascii() and word.isdigit() and len(word) < 6 for word in words):
+        raise ValueError("give whole pixel numbers from 0, separated by commas")
+    return tuple(map(int, words))
+
+
 class Options(Section):
     """What a client wants to know about an image."""
 
-    output: Literal["mask", "json", "rle", "polygons", "overlay", "confidence", "agreement", "hf"] = "mask"
+    output: Literal[
+        "mask", "json", "rle", "polygons", "overlay", "confidence", "agreement", "explain", "hf"
+    ] = "mask"
     """What to answer with; without it the Accept header chooses. ``agreement`` is the linear head's
     probability of the label."""
     size: Literal["original", "model"] = "original"
@@ -59,16 +72,34 @@ class Options(Section):
     """Form of polygons."""
     simplify: float = Field(0.0, ge=0, le=100)
     """Pixels that a polygon may deviate."""
+    x: Annotated[tuple[int, ...] | None, BeforeValidator(_numbers), WithJsonSchema({"type": "string"})] = None
+    """Columns of the pixels to explain, separated by commas; without any, regions are explained."""
+    y: Annotated[tuple[int, ...] | None, BeforeValidator(_numbers), WithJsonSchema({"type": "string"})] = None
+    """Their rows, as many."""
+    grid: Annotated[Literal["0", "1", "false", "true"], BeforeValidator(str.lower)] = "0"
+    """1: with an explanation, that of every cell of the feature map in base64."""
+
+    @model_validator(mode="after")
+    def _check_points(self) -> Options:
+        across, down = len(self.x or ()), len(self.y or ())
+        if across != down:
+            raise ValueError(f"x and y are pairs: got {across} of x and {down} of y")
+        return self
+
+    @property
+    def points(self) -> list[tuple[int, int]]:
+        """Pixels to explain, as (x, y)."""
+        return list(zip(self.x or (), self.y or (), strict=True))
 
     @property
     def is_json(self) -> bool:
         """Whether the answer is made of records."""
-        return self.output in ("json", "rle", "polygons", "hf")
+        return self.output in ("json", "rle", "polygons", "explain", "hf")
 
     @property
     def needs_confidence(self) -> bool:
         """Whether the answer tells the largest probability."""
-        return self.is_json or self.output == "confidence"
+        return self.output in ("json", "rle", "polygons", "hf", "confidence")
 
     @property
     def needs_label_probability(self) -> bool:

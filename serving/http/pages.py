@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from protoseg.errors import UserError
+from protoseg.explain.atlas import Atlas
 from serving.errors import ServingError
 from serving.http import inference_protocol as v2
 from serving.http import instances, triton
@@ -20,7 +21,9 @@ from serving.http.docs_page import docs_html
 from serving.http.openapi import openapi
 from serving.http.respond import as_response, current_request, failed, incoming_of, model_record, to_json
 from serving.http.routes import ROUTES
+from serving.http.segment import NOT_EXPLAINED
 from serving.model.model import Model
+from serving.pixels.reasons import named_prototypes
 from serving.settings import Settings
 from serving.worker.metrics import render_metrics, totals
 from serving.worker.signals import signal_siblings
@@ -63,6 +66,7 @@ def describe_model(model: Model, settings: Settings) -> dict[str, Any]:
         "outputs": list(model.outputs),
         "upsampling": model.upsampling,
         "tile_size": list(model.tile_size),
+        "explains": model.atlas is not None,
         "samples": [f"/v1/samples/{index}" for index in range(len(manifest.samples))],
         "limits": {
             "max_body": settings.max_body,
@@ -73,6 +77,17 @@ def describe_model(model: Model, settings: Settings) -> dict[str, Any]:
         "baseline": manifest.baseline.model_dump() if manifest.baseline else None,
         "training_metrics": manifest.training_metrics,
     }
+
+
+def served_atlas(model: Model) -> Atlas:
+    """The training patches of a model's prototypes.
+
+    Raises:
+        ServingError: 422 where the bundle has none.
+    """
+    if model.atlas is None:
+        raise ServingError(422, "bad_output", NOT_EXPLAINED)
+    return model.atlas
 
 
 def _page(make: Any) -> Any:
@@ -116,6 +131,27 @@ class Pages:
                 raise ServingError(404, "not_found", f"there is no sample {index}")
             path = model.bundle.folder / model.manifest.samples[index].image
             return Response(path.read_bytes(), media_type="image/png")
+
+    @_page
+    async def prototypes(self, request: Request) -> Any:
+        """The prototypes with their patches."""
+        with self._state.model as model:
+            atlas = served_atlas(model)
+            return {
+                "model": model_record(model),
+                "images": atlas.num_images,
+                "prototypes": named_prototypes(atlas, [item.index for item in atlas.prototypes]),
+            }
+
+    @_page
+    async def prototype(self, request: Request) -> Any:
+        """Thumbnails of a prototype."""
+        with self._state.model as model:
+            item = served_atlas(model).by_index().get(int(request.path_params["index"]))
+            if item is None or model.manifest.atlas is None:
+                raise ServingError(404, "not_found", "there is no such prototype; see GET /v1/prototypes")
+            path = model.bundle.folder / model.manifest.atlas.folder / item.strip
+            return Response(path.read_bytes(), media_type="image/jpeg")
 
     @_page
     async def page(self, request: Request) -> Any:

@@ -9,9 +9,10 @@ from typing import Literal
 SEGMENT, SEGMENT_ALIAS, SEGMENT_BATCH = "/v1/segment", "/segment", "/v1/segment/batch"
 READY = frozenset({"/readyz", "/v2/health/ready", "/ping"})
 PROTOCOL = "/v2"
-JSON, PNG, TEXT, BINARY = "application/json", "image/png", "text/plain", "application/octet-stream"
+JSON, PNG, JPEG = "application/json", "image/png", "image/jpeg"
+TEXT, BINARY = "text/plain", "application/octet-stream"
 
-_MAPS = (JSON, PNG, "image/jpeg", "application/geo+json")
+_MAPS = (JSON, PNG, JPEG, "application/geo+json")
 _NAME = r"[A-Za-z0-9._-]{1,128}"
 _MODELS = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
 _PARAMETERS = {"file": r"app\.(?:js|css)", "index": r"\d{1,4}", "name": _NAME, "version": _NAME}
@@ -74,6 +75,10 @@ ROUTES = (
     Route("/ping", "ping", "Requests are answered (SageMaker)", answers=(TEXT,), probe=True),
     Route("/v1/model", "model", "The served model, its classes and settings"),
     Route("/v1/samples/{index}", "sample", "A sample image", (PNG,)),
+    Route("/v1/prototypes", "prototypes", "The prototypes and the training patches that they stand for"),
+    Route(
+        "/v1/prototypes/{index}", "prototype", "Thumbnails of a prototype's patches, side by side", (JPEG,)
+    ),
     Route("/v1/reload", "reload", "Check the bundle again and swap it in (admin key)", admin=True),
     Route("/", "page", public=True),
     Route("/demo/{file}", "page", public=True),

@@ -20,10 +20,13 @@ from serving.pixels.decode import Pixels, decode, sniff
 from serving.pixels.maps import class_pixels, keep_classes
 from serving.pixels.overlay import encode_overlay
 from serving.pixels.png import encode_png, scores_to_bytes
+from serving.pixels.reasons import explain
 from serving.pixels.records import class_records, hf_segments
 from serving.pixels.regions import polygons_by_class, rle_by_class
 from serving.worker.metrics import metrics
 from serving.worker.state import ServingState, check_alive
+
+NOT_EXPLAINED = "this bundle has nothing to explain by; export it with: python -m export.onnx CKPT --explain"
 
 
 def _timing(request: RequestState) -> dict[str, float]:
@@ -53,6 +56,7 @@ def _predict(
             image,
             confidence=options.needs_confidence or sampled,
             label_probability=options.needs_label_probability or state.keeper is not None or sampled,
+            nearest=options.output == "explain",
             tile=options.tile in ("1", "true"),
             at_model_size=options.size == "model",
             deadline=request.deadline,
@@ -105,6 +109,14 @@ def _encode(model: Model, image: Pixels, result: Prediction, options: Options) -
 
 def _records(model: Model, result: Prediction, options: Options, request: RequestState) -> tuple[Any, str]:
     """JSON value and content type of the outputs made of records."""
+    if options.output == "explain":
+        assert model.atlas is not None
+        assert result.nearest is not None
+        grid = options.grid in ("1", "true")
+        value = explain(
+            result.labels, result.nearest, model.atlas, options.points, options.classes, grid=grid
+        )
+        return {**_frame(model, result, request), **value}, "application/json"
     records = class_records(
         result.labels, result.confidence, result.label_probability, model.manifest, options.classes
     )
@@ -123,18 +135,26 @@ def _records(model: Model, result: Prediction, options: Options, request: Reques
             record["polygons"] = polygons.get(record["id"], [])
     mean = result.mean_label_probability
     value = {
-        "width": width,
-        "height": height,
-        "model": model_record(model),
+        **_frame(model, result, request),
         "classes": records,
         "mean_confidence": None if result.confidence is None else round(float(result.confidence.mean()), 4),
         "mean_agreement": None if mean is None else round(mean, 4),
         "tiles": result.tiles,
         "upsampling": model.upsampling,
+    }
+    return value, "application/json"
+
+
+def _frame(model: Model, result: Prediction, request: RequestState) -> dict[str, Any]:
+    """What every answer made of records begins with."""
+    height, width = result.labels.shape
+    return {
+        "width": width,
+        "height": height,
+        "model": model_record(model),
         "timing_ms": _timing(request),
         "request_id": request.request_id,
     }
-    return value, "application/json"
 
 
 def _read(incoming: Incoming, model: Model, accept: str, max_files: int) -> tuple[list[Part], Options]:
@@ -146,6 +166,8 @@ def _read(incoming: Incoming, model: Model, accept: str, max_files: int) -> tupl
         raise _missing("confidence")
     if options.output == "agreement" and not model.has_label_probability:
         raise _missing("agreement")
+    if options.output == "explain" and model.atlas is None:
+        raise ServingError(422, "bad_output", NOT_EXPLAINED)
     return files, options
 
 

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from export.bundle import OPENVINO_PRECISIONS, OpenVino, openvino_parity
+from protoseg.errors import DataError
+from protoseg.explain.atlas import Atlas, read_atlas
 from protoseg.files import sha256_file
 from protoseg.manifest import MANIFEST_NAME, ArtifactFile, Manifest, read_manifest
 from serving.errors import BundleError
@@ -208,4 +210,25 @@ def check_bundle(folder: Path, settings: Settings) -> list[Bundle]:
     for sample in manifest.samples:
         for name, expected in sample.sha256.items():
             _check_file(folder, name, expected)
+    for name, expected in (manifest.atlas.sha256 if manifest.atlas is not None else {}).items():
+        _check_file(folder, name, expected)
     return bundles
+
+
+def read_bundle_atlas(bundle: Bundle) -> Atlas | None:
+    """The training patches of a bundle's prototypes, or None where it was exported without.
+
+    Raises:
+        BundleError: If they are damaged, or of other classes.
+    """
+    files = bundle.manifest.atlas
+    if files is None:
+        return None
+    try:
+        atlas = read_atlas(bundle.folder / files.folder)
+    except DataError as error:
+        raise BundleError(f"{error}; then export it again") from error
+    names, strips = [item.name for item in bundle.manifest.classes], {item.strip for item in atlas.prototypes}
+    if atlas.classes != names or {f"{files.folder}/{name}" for name in strips} - set(files.sha256):
+        raise BundleError(f"{bundle.folder}: its training patches are of another network; export it again")
+    return atlas

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from protoseg.explain.reasons import Nearest, nearest_cells
+from serving.errors import ServingError
 from serving.model.batching import MicroBatcher, Result
-from serving.model.bundle import Bundle
+from serving.model.bundle import Bundle, read_bundle_atlas
 from serving.model.network import LABEL_PROBABILITY, Network
 from serving.model.pack import pack, pad
 from serving.model.prediction import Prediction
@@ -21,6 +24,7 @@ from serving.pixels.png import make_palette
 from serving.settings import Settings
 
 _MIN_TILE = 512
+_EXPLAINING = frozenset({"prototype", "similarity"})
 _FULL_SIZE = frozenset({"labels", "confidence", LABEL_PROBABILITY, "logits"})
 
 
@@ -41,6 +45,7 @@ class Model:
         self.runtime = network.description
         self.has_confidence = bool({"confidence", "logits", "logits_stride"} & set(self.outputs))
         self.has_label_probability = LABEL_PROBABILITY in self.outputs
+        self.atlas = read_bundle_atlas(bundle) if set(self.outputs) >= _EXPLAINING else None
         self.upsampling = "logits" if {"logits", "logits_stride"} & set(self.outputs) else "nearest"
         # outside the graph the argmax is cheaper on a CPU, unless a cut already leaves it labels only
         self.can_fuse = not network.on_gpu and "logits_stride" in (network.cut_outputs or self.outputs)
@@ -87,6 +92,7 @@ class Model:
         *,
         confidence: bool = False,
         label_probability: bool = False,
+        nearest: bool = False,
         tile: bool = False,
         at_model_size: bool = False,
         deadline: float = float("inf"),
@@ -98,10 +104,15 @@ class Model:
             image: ``(H, W, C)`` uint8, upright.
             confidence: Give the largest probability too, where the graph can.
             label_probability: Give the linear head's probability of the label too, where the graph can.
+            nearest: Give the nearest prototypes too; the graph must have them, and the image goes through it
+                at once.
             tile: Leave the image at its own size and compute it in overlapping tiles.
             at_model_size: Give maps at the working size instead of the image's own.
             deadline: ``time.monotonic()`` that waiting in a batch respects.
             alive: Called between tiles; raises when nobody waits any more.
+
+        Raises:
+            ServingError: 422 for ``nearest`` of an image that would be tiled.
         """
         confidence = confidence and self.has_confidence
         label_probability = label_probability and self.has_label_probability
@@ -115,8 +126,16 @@ class Model:
             too_large = larger
         if not too_large and not (tile and larger):
             return self.predict_whole(
-                working, size, confidence=confidence, label_probability=label_probability, deadline=deadline
-            ).resized(size)
+                working, size, confidence=confidence, label_probability=label_probability, nearest=nearest,
+                deadline=deadline,
+            ).resized(size)  # fmt: skip
+        if nearest:
+            most = math.prod(window) if self.static_size else self._settings.max_network_pixels
+            raise ServingError(
+                422, "bad_parameter",
+                f"output=explain does not work in tiles: the network would see {width}x{height} pixels; send "
+                f"an image of at most {most} pixels, without tile=1",
+            )  # fmt: skip
         names = {"logits"} if "logits" in self.outputs else {"labels", "confidence"} & set(self.outputs)
         names |= {LABEL_PROBABILITY} if label_probability else set()
 
@@ -136,6 +155,7 @@ class Model:
         *,
         confidence: bool = False,
         label_probability: bool = False,
+        nearest: bool = False,
         deadline: float = float("inf"),
     ) -> Prediction:
         """Segment an image of the working size at once.
@@ -145,6 +165,7 @@ class Model:
             size: Wanted (height, width); maps keep the working size where the graph has no logits.
             confidence: Give the largest probability; the graph must have what it takes.
             label_probability: Give that output of the graph; it must have it.
+            nearest: Give the nearest prototypes; likewise.
             deadline: See ``predict``.
         """
         has = set(self.outputs)
@@ -155,13 +176,27 @@ class Model:
         if from_graph and confidence:
             names |= {"confidence"} if "confidence" in has else logits
         names |= {LABEL_PROBABILITY} if label_probability else set()
+        names |= _EXPLAINING if nearest else set()
         out = self._forward(working, frozenset(names), deadline)
         labels, scores = out.get("labels"), out.get("confidence")
         if not from_graph or (confidence and scores is None):
             computed, scores = self._from_logits(out, working.shape[:2], size, confidence)
             labels = labels if from_graph else computed
         assert labels is not None
-        return Prediction(labels, scores, out.get(LABEL_PROBABILITY))
+        return Prediction(
+            labels,
+            scores,
+            out.get(LABEL_PROBABILITY),
+            nearest=self._nearest(out, working) if nearest else None,
+        )
+
+    def _nearest(self, out: Result, working: Pixels) -> Nearest:
+        height, width = self.static_size or working.shape[:2]
+        multiple = self.manifest.input.stride_multiple
+        padded = (-height % multiple + height, -width % multiple + width)
+        return nearest_cells(
+            out["prototype"], out["similarity"], (working.shape[0], working.shape[1]), padded
+        )
 
     def _from_logits(
         self, out: Result, working: tuple[int, ...], size: tuple[int, ...], confidence: bool

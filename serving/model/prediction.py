@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from protoseg.explain.reasons import Nearest
 from serving.pixels.maps import Labels, Scores
 
 
@@ -23,6 +24,8 @@ class Prediction:
     graph."""
     tiles: int = 1
     """Tiles computed; 1 when the image went through at once."""
+    nearest: Nearest | None = None
+    """The nearest prototypes by cell of the feature map, when asked for."""
 
     @property
     def mean_label_probability(self) -> float | None:
@@ -36,8 +39,9 @@ class Prediction:
             resized = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
             labels = np.asarray(resized, np.uint8)
         return Prediction(
-            labels, _resize(self.confidence, size), _resize(self.label_probability, size), self.tiles
-        )
+            labels, _resize(self.confidence, size), _resize(self.label_probability, size), self.tiles,
+            self.nearest,
+        )  # fmt: skip
 
 
 def _resize(scores: Scores | None, size: tuple[int, int]) -> Scores | None:

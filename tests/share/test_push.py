@@ -13,9 +13,10 @@ from share.hub_server import READER, Hub, Repo
 from tiny import photo, quiet_environment
 
 import protoseg
+from benchmarks.serving_bundle import make_bundle
 from protoseg import Segmenter, UserError
 from protoseg.share.card import edited
-from protoseg.share.contents import shareable
+from protoseg.share.contents import collect, find_model, shareable
 from protoseg.share.push import main as push
 
 ADDRESS = "hf://me/cracks"
@@ -65,6 +66,14 @@ def test_only_what_others_need_goes_up(run: Path, hub: Hub, capsys: pytest.Captu
     assert "the bundle was not made from this checkpoint: export again" in listed
     assert not edited(files["README.md"].decode())
     assert ADDRESS in files["README.md"].decode()
+
+
+def test_training_patches_of_a_bundle_go_along_and_are_told(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "bundle", explains=True)
+    shared = collect(find_model(folder))
+    strips = {f"bundle/prototypes/{n:04d}.jpg" for n in range(5)}
+    assert set(shared.files) >= {"bundle/prototypes/atlas.json", *strips}
+    assert set(shared.images) == {"bundle/samples/0.png", *strips}
 
 
 def test_a_later_model_takes_the_place_of_the_earlier_one(run: Path, hub: Hub) -> None:

@@ -19,6 +19,7 @@ from tiny import PROJECT_ROOT, TINY, quiet_environment
 from protoseg.checkpoint import load_checkpoint
 from protoseg.config.sections import SyntheticConfig
 from protoseg.data.synthetic import write_dataset
+from protoseg.explain.atlas import fitting_atlas
 from protoseg.train.__main__ import main
 from protoseg.train.log import read_metrics
 
@@ -75,9 +76,13 @@ def assert_same_run(one, two):
 
 
 def test_a_run_from_start_to_checkpoint(config_file, run_module, tmp_path):
-    done = run_module("protoseg.train", "--config", config_file)
+    done = run_module("protoseg.train", "--config", config_file, "train.atlas_images=2")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "tiny"
+    atlas = fitting_atlas(run / "prototypes", load_checkpoint(run).info.weights_sha256)
+    assert atlas is not None
+    assert (atlas.num_images, atlas.step) == (2, 8)
+    assert str(run / "prototypes" / "prototypes.png") in done.stdout
     for text in ("linear", "prototype", "fused", "background", f"python -m export.onnx {run}"):
         assert text in done.stdout
     for control in ("\r", "\x1b"):

@@ -153,7 +153,8 @@ def test_module_equals_the_checkpoint(checkpoint: Checkpoint, head: Any, size: t
     with torch.no_grad():
         found = dict(zip(module.output_names, module(torch.from_numpy(image)), strict=True))
     assert (found["labels"].numpy() == expected["labels"]).mean() > 0.9999
-    for name in ("confidence", "agreement", "linear_logits_stride", "prototype_logits_stride"):
+    compared = ("confidence", "agreement", "similarity", "linear_logits_stride", "prototype_logits_stride")
+    for name in compared:
         np.testing.assert_allclose(found[name].numpy(), expected[name], atol=2e-5, err_msg=name)
     assert found["logits"].shape == (2, 4, *size)
     assert torch.equal(found["logits"].argmax(1).to(torch.uint8), found["labels"])
@@ -161,7 +162,8 @@ def test_module_equals_the_checkpoint(checkpoint: Checkpoint, head: Any, size: t
 
 @pytest.mark.parametrize("layout", ["uint8_nhwc", "float32_nchw"])
 def test_layouts_give_the_same(checkpoint: Checkpoint, layout: Any) -> None:
-    image = torch.randint(0, 256, (1, 3, 40, 50), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (1, 3, 40, 50), dtype=torch.uint8, generator=generator)
     other = image.permute(0, 2, 3, 1).contiguous() if layout == "uint8_nhwc" else image.float()
     prepared = prepare_network(checkpoint.segmenter)
     with torch.no_grad():
@@ -188,6 +190,16 @@ def test_prototypes_of_absent_classes_are_never_nearest() -> None:
     module = FoldedPrototypes(bank)
     _, scores = module(-bank.prototypes[0, 0].view(1, 5, 1, 1))
     assert int((scores + module.offset).argmax(1)) < 4
+
+
+@pytest.mark.parametrize("pooling", ["max", "logsumexp"])
+def test_similarity_is_the_cosine_with_each_classs_nearest_prototype(pooling: str) -> None:
+    bank = make_bank(pooling, active=2)
+    features = 7 * torch.randn(2, 5, 4, 6, generator=torch.Generator().manual_seed(2))
+    module = FoldedPrototypes(bank)
+    found = module.similarity(module(features)[1])
+    torch.testing.assert_close(found[:, :2], bank.nearest_map(features)[:, :2], rtol=0, atol=1e-5)
+    assert (found[:, 2] == -1).all()  # a class without prototypes is like nothing
 
 
 def test_reference_leaves_out_what_needs_prototypes(checkpoint: Checkpoint) -> None:

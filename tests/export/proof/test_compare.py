@@ -60,6 +60,18 @@ def test_equal_outputs_pass() -> None:
     assert case.pixels == 80
 
 
+@pytest.mark.parametrize(("difference", "status"), [(5e-5, "passed"), (2e-4, "failed")])
+def test_similarity_has_a_gate_of_its_own(difference: float, status: str) -> None:
+    outputs = make_outputs() | {"similarity": np.zeros((1, CLASSES, 2, 3), np.float32)}
+    moved = outputs | {"similarity": outputs["similarity"] + np.float32(difference)}
+    comparator = Comparator(CLASSES, "linear", np.ones(CLASSES, bool), NAMES | {"similarity"})
+    comparator.add("case", outputs, moved)
+    report = verdict(comparator, GATES["fp32"])
+    assert report.status == status, report.reason
+    assert report.cases[0].metrics["similarity/max_diff"] == pytest.approx(difference)
+    assert ("similarity differs" in report.reason) == (status == "failed")
+
+
 @pytest.mark.parametrize("name", sorted(NAMES - {"labels"}))
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("side", ["reference", "candidate"])

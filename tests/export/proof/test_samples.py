@@ -29,7 +29,8 @@ def test_samples_rebuild_what_torch_gave(checkpoint: Checkpoint, bundle: Path) -
     assert len(manifest.samples) == 3
     for _, batch, outputs in sample_batches(bundle, manifest):
         expected = TorchRunner(checkpoint.segmenter, "linear")(batch)
-        assert set(outputs) == set(expected)
+        # of the prototypes' cosines samples keep what pooling leaves of them
+        assert set(outputs) == set(expected) - {"similarity"}
         np.testing.assert_array_equal(outputs["labels"], expected["labels"])
         for name in ("confidence", "agreement", "linear_logits", "prototype_logits"):
             np.testing.assert_allclose(outputs[name], expected[name], atol=2e-5, err_msg=name)

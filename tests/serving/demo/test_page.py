@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.serving_bundle import COLORS
+from benchmarks.serving_bundle import COLORS, make_bundle
 from benchmarks.serving_server import Server
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -350,3 +350,35 @@ def test_fits_a_phone(server: Server, browser: Browser, two_colors: Path) -> Non
     browser.pick_file("#file", two_colors)
     browser.until("document.getElementById('result').dataset.scores === '1'")
     assert browser.run("document.documentElement.scrollWidth") <= 360
+
+
+def test_the_pointer_shows_what_a_pixel_resembles(
+    browser: Browser, two_colors: Path, tmp_path: Path, helpers: Any
+) -> None:
+    folder = make_bundle(tmp_path / "bundle", explains=True)
+    # with a key, which an image's source could not send
+    settings = {"PROTOSEG_API_KEYS": helpers.sha256("open")}
+    with Server({"PROTOSEG_MODEL": str(folder), **settings}) as running:
+        running.wait_ready()
+        browser.call("Page.navigate", url=running.url)
+        browser.until("document.getElementById('key-row')?.hidden === false")
+        browser.run("$('key').value = 'open'; $('key-row').requestSubmit()")
+        browser.until("document.querySelectorAll('#samples button').length === 1")
+        browser.pick_file("#file", two_colors)
+        browser.until("document.getElementById('result').dataset.reasons === '1'")
+        for across, name, color in ((0.25, "red", COLORS[1]), (0.75, "blue", COLORS[3])):
+            browser.move_to(*browser.place("#canvas", across, 0.6))
+            text = browser.run("$('tip').innerText")
+            assert f"like {name} 0" in text
+            assert ", then " in text
+            browser.until("document.querySelector('#tip img')?.naturalWidth === 64")
+            # the patches are on the screen, in the colour of their class
+            place = browser.place("#tip img", 0.25, 0.5)
+            assert np.abs(np.array(browser.screenshot().convert("RGB").getpixel(place)) - color).max() <= 16
+        strips = [url for url in browser.requests if "/v1/prototypes/" in url]
+        assert len(strips) == 2, "each prototype's patches are asked for once"
+        # the keyboard's probe says it, too
+        browser.run("document.getElementById('canvas').focus()")
+        browser.key("ArrowLeft")
+        assert "like blue 0" in browser.run("document.getElementById('probe').textContent")
+        assert browser.errors == []

@@ -43,7 +43,7 @@ def test_every_page_has_its_method() -> None:
 def test_the_description_has_every_option_and_path() -> None:
     value: Any = openapi()
     assert set(value["paths"]) == {route.path for route in ROUTES if route.summary}
-    assert len(value["paths"]) == 30
+    assert len(value["paths"]) == 32
     post = value["paths"]["/v1/segment"]["post"]
     parameters = {item["name"]: item for item in post["parameters"]}
     assert set(parameters) == set(Options.model_fields)

@@ -1,0 +1,1 @@
+"""Why a pixel has its class: the training patches that each prototype is nearest to, and which decided."""

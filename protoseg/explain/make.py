@@ -1,0 +1,104 @@
+"""Makes the atlas of a checkpoint and writes it beside the run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from protoseg.checkpoint import Checkpoint, CheckpointInfo
+from protoseg.data.images import save_whole
+from protoseg.data.sources import Source, open_source
+from protoseg.errors import DataError, UserError
+from protoseg.explain.atlas import ATLAS_DIR, ATLAS_NAME, SHEET_NAME, Atlas, run_strips, write_atlas
+from protoseg.explain.search import find_patches
+from protoseg.explain.sheet import atlas_sheet
+from protoseg.files import folder_whole
+from protoseg.models.segmenter import Segmenter
+
+NUM_IMAGES = 512
+"""Largest number of labelled images that are looked at, unless asked otherwise."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """An atlas that was written."""
+
+    folder: Path
+    """Its folder."""
+    atlas: Atlas
+    """What it says."""
+    skipped: Sequence[str]
+    """A text for each image that could not be used."""
+
+
+def atlas_folder(checkpoint: Path) -> Path:
+    """Where the atlas of a checkpoint folder is: beside it, in the run's folder."""
+    return checkpoint.parent / ATLAS_DIR
+
+
+def make_atlas(
+    segmenter: Segmenter,
+    info: CheckpointInfo,
+    source: Source,
+    folder: Path,
+    *,
+    num_images: int = NUM_IMAGES,
+    patch: int | None = None,
+    progress: bool = True,
+) -> Made:
+    """Search the labelled images and write ``folder``, whole or not at all.
+
+    Args:
+        segmenter: Network and prototypes, on the device to use.
+        info: Their description, with the hash of the weights.
+        source: Labelled images of the training.
+        folder: Target; an earlier atlas is replaced.
+        num_images: Largest number of images to look at.
+        patch: Side of a patch in pixels of the working size; None takes a third of the crop.
+        progress: Show a bar.
+
+    Raises:
+        DataError: If no image can be used, or the folder holds something else.
+    """
+    if folder.exists() and not (folder / ATLAS_NAME).is_file() and any(folder.iterdir()):
+        raise DataError(f"{folder} exists and holds no {ATLAS_NAME}; choose another folder with -o")
+    pause = 0.5 if sys.stderr.isatty() else 10.0
+    with tqdm(total=min(num_images, len(source)), desc="explain", unit="image", disable=not progress,
+              dynamic_ncols=True, mininterval=pause, leave=False) as bar:  # fmt: skip
+        found = find_patches(segmenter, info, source, num_images=num_images, patch=patch, seen=bar.update)
+    atlas = found.atlas
+    pictures = {item.index: found.thumbnails[item.strip] for item in atlas.prototypes}
+    with folder_whole(folder) as partial:
+        write_atlas(partial, atlas, run_strips(found.thumbnails))
+        save_whole(partial / SHEET_NAME, atlas_sheet(atlas, pictures, info.classes))
+    return Made(folder, atlas, found.skipped)
+
+
+def checkpoint_atlas(
+    checkpoint: Checkpoint,
+    folder: Path | None = None,
+    *,
+    num_images: int = NUM_IMAGES,
+    patch: int | None = None,
+    progress: bool = True,
+) -> Made:
+    """The atlas of a checkpoint from the labelled images that it was trained with; see ``make_atlas``.
+
+    Raises:
+        UserError: If it has no prototypes, or its images are not there.
+    """
+    info = checkpoint.info
+    if not bool(checkpoint.segmenter.bank.active.any()):
+        raise UserError(
+            f"there is nothing to explain by: the checkpoint {checkpoint.path} has no prototypes (method "
+            f"{info.method})"
+        )
+    source = open_source(info.data, "labeled", info.classes)
+    target = folder or atlas_folder(checkpoint.path)
+    return make_atlas(
+        checkpoint.segmenter, info, source, target, num_images=num_images, patch=patch, progress=progress
+    )
