@@ -35,7 +35,7 @@ LINK = re.compile(r"\]\(((?:docs|benchmarks)/[^)]+)\)")
 OWNERS = (
     "accuracy.tables", "trust.__main__", "suggest_study", "train_step", "prototype_branch", "export_accuracy",
     "export_latency", "taught", "gpu_latency", "export_matrix", "serving_speed", "large_sets",
-    "gpu_serving", "serving_attacks", "serving_soak",
+    "gpu_serving", "serving_attacks", "serving_soak", "novelty.__main__",
 )  # fmt: skip
 ANSWERS: dict[str, Answer] = {}
 BLOCKS: dict[str, Block] = {}
