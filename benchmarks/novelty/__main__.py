@@ -62,7 +62,8 @@ NUCLEI = DataConfig(kind="files", root="$PROTOSEG_DATA/nuclei", labeled="splits/
                     label_map={"0": 0, "255": 1})  # fmt: skip
 TRAININGS = {
     "voc": ("voc_without", "configs/voc_92_efficientnet_lite0.yaml",
-            ["train.max_steps=1000", "train.warmup_steps=250", "train.eval_every=500"]),
+            ["views.crop=[160,160]", "train.max_steps=500", "train.warmup_steps=150",
+             "train.eval_every=500"]),
     "camvid": ("camvid", "configs/camvid_46_efficientnet_lite0.yaml",
                ["data.labeled=splits/train.txt", "views.crop=[160,160]", "train.max_steps=300",
                 "train.warmup_steps=100", "train.eval_every=300"]),

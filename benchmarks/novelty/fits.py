@@ -4,7 +4,7 @@ Each is higher where a feature is less like them. ``cosine``: one minus the high
 ``mahalanobis``: squared distance to the nearest prototype's mean under the one covariance within prototypes
 (Lee et al., arXiv 1807.03888, by prototype instead of by class). ``residual``: length of what a principal
 subspace of the labelled features leaves over; with the energy of the logits it is ViM (Wang et al., arXiv
-2203.10807). ``neighbours``: distance to the tenth nearest of 10,000 labelled features on the unit sphere
+2203.10807). ``neighbours``: distance to the tenth nearest of 4,000 labelled features on the unit sphere
 (Sun et al., arXiv 2204.06507).
 
 Shape legend: ``N`` pixels, ``D`` channels, ``P`` prototypes of all classes, ``M`` kept features.
@@ -21,7 +21,7 @@ from torch import Tensor
 from protoseg.method.prototype_start import starting_prototypes
 from protoseg.models.prototypes import unit
 
-KEPT = 10_000
+KEPT = 4_000
 NEIGHBOUR = 10
 DISTANCES = ("cosine", "mahalanobis", "residual", "neighbours")
 # added to the covariance, as a part of its mean variance, so that it can be inverted
