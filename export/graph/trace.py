@@ -13,7 +13,7 @@ import onnx
 import torch
 
 from export.graph.edit import add_alias, check_graph, prune, set_axes, strip
-from export.graph.module import DEFAULT_OUTPUTS, HEAD_LOGITS, STRIDE_SUFFIX, ExportModule
+from export.graph.module import DEFAULT_OUTPUTS, HEAD_LOGITS, NOVELTY, STRIDE_SUFFIX, ExportModule
 from export.graph.prepare import prepare_network
 from export.runners.contract import Layout
 from protoseg.checkpoint import Checkpoint
@@ -126,11 +126,17 @@ def check_settings(checkpoint: Checkpoint, settings: ExportSettings) -> ExportSe
     """Settings that fit the checkpoint.
 
     Raises:
-        ExportError: If head or outputs need prototypes that it does not have, or the opset is unknown.
+        ExportError: If head or outputs need prototypes or novelty that it does not have, or the opset is
+            unknown.
     """
     if settings.opset not in OPSETS:
         raise ExportError(f"--opset {settings.opset} is not supported; use {OPSETS[0]} to {OPSETS[-1]}")
     outputs = settings.outputs
+    if NOVELTY in outputs and checkpoint.segmenter.novelty is None:
+        raise ExportError(
+            f"--outputs {NOVELTY} needs what `protoseg novelty` fits, the checkpoint has none; run: protoseg "
+            f"novelty {checkpoint.path}"
+        )
     if not bool(checkpoint.segmenter.bank.active.any()):
         if settings.head != "linear":
             raise ExportError(

@@ -78,7 +78,7 @@ class Comparator:
         self.scores = {h: key for h in HEADS if (key := score_key(h, expected)) is not None}
         self.heads = {h: Tally() for h in self.scores}
         self.labels = Tally()
-        self.output_diff = {name: 0.0 for name in ("confidence", "agreement") if name in expected}
+        self.output_diff = {name: 0.0 for name in ("confidence", "agreement", "novelty") if name in expected}
         self.versus = np.zeros((num_classes, num_classes), np.int64)
         self.truth = {side: np.zeros((num_classes, num_classes), np.int64) for side in ("ref", "new")}
         self.problems: list[str] = []

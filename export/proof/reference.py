@@ -33,7 +33,7 @@ class TorchRunner:
 
     @torch.no_grad()
     def __call__(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """(B, C, H, W) uint8 -> labels, confidence, agreement and the scores of both heads.
+        """(B, C, H, W) uint8 -> labels, confidence, agreement, novelty and the scores of both heads.
 
         Without prototypes there are no agreement (it would be the confidence) and no prototype scores.
         """
@@ -60,6 +60,9 @@ class TorchRunner:
             "prototype_logits": prototype,
             "prototype_logits_stride": prototype_low,
         }
+        if self.segmenter.novelty is not None:
+            novelty = self.segmenter.novelty(output.stage, linear_low)
+            result["novelty"] = network.upsample(novelty, height, width)[:, 0]
         if not self.has_prototypes:
             result = {k: v for k, v in result.items() if not k.startswith(("prototype", "agreement"))}
         return {name: value.numpy() for name, value in result.items()}

@@ -34,6 +34,7 @@ _GROUPS = {
         ("evaluate", "protoseg.evaluate.__main__", "measure a checkpoint: IoU by class, calibration, ..."),
         ("predict", "protoseg.predict.__main__", "masks of images, and maps of where they may be wrong"),
         ("suggest", "protoseg.suggest.__main__", "which images to label next"),
+        ("novelty", "protoseg.novelty.__main__", "tell pixels that are unlike everything labelled"),
     ],
     "export": [
         ("export", "export.onnx", "a checkpoint -> a proven ONNX bundle in runs/NAME/bundle"),

@@ -18,6 +18,8 @@ from protoseg.errors import DataError
 
 RESULT_FOLDERS = ("masks", "overlays", "confidence", "disagreement")
 """Folders of pictures that ``protoseg.predict`` makes; what is in them is no input."""
+NOVELTY = "novelty"
+"""Likewise, of checkpoints that tell novelty."""
 _PROBED_LINES = 20
 
 
@@ -53,7 +55,7 @@ def find_images(inputs: Sequence[Path], out: Path) -> Found:
         DataError: If an input does not exist or there is no image at all.
     """
     found = Found()
-    results = [(out / part).resolve() for part in RESULT_FOLDERS]
+    results = [(out / part).resolve() for part in (*RESULT_FOLDERS, NOVELTY)]
     for path in inputs:
         if path.is_dir():
             root = path.resolve()
