@@ -186,7 +186,7 @@ class Segmenter(nn.Module):
         return self.with_novelty(image)[0]
 
     def with_novelty(self, image: Tensor) -> tuple[SegmenterOutput, Tensor | None]:
-        """As ``forward``, and novelty (B, 1, H, W) in [0, 1] from the same pass; None where none is fitted."""
+        """As ``forward``, with novelty (B, 1, H, W) in [0, 1] from the same pass; None where not fitted."""
         height, width = image.shape[-2:]
         output = self.network(image)
         linear = output.linear_logits.float()

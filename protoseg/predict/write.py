@@ -13,11 +13,9 @@ from protoseg.data.images import save_image, save_mask, save_whole
 from protoseg.draw.colours import overlay_picture
 from protoseg.draw.tiles import with_legend
 from protoseg.errors import DataError
-from protoseg.manifest import ClassInfo
+from protoseg.manifest import NOVEL, ClassInfo
 
 Scores = NDArray[np.float32] | None
-NOVEL = 0.5
-"""Novelty from which a pixel is called novel."""
 
 
 def save_part(

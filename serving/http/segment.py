@@ -53,6 +53,7 @@ def _predict(
             image,
             confidence=options.needs_confidence or sampled,
             label_probability=options.needs_label_probability or state.keeper is not None or sampled,
+            novelty=options.needs_novelty or sampled,
             tile=options.tile in ("1", "true"),
             at_model_size=options.size == "model",
             deadline=request.deadline,
@@ -61,6 +62,7 @@ def _predict(
     mean = result.mean_label_probability
     pixels = class_pixels(result.labels, len(model.manifest.classes))
     metrics().observe_prediction(model.manifest, pixels, result.confidence, mean)
+    metrics().observe_novelty(result.novelty)
     if mean is not None:
         request.facts["agreement"] = round(mean, 4)
     return result
@@ -97,7 +99,8 @@ def _encode(model: Model, image: Pixels, result: Prediction, options: Options) -
             raise ServingError(422, "bad_parameter", "overlay is drawn at size=original only")
         jpeg = encode_overlay(image, result.labels, model.palette, options.alpha, options.classes)
         return jpeg, "image/jpeg"
-    scores = result.confidence if options.output == "confidence" else result.label_probability
+    maps = {"confidence": result.confidence, "novelty": result.novelty}
+    scores = maps.get(options.output, result.label_probability)
     if scores is None:
         raise _missing(options.output)
     return encode_png(scores_to_bytes(scores)), "image/png"
@@ -129,6 +132,7 @@ def _records(model: Model, result: Prediction, options: Options, request: Reques
         "classes": records,
         "mean_confidence": None if result.confidence is None else round(float(result.confidence.mean()), 4),
         "mean_agreement": None if mean is None else round(mean, 4),
+        **({} if result.novel_share is None else {"novel_share": round(result.novel_share, 4)}),
         "tiles": result.tiles,
         "upsampling": model.upsampling,
         "timing_ms": _timing(request),
@@ -146,6 +150,8 @@ def _read(incoming: Incoming, model: Model, accept: str, max_files: int) -> tupl
         raise _missing("confidence")
     if options.output == "agreement" and not model.has_label_probability:
         raise _missing("agreement")
+    if options.output == "novelty" and not model.has_novelty:
+        raise _missing("novelty")
     return files, options
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from serving.model.batching import MicroBatcher, Result
 from serving.model.bundle import Bundle
-from serving.model.network import LABEL_PROBABILITY, Network
+from serving.model.network import LABEL_PROBABILITY, NOVELTY, Network
 from serving.model.pack import pack, pad
 from serving.model.prediction import Prediction
 from serving.model.tiles import predict_tiles
@@ -21,7 +21,7 @@ from serving.pixels.png import make_palette
 from serving.settings import Settings
 
 _MIN_TILE = 512
-_FULL_SIZE = frozenset({"labels", "confidence", LABEL_PROBABILITY, "logits"})
+_FULL_SIZE = frozenset({"labels", "confidence", LABEL_PROBABILITY, NOVELTY, "logits"})
 
 
 class Model:
@@ -41,6 +41,7 @@ class Model:
         self.runtime = network.description
         self.has_confidence = bool({"confidence", "logits", "logits_stride"} & set(self.outputs))
         self.has_label_probability = LABEL_PROBABILITY in self.outputs
+        self.has_novelty = NOVELTY in self.outputs
         self.upsampling = "logits" if {"logits", "logits_stride"} & set(self.outputs) else "nearest"
         # outside the graph the argmax is cheaper on a CPU, unless a cut already leaves it labels only
         self.can_fuse = not network.on_gpu and "logits_stride" in (network.cut_outputs or self.outputs)
@@ -87,6 +88,7 @@ class Model:
         *,
         confidence: bool = False,
         label_probability: bool = False,
+        novelty: bool = False,
         tile: bool = False,
         at_model_size: bool = False,
         deadline: float = float("inf"),
@@ -98,6 +100,7 @@ class Model:
             image: ``(H, W, C)`` uint8, upright.
             confidence: Give the largest probability too, where the graph can.
             label_probability: Give the linear head's probability of the label too, where the graph can.
+            novelty: Give novelty too, where the graph can.
             tile: Leave the image at its own size and compute it in overlapping tiles.
             at_model_size: Give maps at the working size instead of the image's own.
             deadline: ``time.monotonic()`` that waiting in a batch respects.
@@ -105,6 +108,7 @@ class Model:
         """
         confidence = confidence and self.has_confidence
         label_probability = label_probability and self.has_label_probability
+        novelty = novelty and self.has_novelty
         working = image if tile else resize(image, self.manifest.input.resize)
         size = working.shape[:2] if at_model_size else image.shape[:2]
         height, width = working.shape[:2]
@@ -115,10 +119,12 @@ class Model:
             too_large = larger
         if not too_large and not (tile and larger):
             return self.predict_whole(
-                working, size, confidence=confidence, label_probability=label_probability, deadline=deadline
-            ).resized(size)
+                working, size, confidence=confidence, label_probability=label_probability, novelty=novelty,
+                deadline=deadline,
+            ).resized(size)  # fmt: skip
         names = {"logits"} if "logits" in self.outputs else {"labels", "confidence"} & set(self.outputs)
         names |= {LABEL_PROBABILITY} if label_probability else set()
+        names |= {NOVELTY} if novelty else set()
 
         def forward(tile: Pixels) -> Result:
             alive()
@@ -126,7 +132,7 @@ class Model:
 
         return predict_tiles(
             working, window, len(self.manifest.classes), forward,
-            confidence=confidence, label_probability=label_probability,
+            confidence=confidence, label_probability=label_probability, novelty=novelty,
         ).resized(size)  # fmt: skip
 
     def predict_whole(
@@ -136,6 +142,7 @@ class Model:
         *,
         confidence: bool = False,
         label_probability: bool = False,
+        novelty: bool = False,
         deadline: float = float("inf"),
     ) -> Prediction:
         """Segment an image of the working size at once.
@@ -145,6 +152,7 @@ class Model:
             size: Wanted (height, width); maps keep the working size where the graph has no logits.
             confidence: Give the largest probability; the graph must have what it takes.
             label_probability: Give that output of the graph; it must have it.
+            novelty: Likewise.
             deadline: See ``predict``.
         """
         has = set(self.outputs)
@@ -155,13 +163,14 @@ class Model:
         if from_graph and confidence:
             names |= {"confidence"} if "confidence" in has else logits
         names |= {LABEL_PROBABILITY} if label_probability else set()
+        names |= {NOVELTY} if novelty else set()
         out = self._forward(working, frozenset(names), deadline)
         labels, scores = out.get("labels"), out.get("confidence")
         if not from_graph or (confidence and scores is None):
             computed, scores = self._from_logits(out, working.shape[:2], size, confidence)
             labels = labels if from_graph else computed
         assert labels is not None
-        return Prediction(labels, scores, out.get(LABEL_PROBABILITY))
+        return Prediction(labels, scores, out.get(LABEL_PROBABILITY), novelty=out.get(NOVELTY))
 
     def _from_logits(
         self, out: Result, working: tuple[int, ...], size: tuple[int, ...], confidence: bool

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from protoseg.manifest import NOVEL
 from serving.pixels.maps import Labels, Scores
 
 
@@ -23,11 +24,18 @@ class Prediction:
     graph."""
     tiles: int = 1
     """Tiles computed; 1 when the image went through at once."""
+    novelty: Scores | None = None
+    """``(H, W)`` in [0, 1], novel from 0.5 on, when asked for and in the graph."""
 
     @property
     def mean_label_probability(self) -> float | None:
         """Mean over the image."""
         return None if self.label_probability is None else float(self.label_probability.mean())
+
+    @property
+    def novel_share(self) -> float | None:
+        """Share of novel pixels."""
+        return None if self.novelty is None else float((self.novelty >= NOVEL).mean())
 
     def resized(self, size: tuple[int, int]) -> Prediction:
         """The maps at (height, width): labels by nearest neighbour, scores bilinearly."""
@@ -36,8 +44,9 @@ class Prediction:
             resized = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
             labels = np.asarray(resized, np.uint8)
         return Prediction(
-            labels, _resize(self.confidence, size), _resize(self.label_probability, size), self.tiles
-        )
+            labels, _resize(self.confidence, size), _resize(self.label_probability, size), self.tiles,
+            _resize(self.novelty, size),
+        )  # fmt: skip
 
 
 def _resize(scores: Scores | None, size: tuple[int, int]) -> Scores | None:
