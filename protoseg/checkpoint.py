@@ -344,7 +344,7 @@ def read_novelty(folder: Path) -> tuple[NoveltyHead, NoveltyInfo]:
         with safetensors.safe_open(path, "pt") as file:
             header = (file.metadata() or {})[_NOVELTY_KEY]
         found = NoveltyInfo.model_validate_json(header)
-        return NoveltyHead(tensors["whitening"], tensors["means"], found.scale), found
+        return NoveltyHead(tensors["prototypes"], found.scale), found
     except (KeyError, ValidationError, SafetensorError) as error:
         cause = " ".join(str(error).split())[:200]
         raise CheckpointError(

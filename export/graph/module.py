@@ -110,32 +110,27 @@ class FoldedPrototypes(nn.Module):
 
 
 class FoldedNovelty(nn.Module):
-    """Novelty as two 1x1 convolutions: the first whitens, the second gives ``|m|^2 - 2 w . m``.
+    """Novelty with its prototypes as a 1x1 convolution, as in ``FoldedPrototypes``.
 
     Args:
         head: What was fitted; it is copied.
     """
 
-    whitening: Tensor
+    weight: Tensor
     ones: Tensor
-    means: Tensor
-    squares: Tensor
 
     def __init__(self, head: NoveltyHead) -> None:
         super().__init__()
         self.scale = head.scale
-        self.register_buffer("whitening", head.whitening.t()[:, :, None, None].clone())
-        self.register_buffer("ones", torch.ones(1, len(head.whitening), 1, 1))
-        self.register_buffer("means", -2 * head.means[:, :, None, None])
-        self.register_buffer("squares", head.means.square().sum(1))
+        self.register_buffer("weight", head.prototypes[:, :, None, None].clone())
+        self.register_buffer("ones", torch.ones(1, head.prototypes.shape[1], 1, 1))
 
     def forward(self, stage: Tensor, linear_logits: Tensor) -> Tensor:
         """(B, D, y, x) and (B, C, Y, X) -> (B, 1, Y, X) in [0, 1]."""
-        white = nn.functional.conv2d(stage.float(), self.whitening)
-        nearest = nn.functional.conv2d(white, self.means, self.squares).amin(1, keepdim=True)
-        low = (nn.functional.conv2d(white * white, self.ones) + nearest).clamp(min=0)
-        distance = enlarge(low, (linear_logits.shape[-2], linear_logits.shape[-1]))
-        # written out: TensorRT has no LogSumExp of its own for all element types
+        features = stage.float()
+        length = nn.functional.conv2d(features * features, self.ones).sqrt().clamp(min=1e-12)
+        cosine = nn.functional.conv2d(features, self.weight).amax(1, keepdim=True) / length
+        distance = 1 - enlarge(cosine, (linear_logits.shape[-2], linear_logits.shape[-1]))
         best = linear_logits.amax(1, keepdim=True)
         energy = -(best + (linear_logits - best).exp().sum(1, keepdim=True).log())
         (middle, deviation), (usual, width) = self.scale.distance, self.scale.energy

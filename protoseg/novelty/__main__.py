@@ -1,8 +1,8 @@
 """Teaches a checkpoint what it was never shown: ``python -m protoseg.novelty CKPT [--val LIST]``.
 
-No training and no gradient. Labelled training pixels give the distance to the nearest prototype of the
-encoder's last stage; labelled validation pixels give the threshold that only a share of them, the false
-alarms, exceed. Both are written beside the weights, as ``checkpoint/novelty.safetensors``. From then on
+No training and no gradient. Labelled training pixels give prototypes of the encoder's last stage, from which
+a pixel's distance is taken; labelled validation pixels give the threshold that only a share of them, the
+false alarms, exceed. Both are written beside the weights, as ``checkpoint/novelty.safetensors``. From then on
 ``protoseg predict`` writes maps of novelty, and ``protoseg export --outputs agreement,novelty`` puts it into
 the graph.
 
@@ -26,7 +26,7 @@ from protoseg.data.sources import Source, open_source
 from protoseg.errors import UserError, guarded
 from protoseg.inference import usable_device
 from protoseg.models.novelty import NoveltyHead, NoveltyScale
-from protoseg.novelty.fit import Fitted, Pair, fit_distance, fit_scale, labelled_features
+from protoseg.novelty.fit import Fitted, Pair, fit_prototypes, fit_scale, labelled_features
 
 DEFAULT_FALSE_ALARMS = 0.05
 SHOWN_CLASSES = 5
@@ -108,10 +108,8 @@ def run(arguments: argparse.Namespace) -> None:
     segmenter.to(usable_device(arguments.device) if arguments.device else PartialState().device)
     rng, resize = np.random.default_rng(0), info.input.resize
     features = labelled_features(segmenter, pairs(labeled, "labelled"), resize, rng)
-    distance = fit_distance(features, info.prototypes.num_prototypes, rng)
-    head = NoveltyHead(*distance, NoveltyScale((0.0, 1.0), (0.0, 1.0), 0.0)).to(
-        segmenter.bank.prototypes.device
-    )
+    prototypes = fit_prototypes(features, info.prototypes.num_prototypes, rng)
+    head = NoveltyHead(prototypes, UNSCALED).to(segmenter.bank.prototypes.device)
     fitted = fit_scale(segmenter, head, pairs(val, "val"), resize, arguments.false_alarms, rng)
     path = save_novelty(checkpoint.path, fitted.head, NoveltyInfo(
         weights_sha256=info.weights_sha256, labeled_images=len(labeled), val_images=len(val),

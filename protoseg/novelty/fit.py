@@ -1,4 +1,4 @@
-"""Fits novelty to labelled images: means and covariance of the encoder's features, then scale and threshold.
+"""Fits novelty to labelled images: prototypes of the encoder's features, then scale and threshold.
 
 Shape legend: ``N`` pixels, ``D`` channels of the encoder's last stage, ``P`` prototypes of all classes.
 """
@@ -20,7 +20,6 @@ from protoseg.inference import image_batch, inference
 from protoseg.manifest import ResizeConfig
 from protoseg.method.prototype_start import starting_prototypes
 from protoseg.models.novelty import NoveltyHead, NoveltyScale, deviations
-from protoseg.models.prototypes import unit
 from protoseg.models.segmenter import SegmentationNetwork, Segmenter
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -28,8 +27,6 @@ FIT_PIXELS = 24
 """Pixels of each class of an image that the distances are fitted to."""
 VAL_PIXELS = 1000
 """Pixels of a validation image that scale and threshold come from."""
-# added to the covariance, as a part of its mean variance, so that it can be inverted
-RIDGE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -105,32 +102,15 @@ def _centres(
     return rows[rows < size[0]], columns[columns < size[1]]
 
 
-def fit_distance(
-    features: dict[int, Tensor], num_prototypes: int, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Whitening (D, D) and whitened means (P, D) of k-means prototypes of each class.
+def fit_prototypes(features: dict[int, Tensor], num_prototypes: int, rng: np.random.Generator) -> Tensor:
+    """Prototypes (P, D) from spherical k-means of each class.
 
     Args:
         features: Class id -> (N, D), N at least 1.
         num_prototypes: Prototypes of each class.
         rng: Source of randomness.
     """
-    centres = starting_prototypes(features, num_prototypes, "kmeans", rng)
-    offsets, means = [], []
-    for label, values in features.items():
-        nearest = (unit(values) @ centres[label].t()).argmax(1)
-        exact = values.double()
-        for index in nearest.unique().tolist():
-            own = exact[nearest == index]
-            means.append(own.mean(0))
-            offsets.append(own - means[-1])
-    spread = torch.cat(offsets)
-    covariance = spread.t() @ spread / len(spread)
-    covariance += RIDGE * covariance.diagonal().mean().clamp(min=1e-12) * torch.eye(len(covariance)).double()
-    values, vectors = torch.linalg.eigh(covariance)
-    # over the number of channels: squares stay near 1, where half precision is safe
-    whitening = vectors / (values.clamp(min=1e-12) * len(values)).sqrt()
-    return whitening.float(), (torch.stack(means) @ whitening).float()
+    return torch.cat(list(starting_prototypes(features, num_prototypes, "kmeans", rng).values()))
 
 
 def fit_scale(
@@ -145,7 +125,7 @@ def fit_scale(
 
     Args:
         segmenter: Network on its device.
-        head: Its distances; its scale is not used.
+        head: Its prototypes; its scale is not used.
         pairs: Validation images and masks at their own size.
         resize: How images are brought to the working size.
         false_alarms: Share of the pixels that lie above the threshold, in (0, 1).
@@ -179,4 +159,4 @@ def fit_scale(
     counts = np.bincount(label, minlength=classes)
     novel = np.bincount(label[score > threshold], minlength=classes)
     alarms = {int(c): float(novel[c] / counts[c]) for c in np.flatnonzero(counts)}
-    return Fitted(NoveltyHead(head.whitening, head.means, scale), alarms)
+    return Fitted(NoveltyHead(head.prototypes, scale), alarms)

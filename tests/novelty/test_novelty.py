@@ -21,8 +21,9 @@ from protoseg.config.sections import EvalConfig
 from protoseg.errors import CheckpointError, ExportError
 from protoseg.inference import image_batch, image_logits, inference, sliding_logits
 from protoseg.models.novelty import NoveltyHead, NoveltyScale
+from protoseg.models.segmenter import Segmenter
 from protoseg.novelty.__main__ import main
-from protoseg.novelty.fit import fit_distance
+from protoseg.novelty.fit import fit_prototypes
 from protoseg.predict.__main__ import main as predict
 
 SCALE = NoveltyScale((1.0, 2.0), (-3.0, 0.5), 1.5)
@@ -34,46 +35,39 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def head_for(segmenter: torch.nn.Module, scale: NoveltyScale = SCALE) -> NoveltyHead:
+def head_for(segmenter: Segmenter, scale: NoveltyScale = SCALE) -> NoveltyHead:
     generator = torch.Generator().manual_seed(0)
-    dim = segmenter.network.backbone.stage_channels[-1]  # type: ignore[union-attr]
     return NoveltyHead(
-        torch.randn(dim, dim, generator=generator) / dim, torch.randn(6, dim, generator=generator), scale
+        torch.randn(6, segmenter.network.backbone.stage_channels[-1], generator=generator), scale
     )
 
 
-def test_the_distance_is_mahalanobis_to_the_nearest_prototype() -> None:
-    generator = torch.Generator().manual_seed(0)
-    shape = torch.tensor([1.0, 0.1, 3.0])
-    features = {
-        label: shape * torch.randn(400, 3, generator=generator) + 8 * torch.eye(3)[label] for label in (0, 1)
-    }
-    whitening, means = fit_distance(features, 1, np.random.default_rng(0))
-    pixels = torch.randn(1, 3, 4, 5, generator=generator) * 5
-    found = NoveltyHead(whitening, means, SCALE).distance(pixels)
-    centres = torch.stack([values.double().mean(0) for values in features.values()])
-    within = torch.cat([v.double() - c for v, c in zip(features.values(), centres, strict=True)])
-    inverse = torch.linalg.inv(within.t() @ within / len(within) + 1e-3 * 10 / 3 * torch.eye(3).double())
-    offset = pixels.double().movedim(1, -1)[..., None, :] - centres
-    expected = torch.einsum("byxpd,de,byxpe->byxp", offset, inverse, offset).amin(-1) / 3
-    # the ridge is of the mean variance, here about 10 / 3
-    torch.testing.assert_close(found[:, 0].double(), expected, rtol=0.02, atol=1e-3)
+def test_the_distance_is_to_the_nearest_prototype_of_any_class() -> None:
+    directions = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
+    noise = 0.01 * torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    features = {0: directions[[0, 1]].repeat(30, 1) + noise, 3: 7 * directions[[2]].repeat(60, 1) + noise}
+    prototypes = fit_prototypes(features, 2, np.random.default_rng(0))
+    assert prototypes.shape == (4, 3)
+    pixels = torch.stack([*(5 * directions), torch.tensor([1.0, 1, 0]), torch.tensor([-1.0, -1, -1])], 1)
+    found = NoveltyHead(prototypes, SCALE).distance(pixels.view(1, 3, 1, 5)).flatten()
+    expected = torch.tensor([0, 0, 0, 1 - 0.5**0.5, 1 + 3**-0.5])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
 
 
 def test_novelty_is_half_at_the_threshold() -> None:
-    head = NoveltyHead(torch.eye(2), torch.zeros(1, 2), SCALE)
-    # a distance of 4 is 1.5 deviations, an energy of -3 is none: just at the threshold
+    head = NoveltyHead(torch.tensor([[0.0, 3.0]]), NoveltyScale((0.25, 0.5), (-3.0, 0.5), 1.5))
+    # a distance of 1 is 1.5 deviations, an energy of -3 is none: just at the threshold
     stage = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1)
     logits = torch.tensor([3.0, -100.0]).view(1, 2, 1, 1)
     assert head(stage, logits).item() == pytest.approx(0.5)
-    assert head(2 * stage, logits).item() > 0.5
+    assert head(stage - torch.tensor([0.0, 1.0]).view(1, 2, 1, 1), logits).item() > 0.5
     assert head(stage, logits + 1).item() < 0.5
 
 
 def test_autocast_does_not_change_it() -> None:
     segmenter = tiny_segmenter()
     head = head_for(segmenter)
-    stage = torch.randn(1, head.whitening.shape[0], 3, 3)
+    stage = torch.randn(1, head.prototypes.shape[1], 3, 3)
     logits = torch.randn(1, 3, 6, 6)
     with torch.autocast("cpu", torch.bfloat16):
         found = head(stage, logits)
@@ -125,9 +119,11 @@ def test_the_command_fits_what_predict_then_writes(
     head, info = read_novelty(run / "checkpoint")
     assert (info.labeled_images, info.val_images) == (4, 3)
     assert info.weights_sha256 == read_info(run / "checkpoint").weights_sha256
-    first = head.means.clone()
+    first = head.prototypes.clone()
     assert main([str(run), "--false-alarms", "0.2", "--device", "cpu"]) == 0
-    assert torch.equal(read_novelty(run / "checkpoint")[0].means, first), "the same lists give the same fit"
+    assert torch.equal(read_novelty(run / "checkpoint")[0].prototypes, first), (
+        "the same lists give the same fit"
+    )
 
     assert predict([str(run), str(tmp_path / "a.png"), "-o", str(out), "--device", "cpu"]) == 0
     grey = np.asarray(Image.open(out / "novelty" / "a.png"))
