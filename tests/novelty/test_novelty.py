@@ -36,10 +36,8 @@ def run(tmp_path: Path) -> Path:
 
 
 def head_for(segmenter: Segmenter, scale: NoveltyScale = SCALE) -> NoveltyHead:
-    generator = torch.Generator().manual_seed(0)
-    return NoveltyHead(
-        torch.randn(6, segmenter.network.backbone.stage_channels[-1], generator=generator), scale
-    )
+    dim = segmenter.network.backbone.stage_channels[-1]
+    return NoveltyHead(torch.randn(6, dim, generator=torch.Generator().manual_seed(0)), scale)
 
 
 def test_the_distance_is_to_the_nearest_prototype_of_any_class() -> None:
@@ -121,9 +119,8 @@ def test_the_command_fits_what_predict_then_writes(
     assert info.weights_sha256 == read_info(run / "checkpoint").weights_sha256
     first = head.prototypes.clone()
     assert main([str(run), "--false-alarms", "0.2", "--device", "cpu"]) == 0
-    assert torch.equal(read_novelty(run / "checkpoint")[0].prototypes, first), (
-        "the same lists give the same fit"
-    )
+    second = read_novelty(run / "checkpoint")[0].prototypes
+    assert torch.equal(second, first), "the same lists give the same fit"
 
     assert predict([str(run), str(tmp_path / "a.png"), "-o", str(out), "--device", "cpu"]) == 0
     grey = np.asarray(Image.open(out / "novelty" / "a.png"))
