@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # the index needs no torch
 
 HELD_OUT = ("bus", "cat", "motorbike", "sheep", "sofa")
 BASELINE = "max probability"
+SHIPPED = "cosine, stage 4 + energy"
 FALSE_ALARMS = 0.05
 RECALL = 0.95
 FIGURES = ("auroc", "aupr", "fpr95", "found")
@@ -62,13 +63,13 @@ NUCLEI = DataConfig(kind="files", root="$PROTOSEG_DATA/nuclei", labeled="splits/
                     label_map={"0": 0, "255": 1})  # fmt: skip
 TRAININGS = {
     "voc": ("voc_without", "configs/voc_92_efficientnet_lite0.yaml",
-            ["views.crop=[160,160]", "train.max_steps=500", "train.warmup_steps=150",
-             "train.eval_every=500"]),
+            ["views.crop=[160,160]", "train.max_steps=600", "train.warmup_steps=200",
+             "train.eval_every=600"]),
     "camvid": ("camvid", "configs/camvid_46_efficientnet_lite0.yaml",
-               ["data.labeled=splits/train.txt", "views.crop=[160,160]", "train.max_steps=300",
-                "train.warmup_steps=100", "train.eval_every=300"]),
+               ["data.labeled=splits/train.txt", "views.crop=[128,128]", "train.max_steps=250",
+                "train.warmup_steps=80", "train.eval_every=250"]),
 }  # fmt: skip
-ALIKE = ["method.preset=protoseg", "method.unlabeled=false", "data.unlabeled=null", "train.batch_size=8",
+ALIKE = ["method.preset=protoseg", "method.unlabeled=false", "data.unlabeled=null", "train.batch_size=4",
          "train.mixed_precision=bf16", "train.channels_last=true", "train.trackers=[]"]  # fmt: skip
 
 
@@ -195,7 +196,7 @@ def measure_run(path: str, arguments: argparse.Namespace) -> dict[str, Any]:
     table = figures(measured)
     print_table(info.name, table)
     return {
-        "name": info.name, "step": info.step, "weights_sha256": info.weights_sha256,
+        "name": info.name, "step": info.step, "weights_sha256": info.weights_sha256, "every": arguments.every,
         "labelled_images": len(labelled), "miou": (info.metrics.get("val") or {}).get("miou"),
         "pixels": int(tested.sum()), "novel": round(float(measured.kind[tested].mean()), 4),
         "scores": table,
@@ -229,16 +230,17 @@ def table(result: Result) -> str:
     combined = [name for name in names if " + " in name]
     alone = [name for name in names if " + " not in name]
     rows = []
-    for name in sorted([*combined[:5], *alone], key=names.index):
+    for name in sorted({*combined[:5], *alone, SHIPPED}, key=names.index):
         cells = []
         for figure in FIGURES:
             values = [100 * run["scores"][name][figure] for run in runs]
             span = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.1f}{span}")
-        rows.append([f"**{name}**" if name == BASELINE else name, *cells])
+        rows.append([f"**{name}**" if name in (BASELINE, SHIPPED) else name, *cells])
     share = statistics.mean(run["novel"] for run in runs)
+    trainings = f"{len(runs)} training{'s' * (len(runs) > 1)}"
     text = (
-        f"{len(runs)} trainings, {runs[0]['pixels']:,} pixels each, {100 * share:.1f} % of them novel. In %: "
+        f"{trainings}, {runs[0]['pixels']:,} pixels each, {100 * share:.1f} % of them novel. In %: "
         f"mean and range over the trainings; of {len(combined)} sums the five best. `found`: novel pixels "
         "above the threshold that 5 % of the calibration pixels exceed.\n\n"
     )
@@ -248,14 +250,17 @@ def table(result: Result) -> str:
 COMMAND = "python -m benchmarks.novelty measure"
 ANSWERS = {
     "novelty_voc": Answer(
-        "which score finds classes that no training image showed", f"{COMMAND} voc RUN ..."
+        "which score finds classes that no training image showed", f"{COMMAND} voc RUN ...", in_parts=True
     ),
     "novelty_voc_background": Answer(
         "the same, where training images showed them as background",
         f"{COMMAND} voc RUN ... --name novelty_voc_background",
+        in_parts=True,
     ),
     "novelty_camvid": Answer(
-        "which score finds foreign images: nuclei for a network of streets", f"{COMMAND} camvid RUN ..."
+        "which score finds foreign images: nuclei for a network of streets",
+        f"{COMMAND} camvid RUN ...",
+        in_parts=True,
     ),
 }
 BLOCKS = {name: Block(table, (name,), TRAINING) for name in ANSWERS}
@@ -275,6 +280,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     measured.add_argument("--name", help="name of the result file (default: novelty_SETTING)")
     measured.add_argument("--every", type=int, default=1, help="take each n-th image only (default: 1)")
+    measured.add_argument("--add", action="store_true", help="keep the runs that the result file has already")
     measured.add_argument("--results", type=Path, default=RESULTS, help="folder of the result file")
     arguments = command.parse_args(argv)
     return guarded(lambda: train(arguments) if arguments.command == "train" else run(arguments))
@@ -282,12 +288,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure all runs, write the result, say what beats maximum probability."""
+    name = arguments.name or f"novelty_{arguments.setting}"
     runs = [measure_run(path, arguments) for path in arguments.runs]
-    path = write_result(
-        arguments.name or f"novelty_{arguments.setting}",
-        {"settings": {"every": arguments.every, "false_alarms": FALSE_ALARMS}, "runs": runs},
-        arguments.results,
-    )
+    if arguments.add:
+        measured = {run["weights_sha256"] for run in runs}
+        before = json.loads((arguments.results / f"{name}.json").read_text(encoding="utf-8"))["runs"]
+        runs = [run for run in before if run["weights_sha256"] not in measured] + runs
+    path = write_result(name, {"false_alarms": FALSE_ALARMS, "runs": runs}, arguments.results)
     better = [name for name in runs[0]["scores"] if name != BASELINE and beats(runs, name)]
     print(f"\nbetter than {BASELINE} by more than the spread: {', '.join(better) or 'none'}\n{path}")
     return 0
