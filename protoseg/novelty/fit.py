@@ -135,7 +135,9 @@ def fit_scale(
         DataError: If no pixel has a class, or an image and its mask differ in size.
     """
     network, classes = segmenter.network, segmenter.bank.num_classes
-    distances, energies, labels = [], [], []
+    distances: list[Tensor] = []
+    energies: list[Tensor] = []
+    labels: list[NDArray[np.uint8]] = []
     with inference(segmenter), _giving_stage(network):
         for image, mask in pairs:
             small, target = _working(image, mask, resize)
