@@ -9,6 +9,9 @@ from tiny import photo, tiny_info, tiny_segmenter
 
 from export.graph.module import ExportModule
 from export.graph.trace import ExportSettings, check_settings
+from export.proof.compare import Comparator
+from export.proof.gates import GATES
+from export.proof.judge import judge
 from protoseg.checkpoint import (
     NOVELTY_NAME,
     load_checkpoint,
@@ -103,6 +106,16 @@ def test_the_exported_module_computes_the_same(run: Path) -> None:
     (run / "checkpoint" / NOVELTY_NAME).unlink()
     with pytest.raises(ExportError, match="protoseg novelty"):
         check_settings(load_checkpoint(run), ExportSettings(outputs=("labels", "confidence", "novelty")))
+
+
+def test_a_graph_that_computes_another_novelty_is_not_proven() -> None:
+    labels = np.tile(np.array([[[0, 1], [1, 0]]], np.uint8), (1, 4, 4))
+    right = {"labels": labels, "novelty": np.full(labels.shape, 0.2, np.float32)}
+    for change, gate, caught in ((1e-4, "fp32", False), (0.01, "fp32", True), (0.01, "fp16", False)):
+        comparator = Comparator(2, "linear", np.ones(2, bool), {"labels", "novelty"})
+        comparator.add("a", right, {**right, "novelty": right["novelty"] + np.float32(change)})
+        failures = judge(comparator, GATES[gate], "torch", "other").failures
+        assert any("novelty differs by 0.01" in text for text in failures) == caught, (change, gate)
 
 
 def test_the_command_fits_what_predict_then_writes(
