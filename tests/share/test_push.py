@@ -67,6 +67,12 @@ def test_only_what_others_need_goes_up(run: Path, hub: Hub, capsys: pytest.Captu
     assert ADDRESS in files["README.md"].decode()
 
 
+def test_what_was_fitted_to_the_weights_goes_with_them(run: Path, hub: Hub) -> None:
+    (run / "checkpoint" / "novelty.safetensors").write_bytes(b"fitted")
+    pushed(run)
+    assert hub.files("me/cracks")["checkpoint/novelty.safetensors"] == b"fitted"
+
+
 def test_a_later_model_takes_the_place_of_the_earlier_one(run: Path, hub: Hub) -> None:
     pushed(run, "--student")
     assert "checkpoint/student.safetensors" in hub.files("me/cracks")
