@@ -104,6 +104,12 @@ OUTPUTS = {
             "NAME", "prototype"
         ),
     ),
+    # far from every colour of the network
+    "novelty": (
+        f"float[{AXES}]",
+        LARGEST_PROBABILITY.replace("NAME", "linear").replace("OUTPUT", "known")
+        + "doubled = Add (known, known) close = Min (doubled, one) novelty = Sub (one, close)",
+    ),
     "logits": ("float[{0}, 5, {1}, {2}]", "logits = Identity (linear_logits)"),
     "logits_stride": (
         "float[{0}, 5, rows_stride, columns_stride]", "logits_stride = Identity (linear_stride)",
@@ -131,6 +137,7 @@ def _constants() -> dict[str, NDArray[Any]]:
         "multiple": np.full(2, MULTIPLE), "zero2": np.zeros(2, np.int64), "zero6": np.zeros(6, np.int64),
         "scales": np.asarray([1, 1, STRIDE, STRIDE], np.float32), "rows_columns": np.asarray([2, 3]),
         "classes": np.asarray([1]), "nothing": np.zeros(1, np.float32), "tiny": np.asarray(1e-6, np.float32),
+        "one": np.asarray(1, np.float32),
         **{f"{name}_w": (k * weight).astype(np.float32)[..., None, None] for name, k in heads.items()},
         **{f"{name}_b": (k * bias).astype(np.float32) for name, k in heads.items()},
     }  # fmt: skip

@@ -30,6 +30,7 @@ from protoseg.checkpoint import Checkpoint
 from protoseg.explain.atlas import ATLAS_DIR, pack_atlas
 from protoseg.files import sha256_file
 from protoseg.manifest import (
+    NOVEL,
     ArtifactFile,
     AtlasFiles,
     Baseline,
@@ -60,18 +61,22 @@ def measure_baseline(
 ) -> Baseline | None:
     """Class shares and confidences over unlabelled images, for drift monitoring."""
     counts, histogram, total, pixels = np.zeros(num_classes), np.zeros(10), 0.0, 0
+    novel: int | None = None
     for case in cases:
         result = runner(adapt(case.batch, layout))
         counts += np.bincount(result["labels"].ravel(), minlength=num_classes)
         histogram += np.histogram(result["confidence"], 10, (0, 1))[0]
         total += float(result["confidence"].sum(dtype=np.float64))
         pixels += result["labels"].size
+        if "novelty" in result:
+            novel = (novel or 0) + int((result["novelty"] >= NOVEL).sum())
     if pixels == 0:
         return None
     return Baseline(
         class_fractions=(counts / counts.sum()).tolist(),
         confidence_histogram=(histogram / histogram.sum()).tolist(),
         mean_confidence=total / pixels, images=sum(len(c.batch) for c in cases),
+        novel_fraction=None if novel is None else novel / pixels,
     )  # fmt: skip
 
 

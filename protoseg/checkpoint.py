@@ -8,6 +8,7 @@ or not at all, and the previous one stays until the new one is in place.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from protoseg import __version__
 from protoseg.config.sections import DataConfig, EvalConfig, ModelConfig, PrototypeConfig
 from protoseg.errors import FULL_DISK, CheckpointError
-from protoseg.files import PREVIOUS_SUFFIX, PROJECT_ROOT, folder_whole, sha256_file
+from protoseg.files import PREVIOUS_SUFFIX, PROJECT_ROOT, folder_whole, sha256_file, write_whole
 from protoseg.manifest import (
     Adaptation,
     ClassInfo,
@@ -36,14 +37,35 @@ from protoseg.manifest import (
     ValueRange,
     explain_validation,
 )
+from protoseg.models.novelty import NoveltyHead, NoveltyScale
 from protoseg.models.segmenter import Segmenter, build_segmenter
 
+logger = logging.getLogger(__name__)
 CHECKPOINT_SCHEMA = 1
 CHECKPOINT_DIR = "checkpoint"
 BEST_DIR = "best"
 WEIGHTS_NAME = "model.safetensors"
 STUDENT_NAME = "student.safetensors"
 INFO_NAME = "config.json"
+NOVELTY_NAME = "novelty.safetensors"
+_NOVELTY_KEY = "novelty"
+
+
+class NoveltyInfo(Record):
+    """What ``novelty.safetensors`` was fitted to, kept in its header."""
+
+    weights_sha256: str
+    """Hash of the ``model.safetensors`` whose features were seen: it fits no other."""
+    labeled_images: int
+    """Labelled images behind the distances."""
+    val_images: int
+    """Labelled validation images behind scale and threshold."""
+    data_hashes: dict[str, str]
+    """SHA-256 of both lists."""
+    false_alarms: float
+    """Share of validation pixels above the threshold, as it was asked for."""
+    scale: NoveltyScale
+    """What turns distances and energies into a score."""
 
 
 class CheckpointInfo(Record):
@@ -304,7 +326,56 @@ def load_checkpoint(path: str | Path, *, student: bool = False) -> Checkpoint:
     except (KeyError, RuntimeError) as error:
         text = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{weights} does not fit the network it describes: {text}") from error
+    if not student and (folder / NOVELTY_NAME).is_file():
+        _use_novelty(segmenter, folder, info)
     return Checkpoint(segmenter.eval(), info, folder)
+
+
+def save_novelty(folder: Path, head: NoveltyHead, info: NoveltyInfo) -> Path:
+    """Write what novelty needs beside a checkpoint's weights, whole or not at all.
+
+    Raises:
+        CheckpointError: If it cannot be written; what was there before is unchanged.
+    """
+    tensors = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
+    path = folder / NOVELTY_NAME
+    header = {_NOVELTY_KEY: info.model_dump_json()}
+    try:
+        write_whole(path, lambda beside: safetensors.torch.save_file(tensors, beside, header))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(_write_failure(path, error)) from error
+    return path
+
+
+def read_novelty(folder: Path) -> tuple[NoveltyHead, NoveltyInfo]:
+    """Read the file that ``save_novelty`` wrote.
+
+    Raises:
+        CheckpointError: If it is damaged or foreign.
+    """
+    path = folder / NOVELTY_NAME
+    tensors = _read_tensors(path)
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            header = (file.metadata() or {})[_NOVELTY_KEY]
+        found = NoveltyInfo.model_validate_json(header)
+        return NoveltyHead(tensors["prototypes"], found.scale), found
+    except (KeyError, ValidationError, SafetensorError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} is not what `protoseg novelty` writes ({cause}); fit it again"
+        ) from error
+
+
+def _use_novelty(segmenter: Segmenter, folder: Path, info: CheckpointInfo) -> None:
+    head, fitted = read_novelty(folder)
+    if fitted.weights_sha256 == info.weights_sha256:
+        segmenter.use_novelty(head)
+    else:
+        logger.warning(
+            "%s was fitted to other weights and is left out; fit it again: protoseg novelty %s",
+            folder / NOVELTY_NAME, folder,
+        )  # fmt: skip
 
 
 # parts that a start from other weights may lack: they depend on the method and learn quickly

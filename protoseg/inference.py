@@ -27,17 +27,22 @@ Autocast = Callable[[], AbstractContextManager[object]]
 
 
 class HeadLogits(NamedTuple):
-    """Scores of both heads."""
+    """Scores of both heads, and novelty where it was fitted."""
 
     linear: Tensor
     """(B, C, h, w) float32."""
     prototype: Tensor | None
     """(B, C, h, w) float32; None while no class has prototypes."""
+    novelty: Tensor | None = None
+    """(B, 1, h, w) float32 in [0, 1]; None where nothing was fitted."""
 
     def of_image(self, index: int) -> HeadLogits:
         """Logits of one image of the batch, (1, C, h, w) each."""
-        one = slice(index, index + 1)
-        return HeadLogits(self.linear[one], None if self.prototype is None else self.prototype[one])
+        return self.each(lambda part: part[index : index + 1])
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> HeadLogits:
+        """Every part that there is, changed."""
+        return HeadLogits(change(self.linear), *(part if part is None else change(part) for part in self[1:]))
 
 
 class Scored(NamedTuple):
@@ -92,9 +97,13 @@ def inference(segmenter: Segmenter) -> Iterator[None]:
 def whole_logits(segmenter: Segmenter, images: Tensor, autocast: Autocast = nullcontext) -> HeadLogits:
     """(B, C_in, h, w) uint8 -> logits of that size, in one forward pass."""
     with autocast():
-        output = segmenter(images)
+        if getattr(segmenter, "novelty", None) is None:
+            output, novelty = segmenter(images), None
+        else:
+            output, novelty = segmenter.with_novelty(images)
     active = bool(segmenter.bank.active.any())
-    return HeadLogits(output.linear_logits.float(), output.prototype_logits.float() if active else None)
+    prototype = output.prototype_logits.float() if active else None
+    return HeadLogits(output.linear_logits.float(), prototype, novelty)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -128,20 +137,21 @@ def sliding_logits(
     places = [(y, x) for y in rows for x in columns]
     if len(places) == 1:
         return whole_logits(segmenter, image, autocast)
-    sums: list[Tensor] = []
+    sums: HeadLogits | None = None
     times = torch.zeros(1, 1, height, width, device=image.device)
     for first in range(0, len(places), batch_size):
         chunk = places[first : first + batch_size]
         crops = torch.cat([image[..., y : y + tall, x : x + wide] for y, x in chunk])
-        found = [part for part in whole_logits(segmenter, crops, autocast) if part is not None]
-        sums = sums or [part.new_zeros(1, part.shape[1], height, width) for part in found]
+        found = whole_logits(segmenter, crops, autocast)
+        sums = sums or found.each(lambda part: part.new_zeros(1, part.shape[1], height, width))
         for index, (y, x) in enumerate(chunk):
             area = (..., slice(y, y + tall), slice(x, x + wide))
             times[area] += 1
             for total, part in zip(sums, found, strict=True):
-                total[area] += part[index]
-    means = [total / times for total in sums]
-    return HeadLogits(means[0], means[1] if len(means) > 1 else None)
+                if total is not None and part is not None:
+                    total[area] += part[index]
+    assert sums is not None
+    return sums.each(lambda total: total / times)
 
 
 def image_logits(
@@ -174,7 +184,7 @@ def upsample(logits: HeadLogits, height: int, width: int) -> HeadLogits:
             return low
         return F.interpolate(low, size=(height, width), mode="bilinear", align_corners=False)
 
-    return HeadLogits(resized(logits.linear), None if logits.prototype is None else resized(logits.prototype))
+    return logits.each(resized)
 
 
 def score(logits: HeadLogits, head: HeadName) -> Scored:

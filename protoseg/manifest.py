@@ -23,6 +23,8 @@ MANIFEST_NAME = "manifest.json"
 Precision = Literal["fp32", "fp16", "int8", "int8-cpu"]
 Head = Literal["linear", "prototype", "fused"]
 ValueRange = tuple[float, float]
+NOVEL = 0.5
+"""Novelty from which a pixel is called novel."""
 FULL_16_BIT: ValueRange = (0, 65535)
 
 
@@ -255,6 +257,8 @@ class Baseline(Record):
     """Mean of the largest softmax probability."""
     images: int
     """Images behind the figures."""
+    novel_fraction: float | None = None
+    """Share of novel pixels; null where the graph does not tell novelty."""
 
 
 class GraphSettings(Record):

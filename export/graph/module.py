@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from export.runners.contract import Layout
 from protoseg.manifest import Head
+from protoseg.models.novelty import NoveltyHead
 from protoseg.models.prototypes import PrototypeBank, unit
 from protoseg.models.segmenter import Segmenter
 
@@ -22,7 +23,8 @@ HEAD_LOGITS = ("linear_logits", "prototype_logits")
 STRIDE_SUFFIX = "_stride"
 ALL_OUTPUTS = ("labels", "confidence", "agreement", "prototype", "embedding", "logits", "similarity")
 DEFAULT_OUTPUTS = ("labels", "confidence", "agreement")
-OPTIONAL_OUTPUTS = ("agreement", "logits", "logits_stride", "prototype", "embedding", "similarity")
+NOVELTY = "novelty"
+OPTIONAL_OUTPUTS = ("agreement", "logits", "logits_stride", "prototype", "embedding", "similarity", NOVELTY)
 EXPLAINING_OUTPUTS = ("prototype", "similarity")
 """What the service's ``output=explain`` reads."""
 ABSENT_SIMILARITY = -1.0
@@ -120,6 +122,34 @@ class FoldedPrototypes(nn.Module):
         return grouped.amax(2) * self.temperature + self.missing
 
 
+class FoldedNovelty(nn.Module):
+    """Novelty with its prototypes as a 1x1 convolution, as in ``FoldedPrototypes``.
+
+    Args:
+        head: What was fitted; it is copied.
+    """
+
+    weight: Tensor
+    ones: Tensor
+
+    def __init__(self, head: NoveltyHead) -> None:
+        super().__init__()
+        self.scale = head.scale
+        self.register_buffer("weight", head.prototypes[:, :, None, None].clone())
+        self.register_buffer("ones", torch.ones(1, head.prototypes.shape[1], 1, 1))
+
+    def forward(self, stage: Tensor, linear_logits: Tensor) -> Tensor:
+        """(B, D, y, x) and (B, C, Y, X) -> (B, 1, Y, X) in [0, 1]."""
+        features = stage.float()
+        length = nn.functional.conv2d(features * features, self.ones).sqrt().clamp(min=1e-12)
+        cosine = nn.functional.conv2d(features, self.weight).amax(1, keepdim=True) / length
+        distance = 1 - enlarge(cosine, (linear_logits.shape[-2], linear_logits.shape[-1]))
+        best = linear_logits.amax(1, keepdim=True)
+        energy = -(best + (linear_logits - best).exp().sum(1, keepdim=True).log())
+        (middle, deviation), (usual, width) = self.scale.distance, self.scale.energy
+        return ((distance - middle) / deviation + (energy - usual) / width - self.scale.threshold).sigmoid()
+
+
 class ExportModule(nn.Module):
     """Everything between a decoded image and the answer, for ``torch.onnx.export``.
 
@@ -133,6 +163,7 @@ class ExportModule(nn.Module):
         super().__init__()
         self.network = segmenter.network
         self.prototypes = FoldedPrototypes(segmenter.bank)
+        self.novelty = None if segmenter.novelty is None else FoldedNovelty(segmenter.novelty)
         self.head, self.layout = head, layout
 
     @property
@@ -141,7 +172,7 @@ class ExportModule(nn.Module):
         names = [*ALL_OUTPUTS]
         for head in (*HEAD_LOGITS, *(("fused_logits",) if self.head == "fused" else ())):
             names += [head, head + STRIDE_SUFFIX]
-        return tuple(names)
+        return (*names, *(() if self.novelty is None else (NOVELTY,)))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Image -> the tensors of ``output_names``.
@@ -151,7 +182,8 @@ class ExportModule(nn.Module):
         nearest prototype's flat index ``c * K + k``; ``embedding`` (B, D, Y, X) unit length; ``logits``
         (B, C, H, W) of the chosen head; ``similarity`` (B, C, Y, X) cosine with the nearest prototype of each
         class, -1 for a class without prototypes; then scores of each head at the padded size and at the
-        decoder's stride. ``fused_logits`` is the logarithm of the mean probability.
+        decoder's stride. ``fused_logits`` is the logarithm of the mean probability. ``novelty`` (B, H, W) in
+        [0, 1] comes last, where it was fitted.
         """
         if self.layout == "uint8_nhwc":
             image = image.permute(0, 3, 1, 2)
@@ -176,6 +208,9 @@ class ExportModule(nn.Module):
             chosen = linear if self.head == "linear" else prototype
             labels, confidence = chosen.argmax(1), top_probability(chosen)
             agreement = confidence if self.head == "linear" else probability_of(linear, labels)
+        if self.novelty is not None:
+            novelty = enlarge(self.novelty(output.stage, linear_low), size)[:, 0, :height, :width]
+            extra = (*extra, novelty)
         # the cast comes last: TensorRT takes uint8 as an output and nowhere else
         labels = labels[:, :height, :width].to(label_dtype(linear.shape[1]))
         nearest = (scores + self.prototypes.offset).argmax(1).to(label_dtype(scores.shape[1]))

@@ -17,6 +17,7 @@ from export.graph.module import (
     DEFAULT_OUTPUTS,
     EXPLAINING_OUTPUTS,
     HEAD_LOGITS,
+    NOVELTY,
     STRIDE_SUFFIX,
     ExportModule,
 )
@@ -134,11 +135,17 @@ def check_settings(checkpoint: Checkpoint, settings: ExportSettings) -> ExportSe
     """Settings that fit the checkpoint.
 
     Raises:
-        ExportError: If head or outputs need prototypes that it does not have, or the opset is unknown.
+        ExportError: If head or outputs need prototypes or novelty that it does not have, or the opset is
+            unknown.
     """
     if settings.opset not in OPSETS:
         raise ExportError(f"--opset {settings.opset} is not supported; use {OPSETS[0]} to {OPSETS[-1]}")
     outputs = settings.outputs
+    if NOVELTY in outputs and checkpoint.segmenter.novelty is None:
+        raise ExportError(
+            f"--outputs {NOVELTY} needs what `protoseg novelty` fits, the checkpoint has none; run: protoseg "
+            f"novelty {checkpoint.path}"
+        )
     if not bool(checkpoint.segmenter.bank.active.any()):
         if settings.head != "linear":
             raise ExportError(

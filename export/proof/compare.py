@@ -16,7 +16,7 @@ from protoseg.manifest import Head
 
 Outputs = Mapping[str, Array]
 HEADS = ("linear", "prototype")
-COMPARED_SCORES = ("confidence", "agreement", "similarity")
+COMPARED_SCORES = ("confidence", "agreement", "similarity", "novelty")
 CONFIDENT_MARGIN = 0.10
 
 

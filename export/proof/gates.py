@@ -20,7 +20,8 @@ class Gates:
     equal_clear_labels: float
     """The same over pixels whose two best probabilities differ by more than 0.10."""
     probability: float | None
-    """Largest difference of ``confidence`` and, where labels are equal, ``agreement`` (both in [0, 1])."""
+    """Largest difference of ``confidence``, ``novelty`` and, where labels are equal, ``agreement`` (all in
+    [0, 1])."""
     explained: bool
     """Every differing label must be a near tie of the reference: margin within two tolerances."""
     miou_drop: float | None

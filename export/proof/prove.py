@@ -30,7 +30,7 @@ from protoseg.errors import ExportError
 from protoseg.manifest import ArtifactFile, Head, Manifest, ParityCase, ParityReport
 
 Compute = Callable[[NDArray[np.uint8]], dict[str, Array]]
-COMPARED_OUTPUTS = ("labels", "confidence", "agreement", "similarity")
+COMPARED_OUTPUTS = ("labels", "confidence", "agreement", "similarity", "novelty")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class TorchRunner:
 
     @torch.no_grad()
     def __call__(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """(B, C, H, W) uint8 -> labels, confidence, agreement, similarity and the scores of both heads.
+        """(B, C, H, W) uint8 -> labels, confidence, agreement, similarity, novelty and the heads' scores.
 
         Without prototypes there are no agreement (it would be the confidence), no similarity and no
         prototype scores.
@@ -62,6 +62,9 @@ class TorchRunner:
             "prototype_logits": prototype,
             "prototype_logits_stride": prototype_low,
         }
+        if self.segmenter.novelty is not None:
+            novelty = self.segmenter.novelty(output.stage, linear_low)
+            result["novelty"] = network.upsample(novelty, height, width)[:, 0]
         if not self.has_prototypes:
             without = ("prototype", "agreement", "similarity")
             result = {k: v for k, v in result.items() if not k.startswith(without)}

@@ -36,6 +36,7 @@ _GROUPS = {
         ("suggest", "protoseg.suggest.__main__", "which images to label next"),
         ("adapt", "protoseg.adapt.__main__", "add, mend, merge, remove or rename a class, without training"),
         ("explain", "protoseg.explain.__main__", "the training patches that each prototype stands for"),
+        ("novelty", "protoseg.novelty.__main__", "tell pixels that are unlike everything labelled"),
     ],
     "export": [
         ("export", "export.onnx", "a checkpoint -> a proven ONNX bundle in runs/NAME/bundle"),

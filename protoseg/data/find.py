@@ -20,6 +20,8 @@ RESULT_FOLDERS = ("masks", "overlays", "confidence", "disagreement")
 """Folders of pictures that ``protoseg.predict`` makes; what is in them is no input."""
 EXPLAIN_FOLDER = "explain"
 """The same of ``protoseg.predict --explain``."""
+NOVELTY = "novelty"
+"""Likewise, of checkpoints that tell novelty."""
 _PROBED_LINES = 20
 
 
@@ -55,7 +57,7 @@ def find_images(inputs: Sequence[Path], out: Path) -> Found:
         DataError: If an input does not exist or there is no image at all.
     """
     found = Found()
-    results = [(out / part).resolve() for part in (*RESULT_FOLDERS, EXPLAIN_FOLDER)]
+    results = [(out / part).resolve() for part in (*RESULT_FOLDERS, EXPLAIN_FOLDER, NOVELTY)]
     for path in inputs:
         if path.is_dir():
             root = path.resolve()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from protoseg.config.sections import ModelConfig, PrototypeConfig
 from protoseg.models.decoders import build_backbone, conv_bn_relu
 from protoseg.models.encoders import normalization
+from protoseg.models.novelty import NoveltyHead
 from protoseg.models.prototypes import PrototypeBank
 
 AUX_STAGE = -2  # the third of four
@@ -31,6 +32,8 @@ class NetworkOutput(NamedTuple):
     """(B, C, Y, X) scores of the linear head."""
     aux_logits: Tensor | None
     """(B, C, y, x) scores of the auxiliary head in training, or None."""
+    stage: Tensor | None = None
+    """(B, D', y, x) the encoder's last stage, where novelty is asked for."""
 
 
 class SegmenterOutput(NamedTuple):
@@ -91,6 +94,7 @@ class SegmentationNetwork(nn.Module):
             else None
         )
         self.detach_prototypes = prototypes.detach
+        self.gives_stage = False
         self.freeze_bn = config.freeze_bn
         self.freeze_encoder = config.freeze_encoder
         if config.bn_momentum is not None:
@@ -151,7 +155,8 @@ class SegmentationNetwork(nn.Module):
             projected = F.interpolate(
                 projected, size=features.shape[-2:], mode="bilinear", align_corners=False
             )
-        return NetworkOutput(projected, self.linear_head(features), aux)
+        stage = stages[-1] if self.gives_stage else None
+        return NetworkOutput(projected, self.linear_head(features), aux, stage)
 
     def upsample(self, low: Tensor, height: int, width: int) -> Tensor:
         """Scores at the decoder's stride -> scores of the (unpadded) image, bilinear."""
@@ -170,15 +175,28 @@ class Segmenter(nn.Module):
     def __init__(self, network: SegmentationNetwork, bank: PrototypeBank) -> None:
         super().__init__()
         self.network, self.bank = network, bank
+        self.novelty: NoveltyHead | None = None
+
+    def use_novelty(self, head: NoveltyHead | None) -> None:
+        """Tell novelty beside the scores from now on; None: no longer."""
+        self.novelty, self.network.gives_stage = head, head is not None
 
     def forward(self, image: Tensor) -> SegmenterOutput:
         """(B, C_in, H, W) uint8 or float in [0, 255] -> scores of both heads at that size."""
+        return self.with_novelty(image)[0]
+
+    def with_novelty(self, image: Tensor) -> tuple[SegmenterOutput, Tensor | None]:
+        """As ``forward``, with novelty (B, 1, H, W) in [0, 1] from the same pass; None where not fitted."""
         height, width = image.shape[-2:]
         output = self.network(image)
-        return SegmenterOutput(
-            self.network.upsample(output.linear_logits.float(), height, width),
+        linear = output.linear_logits.float()
+        scores = SegmenterOutput(
+            self.network.upsample(linear, height, width),
             self.network.upsample(self.bank.dense_logits(output.features), height, width),
         )
+        if self.novelty is None:
+            return scores, None
+        return scores, self.network.upsample(self.novelty(output.stage, linear), height, width)
 
 
 def _linear_head(config: ModelConfig, width: int, num_classes: int) -> nn.Sequential:

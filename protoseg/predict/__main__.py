@@ -7,6 +7,8 @@ For each image, upright as its EXIF says and at its own size:
 * ``OUT/confidence/NAME.png``: probability of the predicted class, 0 to 255;
 * ``OUT/disagreement/NAME.png``: how little the linear head believes the mask, whichever head made it, 0 to
   255: bright where the mask may be wrong;
+* ``OUT/novelty/NAME.png``, once ``protoseg novelty`` was run: how unlike everything labelled a pixel is, 0 to
+  255; from 128 on it is called novel;
 * with ``--soft``, ``OUT/soft/NAME.npz``: the probability of each class at the working size, as bytes, for
   ``pseudo_labels.folder`` of a training;
 * with ``--explain``, ``OUT/explain/NAME.json``: for each region its class, the prototype that it resembles
@@ -30,7 +32,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from protoseg.checkpoint import load_checkpoint
-from protoseg.data.find import EXPLAIN_FOLDER, find_images
+from protoseg.data.find import EXPLAIN_FOLDER, NOVELTY, find_images
 from protoseg.errors import UserError, guarded
 from protoseg.inference import HEADS, HeadName, usable_device
 from protoseg.predict.images import PARTS, SOFT, predict_files
@@ -61,6 +63,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     for part in PARTS[1:]:
         add(f"--no-{part.removesuffix('s')}", action="store_true", help=f"do not write OUT/{part}")
+    add(
+        "--no-novelty",
+        action="store_true",
+        help="do not write OUT/novelty (written if `protoseg novelty` was run)",
+    )
     add("--no-legend", action="store_true", help="overlays of exactly the image's size, without the legend "
         "below")  # fmt: skip
     add("--soft", action="store_true", help="write OUT/soft too, probabilities of all classes "
@@ -90,6 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
     for text in found.remarks:
         sys.stderr.write(f"note: {text}\n")
     parts = [part for part in PARTS if not getattr(arguments, f"no_{part.removesuffix('s')}", False)]
+    if segmenter.novelty is not None and not arguments.no_novelty:
+        parts.append(NOVELTY)
     parts += [SOFT] if arguments.soft else []
     explainer = Explainer.of(checkpoint) if arguments.explain else None
     device = usable_device(arguments.device) if arguments.device else PartialState().device

@@ -23,7 +23,7 @@ from protoseg.method.pseudo_labels import fuse, label_probability
 from protoseg.models.segmenter import Segmenter
 from protoseg.predict.reasons import Explainer
 from protoseg.predict.table import ResultTable, part_file
-from protoseg.predict.write import save_part
+from protoseg.predict.write import novel_share, save_part
 
 DEFAULT_HEAD: HeadName = "linear"
 PARTS = RESULT_FOLDERS
@@ -41,6 +41,8 @@ class Prediction:
     """(H, W) probability of the label in [0, 1]."""
     label_probability: NDArray[np.float32]
     """(H, W) probability that the linear head gives to the label, in [0, 1]: low where it may be wrong."""
+    novelty: NDArray[np.float32] | None = None
+    """(H, W) in [0, 1], novel from 0.5 on; None where nothing was fitted."""
 
 
 def predict_image(
@@ -82,8 +84,9 @@ def predict_image(
         label, confidence = score(logits, head)
         believed = label_probability(logits.linear, label)
     return Prediction(
-        label[0].cpu().numpy().astype(np.uint8), confidence[0].cpu().numpy(), believed[0].cpu().numpy()
-    )
+        label[0].cpu().numpy().astype(np.uint8), confidence[0].cpu().numpy(), believed[0].cpu().numpy(),
+        None if logits.novelty is None else logits.novelty[0, 0].cpu().numpy(),
+    )  # fmt: skip
 
 
 def soft_labels(
@@ -146,11 +149,12 @@ def predict_files(
                     continue
                 save_part(out / part_file(part, name), part, prediction.labels, info.classes, legend=legend,
                           image=image, confidence=prediction.confidence,
-                          label_probability=prediction.label_probability)  # fmt: skip
+                          label_probability=prediction.label_probability,
+                          novelty=prediction.novelty)  # fmt: skip
             if explainer is not None:
                 explainer.write(out / EXPLAIN_FOLDER / name, item.name, segmenter, info, image,
                                 prediction.labels, head)  # fmt: skip
-            table.done(name, parts, head, info.name, info.step)
+            table.done(name, parts, head, info.name, info.step, novel_share(prediction.novelty))
             yield item.path, None
     finally:
         table.write()

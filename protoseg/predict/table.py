@@ -8,13 +8,14 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from protoseg.data.find import RESULT_FOLDERS, FoundImage
+from protoseg.data.find import NOVELTY, RESULT_FOLDERS, FoundImage
 from protoseg.data.images import write_text
 from protoseg.data.names import plain
 from protoseg.errors import DataError
 
 TABLE_NAME = "predictions.csv"
-COLUMNS = ("input", "name", *RESULT_FOLDERS, "head", "run", "step")
+NOVEL_SHARE = "novel_share"
+COLUMNS = ("input", "name", *RESULT_FOLDERS, "head", "run", "step", NOVELTY, NOVEL_SHARE)
 Row = dict[str, str]
 
 
@@ -98,9 +99,17 @@ class ResultTable:
         return names
 
     def _exists(self, name: str) -> bool:
-        return any((self.out / part_file(part, name)).exists() for part in RESULT_FOLDERS)
+        return any((self.out / part_file(part, name)).exists() for part in (*RESULT_FOLDERS, NOVELTY))
 
-    def done(self, name: str, parts: Sequence[str], head: str, run: str, step: int | str) -> None:
+    def done(
+        self,
+        name: str,
+        parts: Sequence[str],
+        head: str,
+        run: str,
+        step: int | str,
+        novel_share: float | None = None,
+    ) -> None:
         """Note the results that were written under a reserved name.
 
         Args:
@@ -109,11 +118,13 @@ class ResultTable:
             head: Head that labelled.
             run: Name of the run that trained the network.
             step: Its optimiser step, or the version of its bundle.
+            novel_share: Share of novel pixels, where there is a map of novelty.
         """
         key = self._keys[name]
-        files = {part: part_file(part, name) if part in parts else "" for part in RESULT_FOLDERS}
+        files = {part: part_file(part, name) if part in parts else "" for part in (*RESULT_FOLDERS, NOVELTY)}
         self.changed[key] = {
             "input": key, "name": name, **files, "head": head, "run": run, "step": str(step),
+            NOVEL_SHARE: "" if novel_share is None else f"{novel_share:.4f}",
         }  # fmt: skip
 
     def write(self) -> None:

@@ -13,7 +13,7 @@ from protoseg.data.images import save_image, save_mask, save_whole
 from protoseg.draw.colours import overlay_picture
 from protoseg.draw.tiles import with_legend
 from protoseg.errors import DataError
-from protoseg.manifest import ClassInfo
+from protoseg.manifest import NOVEL, ClassInfo
 
 Scores = NDArray[np.float32] | None
 
@@ -28,18 +28,20 @@ def save_part(
     image: NDArray[np.uint8] | None = None,
     confidence: Scores = None,
     label_probability: Scores = None,
+    novelty: Scores = None,
 ) -> None:
     """Write one of the pictures, whole or not at all; its folder is made.
 
     Args:
         path: The file.
-        part: ``masks``, ``overlays``, ``confidence`` or ``disagreement``.
+        part: ``masks``, ``overlays``, ``confidence``, ``disagreement`` or ``novelty``.
         labels: (H, W) class ids.
         classes: Names and colours by id.
         legend: Name the colours below an overlay.
         image: (H, W, C), for an overlay.
         confidence: (H, W) in [0, 1], for that picture.
         label_probability: (H, W) in [0, 1], for the disagreement.
+        novelty: (H, W) in [0, 1], for that picture.
 
     Raises:
         DataError: If it cannot be written.
@@ -56,9 +58,14 @@ def save_part(
         overlay = Image.fromarray(overlay_picture(image, labels, colors))
         save_whole(path, with_legend(overlay, labels, classes) if legend else overlay)
     else:
-        scores = confidence if part == "confidence" else label_probability
+        scores = {"confidence": confidence, "novelty": novelty}.get(part, label_probability)
         assert scores is not None
-        save_image(path, to_grey(scores if part == "confidence" else 1 - scores))
+        save_image(path, to_grey(1 - scores if part == "disagreement" else scores))
+
+
+def novel_share(novelty: Scores) -> float | None:
+    """Share of the pixels that are called novel; None without scores."""
+    return None if novelty is None else float((novelty >= NOVEL).mean())
 
 
 def to_grey(values: NDArray[np.float32]) -> NDArray[np.uint8]:

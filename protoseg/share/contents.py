@@ -184,11 +184,13 @@ def _json(value: Any) -> str:
 
 
 def _add_checkpoint(shared: Shared, folder: Path, student: bool) -> None:
-    from protoseg.checkpoint import INFO_NAME, STUDENT_NAME, WEIGHTS_NAME
+    from protoseg.checkpoint import INFO_NAME, NOVELTY_NAME, STUDENT_NAME, WEIGHTS_NAME
 
     shared.add_text(f"checkpoint/{INFO_NAME}", folder / INFO_NAME, json.loads, _json)
     for name in (WEIGHTS_NAME, STUDENT_NAME) if student else (WEIGHTS_NAME,):
         shared.files[f"checkpoint/{name}"] = folder / name
+    if (folder / NOVELTY_NAME).is_file():
+        shared.files[f"checkpoint/{NOVELTY_NAME}"] = folder / NOVELTY_NAME
 
 
 def _add_bundle(shared: Shared, folder: Path, manifest: Manifest) -> None:

@@ -54,10 +54,10 @@ class Options(Section):
     """What a client wants to know about an image."""
 
     output: Literal[
-        "mask", "json", "rle", "polygons", "overlay", "confidence", "agreement", "explain", "hf"
-    ] = "mask"
+        "mask", "json", "rle", "polygons", "overlay", "confidence", "agreement", "novelty", "explain", "hf"
+    ] = "mask"  # fmt: skip
     """What to answer with; without it the Accept header chooses. ``agreement`` is the linear head's
-    probability of the label."""
+    probability of the label, ``novelty`` how unlike everything labelled a pixel is (novel from 128 on)."""
     size: Literal["original", "model"] = "original"
     """Maps at the image's own or the network's size."""
     classes: Annotated[
@@ -105,6 +105,11 @@ class Options(Section):
     def needs_label_probability(self) -> bool:
         """Whether the answer tells the linear head's probability of the label."""
         return self.output in ("json", "rle", "polygons", "agreement")
+
+    @property
+    def needs_novelty(self) -> bool:
+        """Whether the answer tells novelty."""
+        return self.output in ("json", "rle", "polygons", "novelty")
 
 
 def output_for(accept: str) -> str:

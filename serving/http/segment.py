@@ -57,6 +57,7 @@ def _predict(
             confidence=options.needs_confidence or sampled,
             label_probability=options.needs_label_probability or state.keeper is not None or sampled,
             nearest=options.output == "explain",
+            novelty=options.needs_novelty or sampled,
             tile=options.tile in ("1", "true"),
             at_model_size=options.size == "model",
             deadline=request.deadline,
@@ -65,6 +66,7 @@ def _predict(
     mean = result.mean_label_probability
     pixels = class_pixels(result.labels, len(model.manifest.classes))
     metrics().observe_prediction(model.manifest, pixels, result.confidence, mean)
+    metrics().observe_novelty(result.novelty)
     if mean is not None:
         request.facts["agreement"] = round(mean, 4)
     return result
@@ -101,7 +103,8 @@ def _encode(model: Model, image: Pixels, result: Prediction, options: Options) -
             raise ServingError(422, "bad_parameter", "overlay is drawn at size=original only")
         jpeg = encode_overlay(image, result.labels, model.palette, options.alpha, options.classes)
         return jpeg, "image/jpeg"
-    scores = result.confidence if options.output == "confidence" else result.label_probability
+    maps = {"confidence": result.confidence, "novelty": result.novelty}
+    scores = maps.get(options.output, result.label_probability)
     if scores is None:
         raise _missing(options.output)
     return encode_png(scores_to_bytes(scores)), "image/png"
@@ -139,6 +142,7 @@ def _records(model: Model, result: Prediction, options: Options, request: Reques
         "classes": records,
         "mean_confidence": None if result.confidence is None else round(float(result.confidence.mean()), 4),
         "mean_agreement": None if mean is None else round(mean, 4),
+        **({} if result.novel_share is None else {"novel_share": round(result.novel_share, 4)}),
         "tiles": result.tiles,
         "upsampling": model.upsampling,
     }
@@ -168,6 +172,8 @@ def _read(incoming: Incoming, model: Model, accept: str, max_files: int) -> tupl
         raise _missing("agreement")
     if options.output == "explain" and model.atlas is None:
         raise ServingError(422, "bad_output", NOT_EXPLAINED)
+    if options.output == "novelty" and not model.has_novelty:
+        raise _missing("novelty")
     return files, options
 
 

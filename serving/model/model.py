@@ -13,7 +13,7 @@ from protoseg.explain.reasons import Nearest, nearest_cells
 from serving.errors import ServingError
 from serving.model.batching import MicroBatcher, Result
 from serving.model.bundle import Bundle, read_bundle_atlas
-from serving.model.network import LABEL_PROBABILITY, Network
+from serving.model.network import LABEL_PROBABILITY, NOVELTY, Network
 from serving.model.pack import pack, pad
 from serving.model.prediction import Prediction
 from serving.model.tiles import predict_tiles
@@ -25,7 +25,7 @@ from serving.settings import Settings
 
 _MIN_TILE = 512
 _EXPLAINING = frozenset({"prototype", "similarity"})
-_FULL_SIZE = frozenset({"labels", "confidence", LABEL_PROBABILITY, "logits"})
+_FULL_SIZE = frozenset({"labels", "confidence", LABEL_PROBABILITY, NOVELTY, "logits"})
 
 
 class Model:
@@ -46,6 +46,7 @@ class Model:
         self.has_confidence = bool({"confidence", "logits", "logits_stride"} & set(self.outputs))
         self.has_label_probability = LABEL_PROBABILITY in self.outputs
         self.atlas = read_bundle_atlas(bundle) if set(self.outputs) >= _EXPLAINING else None
+        self.has_novelty = NOVELTY in self.outputs
         self.upsampling = "logits" if {"logits", "logits_stride"} & set(self.outputs) else "nearest"
         # outside the graph the argmax is cheaper on a CPU, unless a cut already leaves it labels only
         self.can_fuse = not network.on_gpu and "logits_stride" in (network.cut_outputs or self.outputs)
@@ -93,6 +94,7 @@ class Model:
         confidence: bool = False,
         label_probability: bool = False,
         nearest: bool = False,
+        novelty: bool = False,
         tile: bool = False,
         at_model_size: bool = False,
         deadline: float = float("inf"),
@@ -106,6 +108,7 @@ class Model:
             label_probability: Give the linear head's probability of the label too, where the graph can.
             nearest: Give the nearest prototypes too; the graph must have them, and the image goes through it
                 at once.
+            novelty: Give novelty too, where the graph can.
             tile: Leave the image at its own size and compute it in overlapping tiles.
             at_model_size: Give maps at the working size instead of the image's own.
             deadline: ``time.monotonic()`` that waiting in a batch respects.
@@ -116,6 +119,7 @@ class Model:
         """
         confidence = confidence and self.has_confidence
         label_probability = label_probability and self.has_label_probability
+        novelty = novelty and self.has_novelty
         working = image if tile else resize(image, self.manifest.input.resize)
         size = working.shape[:2] if at_model_size else image.shape[:2]
         height, width = working.shape[:2]
@@ -127,7 +131,7 @@ class Model:
         if not too_large and not (tile and larger):
             return self.predict_whole(
                 working, size, confidence=confidence, label_probability=label_probability, nearest=nearest,
-                deadline=deadline,
+                novelty=novelty, deadline=deadline,
             ).resized(size)  # fmt: skip
         if nearest:
             most = math.prod(window) if self.static_size else self._settings.max_network_pixels
@@ -138,6 +142,7 @@ class Model:
             )  # fmt: skip
         names = {"logits"} if "logits" in self.outputs else {"labels", "confidence"} & set(self.outputs)
         names |= {LABEL_PROBABILITY} if label_probability else set()
+        names |= {NOVELTY} if novelty else set()
 
         def forward(tile: Pixels) -> Result:
             alive()
@@ -145,7 +150,7 @@ class Model:
 
         return predict_tiles(
             working, window, len(self.manifest.classes), forward,
-            confidence=confidence, label_probability=label_probability,
+            confidence=confidence, label_probability=label_probability, novelty=novelty,
         ).resized(size)  # fmt: skip
 
     def predict_whole(
@@ -156,6 +161,7 @@ class Model:
         confidence: bool = False,
         label_probability: bool = False,
         nearest: bool = False,
+        novelty: bool = False,
         deadline: float = float("inf"),
     ) -> Prediction:
         """Segment an image of the working size at once.
@@ -166,6 +172,7 @@ class Model:
             confidence: Give the largest probability; the graph must have what it takes.
             label_probability: Give that output of the graph; it must have it.
             nearest: Give the nearest prototypes; likewise.
+            novelty: Likewise.
             deadline: See ``predict``.
         """
         has = set(self.outputs)
@@ -177,6 +184,7 @@ class Model:
             names |= {"confidence"} if "confidence" in has else logits
         names |= {LABEL_PROBABILITY} if label_probability else set()
         names |= _EXPLAINING if nearest else set()
+        names |= {NOVELTY} if novelty else set()
         out = self._forward(working, frozenset(names), deadline)
         labels, scores = out.get("labels"), out.get("confidence")
         if not from_graph or (confidence and scores is None):
@@ -188,6 +196,7 @@ class Model:
             scores,
             out.get(LABEL_PROBABILITY),
             nearest=self._nearest(out, working) if nearest else None,
+            novelty=out.get(NOVELTY),
         )
 
     def _nearest(self, out: Result, working: Pixels) -> Nearest:

@@ -17,6 +17,7 @@ from serving.settings import Settings
 # the output on the wire: the linear head's probability of the label that the bundle's head gives a pixel
 LABEL_PROBABILITY = "agreement"
 CPU_PROVIDERS = ("cpu", *OPENVINO)
+NOVELTY = "novelty"
 
 
 class Network:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from protoseg.explain.reasons import Nearest
+from protoseg.manifest import NOVEL
 from serving.pixels.maps import Labels, Scores
 
 
@@ -26,11 +27,18 @@ class Prediction:
     """Tiles computed; 1 when the image went through at once."""
     nearest: Nearest | None = None
     """The nearest prototypes by cell of the feature map, when asked for."""
+    novelty: Scores | None = None
+    """``(H, W)`` in [0, 1], novel from 0.5 on, when asked for and in the graph."""
 
     @property
     def mean_label_probability(self) -> float | None:
         """Mean over the image."""
         return None if self.label_probability is None else float(self.label_probability.mean())
+
+    @property
+    def novel_share(self) -> float | None:
+        """Share of novel pixels."""
+        return None if self.novelty is None else float((self.novelty >= NOVEL).mean())
 
     def resized(self, size: tuple[int, int]) -> Prediction:
         """The maps at (height, width): labels by nearest neighbour, scores bilinearly."""
@@ -41,6 +49,7 @@ class Prediction:
         return Prediction(
             labels, _resize(self.confidence, size), _resize(self.label_probability, size), self.tiles,
             self.nearest,
+            _resize(self.novelty, size),
         )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from serving.model.batching import Result
-from serving.model.network import LABEL_PROBABILITY
+from serving.model.network import LABEL_PROBABILITY, NOVELTY
 from serving.model.prediction import Prediction
 from serving.model.upsample import softmax
 from serving.pixels.decode import Pixels
@@ -116,6 +116,7 @@ def predict_tiles(
     *,
     confidence: bool,
     label_probability: bool,
+    novelty: bool = False,
 ) -> Prediction:
     """Segment an image tile by tile.
 
@@ -124,15 +125,18 @@ def predict_tiles(
         window: (height, width) of a tile.
         classes: Classes of the network.
         forward: The network's outputs for a tile: ``logits``, or else ``labels`` (and ``confidence``) as
-            votes; with ``label_probability`` that one too.
+            votes; with ``label_probability`` or ``novelty`` those too.
         confidence: Give the largest blended probability.
         label_probability: Give the blended probability of the label.
+        novelty: Give the blended novelty.
     """
     height, width = image.shape[:2]
     rows, columns = spans(height, window[0]), spans(width, window[1])
     labels = np.empty((height, width), np.uint8)
     best = np.empty((height, width), np.float32) if confidence else None
-    linear = np.empty((height, width), np.float32) if label_probability else None
+    # maps that are blended as they are, behind the classes
+    names = [name for name, wanted in ((LABEL_PROBABILITY, label_probability), (NOVELTY, novelty)) if wanted]
+    maps = {name: np.empty((height, width), np.float32) for name in names}
 
     def scores(row: Span, column: Span) -> Scores:
         tile = np.ascontiguousarray(image[row.start : row.stop, column.start : column.stop])
@@ -143,15 +147,16 @@ def predict_tiles(
             probs = np.zeros((classes, *tile.shape[:2]), np.float32)
             votes = np.broadcast_to(out.get("confidence", np.float32(1)), tile.shape[:2])[None]
             np.put_along_axis(probs, out["labels"][None].astype(np.intp), votes, axis=0)
-        return np.concatenate([probs, out[LABEL_PROBABILITY][None]]) if label_probability else probs
+        return np.concatenate([probs, *(out[name][None] for name in names)]) if names else probs
 
     def finish(top: int, left: int, block: Scores) -> None:
         place = (slice(top, top + block.shape[1]), slice(left, left + block.shape[2]))
         labels[place] = block[:classes].argmax(axis=0)
         if best is not None:
             best[place] = block[:classes].max(axis=0)
-        if linear is not None:
-            linear[place] = block[classes]
+        for plane, name in enumerate(names, start=classes):
+            maps[name][place] = block[plane]
 
     blend(rows, columns, scores, finish)
-    return Prediction(labels, best, linear, len(rows) * len(columns))
+    tiles = len(rows) * len(columns)
+    return Prediction(labels, best, maps.get(LABEL_PROBABILITY), tiles, maps.get(NOVELTY))

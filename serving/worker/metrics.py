@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from protoseg.manifest import Manifest
+from protoseg.manifest import NOVEL, Manifest
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _BINS = 10
@@ -48,6 +48,13 @@ class Metrics:
             "protoseg_agreement", "Mean probability that the linear head gives to the labels of an image",
             buckets=tuple(round(i / _BINS, 1) for i in range(1, _BINS + 1)),
         )  # fmt: skip
+        self.novel_pixels = Counter(
+            "protoseg_novel_pixels", "Pixels by whether they are unlike everything labelled", ["novel"]
+        )
+        self.baseline_novel = Gauge(
+            "protoseg_baseline_novel_fraction", "Share of novel pixels over training images",
+            multiprocess_mode="livemax",
+        )  # fmt: skip
         self.baseline_class = Gauge(
             "protoseg_baseline_class_fraction", "Share of a class over training images",
             ["class_name"], multiprocess_mode="livemax",
@@ -77,6 +84,8 @@ class Metrics:
         self.model.labels(*self._served).set(1)
         if manifest.baseline is None:
             return
+        if manifest.baseline.novel_fraction is not None:
+            self.baseline_novel.set(manifest.baseline.novel_fraction)
         for item, share in zip(manifest.classes, manifest.baseline.class_fractions, strict=False):
             self.baseline_class.labels(item.name).set(share)
         for index, share in enumerate(manifest.baseline.confidence_histogram):
@@ -103,6 +112,13 @@ class Metrics:
                 self.confidence_pixels.labels(_bin(index)).inc(int(shares[index]) * step)
         if label_probability is not None:
             self.agreement.observe(label_probability)
+
+    def observe_novelty(self, novelty: NDArray[np.float32] | None) -> None:
+        """Count novel pixels and the others of an image whose novelty was computed."""
+        if novelty is not None:
+            novel = int((novelty >= NOVEL).sum())
+            self.novel_pixels.labels("yes").inc(novel)
+            self.novel_pixels.labels("no").inc(novelty.size - novel)
 
 
 def _bin(index: int) -> str:

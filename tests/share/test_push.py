@@ -76,6 +76,12 @@ def test_training_patches_of_a_bundle_go_along_and_are_told(tmp_path: Path) -> N
     assert set(shared.images) == {"bundle/samples/0.png", *strips}
 
 
+def test_what_was_fitted_to_the_weights_goes_with_them(run: Path, hub: Hub) -> None:
+    (run / "checkpoint" / "novelty.safetensors").write_bytes(b"fitted")
+    pushed(run)
+    assert hub.files("me/cracks")["checkpoint/novelty.safetensors"] == b"fitted"
+
+
 def test_a_later_model_takes_the_place_of_the_earlier_one(run: Path, hub: Hub) -> None:
     pushed(run, "--student")
     assert "checkpoint/student.safetensors" in hub.files("me/cracks")

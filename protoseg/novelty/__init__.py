@@ -1,0 +1,1 @@
+"""What a network was never shown: the command is ``python -m protoseg.novelty``."""
