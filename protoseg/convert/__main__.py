@@ -114,8 +114,11 @@ def _describe(result: Conversion, out: Path) -> list[str]:
         f"{'id':>3}  {'class':<24} {'in source':>9} {'images':>7} {'pixels':>7}",
     ]
     total = max(1, sum(result.pixels))
-    for i, name in enumerate(result.table.names):
-        number = result.export.source_ids.get(name, "added" if i == 0 and result.export.instances else "")
+    names = result.table.names
+    for i, name in enumerate(names):
+        number = result.export.source_ids.get(
+            name, "" if name in (result.export.classes or names) else "added"
+        )
         share = f"{100 * result.pixels[i] / total:.1f}%"
         lines.append(f"{i:>3}  {name:<24} {number:>9} {result.images_with[i]:>7} {share:>7}")
     lines.append(f"255  {'(ignored)':<24} {'':>9} {'':>7} {100 * result.pixels[-1] / total:>6.1f}%")
