@@ -1,4 +1,4 @@
-"""Writes drafts in an annotation tool's format: options of the commands that do, and the one call behind them."""
+"""Writes drafts in a tool's format: options of the commands that do, and the one call behind them."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "moved for fewer points; 0: exact (default: %(default)s)")  # fmt: skip
     add("--image-url", default=LOCAL_FILES, metavar="PREFIX", help="Label Studio: what stands before an "
         "image's path in its address (default: %(default)s)")  # fmt: skip
-    add("--document-root", type=Path, metavar="DIR", help="Label Studio: folder that these paths begin below, "
-        "its LOCAL_FILES_DOCUMENT_ROOT (default: the one above the folder of all images)")  # fmt: skip
+    add("--document-root", type=Path, metavar="DIR", help="Label Studio: folder that these paths begin "
+        "below, its LOCAL_FILES_DOCUMENT_ROOT (default: the one above the folder of all images)")  # fmt: skip
 
 
 def options_of(arguments: argparse.Namespace, classes: Sequence[ClassInfo]) -> Options | None:

@@ -10,8 +10,8 @@ For each image, upright as its EXIF says and at its own size:
 * with ``--soft``, ``OUT/soft/NAME.npz``: the probability of each class at the working size, as bytes, for
   ``pseudo_labels.folder`` of a training.
 
-With ``--format`` it also writes drafts for an annotation tool, of all images in ``OUT/predictions.csv`` that this
-checkpoint predicted: ``OUT/label-studio``, ``OUT/cvat.zip``, ``OUT/coco.json`` or ``OUT/labelme``.
+With ``--format`` it also writes drafts for an annotation tool, of all images in ``OUT/predictions.csv`` that
+this checkpoint predicted: ``OUT/label-studio``, ``OUT/cvat.zip``, ``OUT/coco.json`` or ``OUT/labelme``.
 
 ``NAME`` is the image's path below the folder that was given, without its suffix. ``OUT/predictions.csv`` says
 which result is whose; a later call replaces results of the same image only.

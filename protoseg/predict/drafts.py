@@ -46,7 +46,7 @@ class Drafted:
             else:
                 found.rows[image] = row
         if others:
-            found.left_out.append(f"{others} results of other runs or steps are in {out}; no drafts of them")
+            found.left_out.append(f"{others} results of other runs or steps are in {out}: no drafts")
         if gone:
             found.left_out.append(
                 f"{gone} images of earlier calls, or their masks, are gone; no drafts of them"

@@ -76,7 +76,7 @@ def interface(classes: Sequence[ClassInfo]) -> str:
     )
     names = Controls()
     return (
-        f'<View>\n  <Image name="{names.to_name}" value="${names.image_key}" zoom="true" zoomControl="true"/>\n'
+        f'<View>\n  <Image name="{names.to_name}" value="${names.image_key}" zoom="true"/>\n'
         f'  <BrushLabels name="{names.from_name}" toName="{names.to_name}">\n{labels}\n  </BrushLabels>\n'
         "</View>\n"
     )

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -105,7 +106,7 @@ def polygons(labels: Labels, simplify: float = 0.0) -> list[tuple[int, Ring]]:
     # a region is smaller than the outline of the one whose hole it lies in
     found.sort(key=lambda item: -item[0])
     drawn = []
-    for _area_, index, ring in found:
+    for _, index, ring in found:
         points = _simplified(ring, simplify)
         if len(points) >= 3:
             drawn.append((index, points))
@@ -118,7 +119,7 @@ def _outlines(mask: NDArray[np.bool_]) -> Iterator[tuple[Ring, list[Ring]]]:
     generator = contourpy.contour_generator(z=padded, fill_type=contourpy.FillType.OuterOffset)
     for points, offsets in zip(*generator.filled(0.5, 2.0), strict=True):
         # the centre of the padded picture's first pixel lies at -0.5
-        rings = [points[a : b - 1] - 0.5 for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        rings = [points[a : b - 1] - 0.5 for a, b in pairwise(offsets)]
         yield rings[0], rings[1:]
 
 
