@@ -134,9 +134,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m serving.label_studio",
         description="Answer Label Studio's requests for predictions from the service or a bundle, and start "
         "a training when it asks for one.",
-        epilog="Environment: LABEL_STUDIO_API_KEY, an access token of Label Studio, with which images are "
-        "fetched; PROTOSEG_API_KEY, a key of the service; BASIC_AUTH_USER and BASIC_AUTH_PASS, which are then "
-        "asked for.",
+        epilog="Environment: LABEL_STUDIO_API_KEY, an access token of Label Studio, with which it fetches "
+        "images; PROTOSEG_API_KEY, a key of the service; BASIC_AUTH_USER and BASIC_AUTH_PASS, which it then "
+        "asks for.",
     )
     add = parser.add_argument
     add(

@@ -102,7 +102,7 @@ def version_of(info: ModelInfo) -> str:
 
 
 def build_app(backend: Backend) -> Starlette:
-    """The backend's application: ``/``, ``/health``, ``/setup``, ``/predict``, ``/webhook``."""
+    """The backend's application: ``/``, ``/health``, ``/setup``, ``/predict``, ``/webhook``, ``/train``."""
 
     async def health(_request: Request) -> Response:
         info = await run_in_threadpool(backend.model.info)
@@ -128,18 +128,21 @@ def build_app(backend: Backend) -> Starlette:
                 results.append(await run_in_threadpool(backend.predict, task, interface))
             except UserError as error:
                 logger.error("task %s: %s", task.get("id"), error)
-                # one bad image must not cost the others their predictions
+                # one bad image must not cost the others their predictions; an answer without a result is
+                # logged there and asked for again, where an empty one would be kept
                 if len(tasks) == 1:
                     raise
-                results.append({"result": [], "score": 0.0, "model_version": version_of(info)})
+                results.append({"error": str(error)})
         return JSONResponse({"results": results})
 
-    async def webhook(request: Request) -> Response:
+    async def train(request: Request) -> Response:
         body = await _read(request)
-        if body.get("action") != "START_TRAINING":
+        # newer versions tell of a training as of other events
+        if request.url.path == "/webhook" and body.get("action") != "START_TRAINING":
             return JSONResponse({"status": "ignored"})
         project = body.get("project")
-        number = project.get("id") if isinstance(project, dict) else project
+        # PROJECT.TIME in older versions
+        number = project.get("id") if isinstance(project, dict) else str(project or "").partition(".")[0]
         state = await run_in_threadpool(backend.trainer.start, str(number or ""))
         answer = {"status": state, "detail": _TRAINING_TEXT[state]}
         return JSONResponse(answer, _TRAINING_STATUS[state])
@@ -147,7 +150,7 @@ def build_app(backend: Backend) -> Starlette:
     routes = [
         _route("/", health, "GET", backend), _route("/health", health, "GET", backend),
         _route("/setup", setup, "POST", backend), _route("/predict", predict, "POST", backend),
-        _route("/webhook", webhook, "POST", backend),
+        _route("/webhook", train, "POST", backend), _route("/train", train, "POST", backend),
     ]  # fmt: skip
     return Starlette(routes=routes)
 
