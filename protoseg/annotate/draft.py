@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -86,6 +85,8 @@ class Keep:
             kept[np.isin(kept, sorted(self.skip))] = NOTHING
         if self.min_pixels <= 1 and not self.min_confidence:
             return kept
+        import cv2  # not everything that predicts has it
+
         for index in np.unique(kept).tolist():
             if index == NOTHING:
                 continue

@@ -43,38 +43,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ))  # fmt: skip
     add("--skip", metavar="NAMES", help="classes that are not proposed, split by commas; '' for none "
         "(default: background)")  # fmt: skip
-    add("--min-pixels", type=int, default=0, metavar="N", help="drop regions smaller than this "
-        "(default: %(default)s)")  # fmt: skip
-    add("--min-confidence", type=float, default=0.0, metavar="P", help="drop regions whose mean confidence "
-        "is lower, 0 to 1 (default: %(default)s)")  # fmt: skip
-    add("--simplify", type=float, default=1.0, metavar="PIXELS", help="labelme: how far an outline may be "
-        "moved for fewer points; 0: exact (default: %(default)s)")  # fmt: skip
-    add("--image-url", default=LOCAL_FILES, metavar="PREFIX", help="Label Studio: what stands before an "
-        "image's path in its address (default: %(default)s)")  # fmt: skip
+    add("--min-pixels", type=int, metavar="N", help="drop regions smaller than this (default: 0)")
+    add("--min-confidence", type=float, metavar="P", help="drop regions whose mean confidence is lower, "
+        "0 to 1 (default: 0)")  # fmt: skip
+    add("--simplify", type=float, metavar="PIXELS", help="labelme: how far an outline may be moved for fewer "
+        f"points; 0: exact (default: {Options.simplify:g})")  # fmt: skip
+    add("--image-url", metavar="PREFIX", help="Label Studio: what stands before an image's path in its "
+        f"address (default: {LOCAL_FILES})")  # fmt: skip
     add("--document-root", type=Path, metavar="DIR", help="Label Studio: folder that these paths begin "
         "below, its LOCAL_FILES_DOCUMENT_ROOT (default: the one above the folder of all images)")  # fmt: skip
+
+
+_OF_ONE = {"simplify": "labelme", "image_url": "label-studio", "document_root": "label-studio"}
 
 
 def options_of(arguments: argparse.Namespace, classes: Sequence[ClassInfo]) -> Options | None:
     """Options from a command line; None without ``--format``.
 
     Raises:
-        UserError: If one is out of range, or names no class.
+        UserError: If one is out of range, names no class, or is for another format.
     """
+    for key in ("skip", "min_pixels", "min_confidence", *_OF_ONE):
+        needed = _OF_ONE.get(key, arguments.format)
+        if getattr(arguments, key) is not None and (needed is None or needed != arguments.format):
+            raise UserError(f"--{key.replace('_', '-')} needs --format {needed or '|'.join(FORMATS)}")
     if arguments.format is None:
-        given = {
-            "--skip": arguments.skip, "--min-pixels": arguments.min_pixels,
-            "--min-confidence": arguments.min_confidence, "--document-root": arguments.document_root,
-        }  # fmt: skip
-        ignored = [name for name, value in given.items() if value not in (None, 0)]
-        if ignored:
-            raise UserError(f"{', '.join(ignored)} needs --format ({', '.join(FORMATS)})")
         return None
-    if not arguments.simplify >= 0:
-        raise UserError(f"--simplify must be at least 0, got {arguments.simplify:g}")
-    keep = Keep(skipped_ids(arguments.skip, classes), arguments.min_pixels, arguments.min_confidence)
+    simplify = Options.simplify if arguments.simplify is None else arguments.simplify
+    if not simplify >= 0:
+        raise UserError(f"--simplify must be at least 0, got {simplify:g}")
+    skip = skipped_ids(arguments.skip, classes)
+    keep = Keep(skip, arguments.min_pixels or 0, arguments.min_confidence or 0.0)
     root = None if arguments.document_root is None else arguments.document_root.absolute()
-    return Options(arguments.format, keep, arguments.simplify, arguments.image_url, root)
+    address = LOCAL_FILES if arguments.image_url is None else arguments.image_url
+    return Options(arguments.format, keep, simplify, address, root)
 
 
 def write(

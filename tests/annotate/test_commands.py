@@ -96,7 +96,8 @@ def test_predict_drops_what_was_asked_to_be_dropped(trained, photos, tmp_path):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--min-pixels", "3"], "--min-pixels needs --format (label-studio, cvat, coco, labelme)"),
+        (["--min-pixels", "3"], "--min-pixels needs --format label-studio|cvat|coco|labelme"),
+        (["--format", "coco", "--document-root", "."], "--document-root needs --format label-studio"),
         (["--format", "coco", "--skip", "sky"], "--skip names sky; the classes are class0, class1, class2"),
         (["--format", "coco", "--min-confidence", "50"], "--min-confidence must be in [0, 1], got 50"),
         (["--format", "coco", "--min-confidence", "0.5", "--no-confidence"], "leave out --no-confidence"),

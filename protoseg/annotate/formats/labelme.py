@@ -10,8 +10,6 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import contourpy
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -92,6 +90,8 @@ def polygons(labels: Labels, simplify: float = 0.0) -> list[tuple[int, Ring]]:
         Class id and points ``(N, 2)``, N at least 3, as (x, y), in the order to be drawn; 255 only where it
         covers the hole of another.
     """
+    import cv2  # as in protoseg.annotate.draft
+
     found: list[tuple[float, int, Ring]] = []
     covered = np.zeros(labels.shape, np.uint8)
     present = [index for index in np.unique(labels).tolist() if index != NOTHING]
@@ -115,6 +115,8 @@ def polygons(labels: Labels, simplify: float = 0.0) -> list[tuple[int, Ring]]:
 
 def _outlines(mask: NDArray[np.bool_]) -> Iterator[tuple[Ring, list[Ring]]]:
     """Outer outline and holes of each region; corners lie half way between a pixel in and one out."""
+    import contourpy  # with matplotlib: no other format needs it
+
     padded = np.pad(mask, 1).astype(np.float64)
     generator = contourpy.contour_generator(z=padded, fill_type=contourpy.FillType.OuterOffset)
     for points, offsets in zip(*generator.filled(0.5, 2.0), strict=True):
@@ -130,6 +132,8 @@ def _area(ring: Ring) -> float:
 
 def _simplified(ring: Ring, simplify: float) -> Ring:
     if simplify > 0:
+        import cv2
+
         # in whole numbers of half a pixel, which single precision holds exactly
         moved = cv2.approxPolyDP((ring * 2).astype(np.float32), simplify * 2, True)
         return np.asarray(moved[:, 0] / 2, np.float64)
