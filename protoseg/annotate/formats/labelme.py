@@ -139,4 +139,5 @@ def _simplified(ring: Ring, simplify: float) -> Ring:
         return np.asarray(moved[:, 0] / 2, np.float64)
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     corner = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
-    return ring[corner]
+    corners: Ring = ring[corner]
+    return corners
