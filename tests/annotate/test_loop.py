@@ -107,7 +107,7 @@ def label(folder: Folder) -> int:
     return len(tasks)
 
 
-def wait_until_ready(url: str, service: subprocess.Popen[bytes], seconds: float = 240.0) -> None:
+def wait_until_ready(url: str, service: subprocess.Popen[bytes], seconds: float = 300.0) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert service.poll() is None, "the service has ended"
@@ -122,7 +122,8 @@ def wait_until_ready(url: str, service: subprocess.Popen[bytes], seconds: float 
 
 @pytest.mark.slow
 def test_from_hard_samples_to_a_swapped_network_without_a_lost_request(folder: Folder) -> None:
-    assert list(STEPS) == ["serve", "suggest", "convert", "train", "swap"]
+    assert list(STEPS) == ["export", "serve", "suggest", "convert", "train", "swap"]
+    folder.run("export")
     url = f"http://127.0.0.1:{folder.port}"
     photos = sorted((folder.path / "data" / "images").glob("unlabeled_*"))
     answers: Counter[tuple[int | str, str]] = Counter()
