@@ -225,7 +225,7 @@ def test_an_image_outside_of_the_document_root_is_refused_and_nothing_is_written
     options = Options("label-studio", Keep(), document_root=tmp_path / "photos" / "x")
     with pytest.raises(UserError, match=r"a\.png is not below --document-root"):
         write(tmp_path, drafts, CLASSES, options, images=[d.path for d in drafts], model_version="m")
-    assert not (tmp_path / "label-studio").exists()
+    assert not list((tmp_path / "label-studio").iterdir())
 
 
 @pytest.mark.parametrize("name", ["cvat", "labelme"])
@@ -277,7 +277,7 @@ def test_an_error_on_the_way_leaves_what_was_there(drafts, tmp_path, name):
         assert place.read_text() == "before"
         assert left == sorted([place.name, "photos"])
     elif name == "label-studio":
-        assert left == ["photos"]
+        assert not list(place.iterdir())
     else:
         assert (place / "a.json").is_file(), "each file is whole"
 

@@ -29,7 +29,7 @@ def write(target: Path, drafts: Iterable[Draft], classes: Sequence[ClassInfo]) -
         How many images it holds.
 
     Raises:
-        UserError: If two classes have one colour, or a class other than the background is black.
+        UserError: If there are more classes than distinct colours.
     """
     colors = mask_colors(classes)
     names: dict[str, str] = {}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protoseg.annotate.draft import Draft
-from protoseg.files import folder_whole
+from protoseg.files import write_text_whole, write_whole
 from protoseg.manifest import ClassInfo
 
 TITLE = "Label Studio, tasks with brush regions"
@@ -39,7 +39,7 @@ def write(
     target: Path, drafts: Iterable[Draft], classes: Sequence[ClassInfo], *, address: Callable[[Path], str],
     model_version: str = "protoseg",
 ) -> int:  # fmt: skip
-    """Write tasks, labelling interface and class names; the folder appears whole or not at all.
+    """Write tasks, labelling interface and class names, each whole or not at all; other files there stay.
 
     Args:
         target: Folder.
@@ -52,8 +52,10 @@ def write(
         How many tasks there are.
     """
     number = 0
-    with folder_whole(target) as folder:
-        with (folder / TASKS).open("w", encoding="utf-8", newline="\n") as file:
+
+    def fill(beside: Path) -> None:
+        nonlocal number
+        with beside.open("w", encoding="utf-8", newline="\n") as file:
             for number, draft in enumerate(drafts, start=1):
                 task = {
                     "data": {Controls.image_key: address(draft.path), "name": draft.name},
@@ -62,9 +64,11 @@ def write(
                 text = json.dumps(task, ensure_ascii=False, separators=(",", ":"))
                 file.write(("[\n" if number == 1 else ",\n") + text)
             file.write("\n]\n" if number else "[]\n")
-        (folder / INTERFACE).write_text(interface(classes), encoding="utf-8", newline="\n")
-        names = "".join(f"{item.name}\n" for item in classes)
-        (folder / CLASSES).write_text(names, encoding="utf-8", newline="\n")
+
+    target.mkdir(parents=True, exist_ok=True)
+    write_whole(target / TASKS, fill)
+    write_text_whole(target / INTERFACE, interface(classes))
+    write_text_whole(target / CLASSES, "".join(f"{item.name}\n" for item in classes))
     return number
 
 
