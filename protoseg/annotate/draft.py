@@ -124,14 +124,15 @@ def skipped_ids(text: str | None, classes: Sequence[ClassInfo]) -> frozenset[int
 
 def common_folder(images: Iterable[Path]) -> Path:
     """The deepest folder that holds all images, at least one."""
-    return Path(os.path.commonpath([_plain(image).parent for image in images]))
+    return Path(os.path.commonpath([normal(image).parent for image in images]))
 
 
 def names_of(images: Sequence[Path]) -> dict[Path, str]:
     """How tools call images: paths, with ``/``, below the deepest folder that holds all of them."""
     common = common_folder(images) if images else Path()
-    return {image: _plain(image).relative_to(common).as_posix() for image in images}
+    return {image: normal(image).relative_to(common).as_posix() for image in images}
 
 
-def _plain(path: Path) -> Path:
+def normal(path: Path) -> Path:
+    """The absolute path without ``..``; links stay, because users know their names."""
     return Path(os.path.normpath(path.absolute()))

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from urllib.parse import quote
 
-from protoseg.annotate.draft import Draft, Keep, common_folder, skipped_ids
+from protoseg.annotate.draft import Draft, Keep, common_folder, normal, skipped_ids
 from protoseg.annotate.formats import coco, cvat, label_studio, labelme
 from protoseg.errors import UserError
 from protoseg.manifest import ClassInfo
@@ -74,7 +74,7 @@ def options_of(arguments: argparse.Namespace, classes: Sequence[ClassInfo]) -> O
         raise UserError(f"--simplify must be at least 0, got {simplify:g}")
     skip = skipped_ids(arguments.skip, classes)
     keep = Keep(skip, arguments.min_pixels or 0, arguments.min_confidence or 0.0)
-    root = None if arguments.document_root is None else arguments.document_root.absolute()
+    root = None if arguments.document_root is None else normal(arguments.document_root)
     address = LOCAL_FILES if arguments.image_url is None else arguments.image_url
     return Options(arguments.format, keep, simplify, address, root)
 
@@ -123,7 +123,7 @@ def address_below(prefix: str, root: Path) -> Callable[[Path], str]:
     """
 
     def address(image: Path) -> str:
-        place = image.absolute()
+        place = normal(image)
         if not place.is_relative_to(root):
             raise UserError(
                 f"{image} is not below --document-root {root}; name a folder that holds all images"
