@@ -141,7 +141,7 @@ def redrawn(labels, simplify=0.0):
 
 
 @given(LABELS)
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_polygons_drawn_over_one_another_give_the_labels(labels):
     np.testing.assert_array_equal(redrawn(labels), labels)
 
