@@ -122,7 +122,7 @@ def test_files_named_in_the_text_exist(path):
 
 @pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS, PROJECT_ROOT / "README.md"], ids=lambda p: p.name)
 def test_commands_named_in_the_text_exist(path):
-    for name in re.findall(r"(?:^|[`$|;&\"]|\\n) ?protoseg ([a-z]+)\b", path.read_text(), re.M):
+    for name in re.findall(r"(?:^|[`$|;&\"]|\\n) ?protoseg ([a-z][a-z-]*)\b", path.read_text(), re.M):
         assert name in COMMANDS, f"{path.name}: protoseg {name}"
 
 

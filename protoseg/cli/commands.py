@@ -50,6 +50,7 @@ _GROUPS = {
     ],
     "service": [
         ("serve", "serving.serve", "answer HTTP requests from a bundle"),
+        ("label-studio-backend", "serving.label_studio.__main__", "predictions for Label Studio"),
     ],
     "shell": [
         ("completion", "protoseg.cli.completion", "print the completion of these commands for a shell"),

@@ -114,8 +114,9 @@ def _describe(result: Conversion, out: Path) -> list[str]:
         f"{'id':>3}  {'class':<24} {'in source':>9} {'images':>7} {'pixels':>7}",
     ]
     total = max(1, sum(result.pixels))
+    below_objects = result.export.instances and result.table.background == 0
     for i, name in enumerate(result.table.names):
-        number = result.export.source_ids.get(name, "added" if i == 0 and result.export.instances else "")
+        number = result.export.source_ids.get(name, "added" if i == 0 and below_objects else "")
         share = f"{100 * result.pixels[i] / total:.1f}%"
         lines.append(f"{i:>3}  {name:<24} {number:>9} {result.images_with[i]:>7} {share:>7}")
     lines.append(f"255  {'(ignored)':<24} {'':>9} {'':>7} {100 * result.pixels[-1] / total:>6.1f}%")

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from protoseg.annotate.draft import BACKGROUND_NAMES
 from protoseg.convert.draw import IGNORED
 from protoseg.convert.source import Export
 from protoseg.data.palette import Color, default_palette
 from protoseg.errors import DataError
 
-BACKGROUND_NAMES = ("background", "_background_", "__background__")
 Others = Literal["error", "ignore", "background"]
 
 
@@ -77,12 +77,15 @@ def class_table(
         )
     source = list(export.classes) if export.classes is not None else names
     void = {*ignore, *export.void}
-    unknown = [name for name in ignore if name not in source and name not in export.void]
+    # what lies below objects need not have a name in the source
+    known = {*source, *export.void, *(BACKGROUND_NAMES if export.instances else ())}
+    unknown = [name for name in ignore if name not in known]
     if unknown:
         raise DataError(f"--ignore names {', '.join(unknown)}; the source has {', '.join(source)}")
     background = next((name for name in names if name.casefold() in BACKGROUND_NAMES), None)
     names = [name for name in names if name not in void]
-    if export.instances:
+    bare = IGNORED if export.instances and any(name in BACKGROUND_NAMES for name in ignore) else 0
+    if export.instances and bare == 0:
         names = ["background", *(name for name in names if name != background)]
     if len(set(names)) < len(names) or not all(name.strip() and "\n" not in name for name in names):
         raise DataError(f"class names must differ and not be empty: {names}")
@@ -92,10 +95,10 @@ def class_table(
         )
     ids = {name: i for i, name in enumerate(names)} | dict.fromkeys(void, IGNORED)
     if export.instances and background is not None:
-        ids[background] = 0
+        ids[background] = bare
     for name in source:
         if name.casefold() in BACKGROUND_NAMES and export.instances:
-            ids.setdefault(name, 0)
+            ids.setdefault(name, bare)
     _place_others([name for name in source if name not in ids], ids, others)
     palette = None
     if export.colors:
@@ -105,7 +108,7 @@ def class_table(
         values = {**dict(enumerate(source)), IGNORED: None}
     by_value = {v: IGNORED if name is None else ids[name] for v, name in values.items()}
     by_value.setdefault(IGNORED, IGNORED)
-    return ClassTable(names, ids, palette, by_value, 0 if export.instances else IGNORED)
+    return ClassTable(names, ids, palette, by_value, bare if export.instances else IGNORED)
 
 
 def _place_others(missing: list[str], ids: dict[str, int], others: Others) -> None:

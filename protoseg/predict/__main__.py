@@ -15,6 +15,9 @@ For each image, upright as its EXIF says and at its own size:
   with the cosine, the runner-up class, and the training patches behind that prototype; ``NAME.jpg``: the same
   to look at; ``NAME.png``: the index of each pixel's nearest prototype, 16 bits.
 
+With ``--format`` it also writes drafts for an annotation tool, of all images in ``OUT/predictions.csv`` that
+this checkpoint predicted: ``OUT/label-studio``, ``OUT/cvat.zip``, ``OUT/coco.json`` or ``OUT/labelme``.
+
 ``NAME`` is the image's path below the folder that was given, without its suffix. ``OUT/predictions.csv`` says
 which result is whose; a later call replaces results of the same image only.
 
@@ -31,10 +34,12 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from protoseg.checkpoint import load_checkpoint
+from protoseg.annotate.write import Options, add_arguments, options_of, write
+from protoseg.checkpoint import CheckpointInfo, load_checkpoint
 from protoseg.data.find import EXPLAIN_FOLDER, NOVELTY, find_images
 from protoseg.errors import UserError, guarded
 from protoseg.inference import HEADS, HeadName, usable_device
+from protoseg.predict.drafts import Drafted
 from protoseg.predict.images import PARTS, SOFT, predict_files
 from protoseg.predict.reasons import Explainer
 from protoseg.predict.table import TABLE_NAME
@@ -78,6 +83,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "instead of the whole image at once")  # fmt: skip
     add("--student", action="store_true", help="use the student's weights instead of the teacher's")
     add("--device", help="cpu, cuda, cuda:1, ... (default: what accelerate finds)")
+    add_arguments(parser)
     return parser.parse_intermixed_args(argv)
 
 
@@ -92,6 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
     head: HeadName = info.best_head() if arguments.head == "auto" else arguments.head
     if head != "linear" and not bool(segmenter.bank.active.any()):
         raise UserError(f"--head {head} needs prototypes, this checkpoint has none; use --head linear")
+    drafting = options_of(arguments, info.classes)
+    if drafting is not None and drafting.keep.min_confidence and arguments.no_confidence:
+        raise UserError("--min-confidence reads OUT/confidence; leave out --no-confidence")
     out: Path = arguments.output
     found = find_images(arguments.inputs, out)
     for text in found.remarks:
@@ -117,9 +126,26 @@ def run(arguments: argparse.Namespace) -> int:
     done = f"{len(found.images) - failed} of {len(found.images)} images"
     written = [*parts, *([EXPLAIN_FOLDER] if explainer is not None else []), TABLE_NAME]
     sys.stdout.write(f"{done} in {out} ({', '.join(written)}), {head} head\n")
+    if drafting is not None:
+        write_drafts(out, info, drafting)
     if failed:
         sys.stderr.write(f"error: {failed} file(s) could not be read, see above; the others are done\n")
     return 1 if failed else 0
+
+
+def write_drafts(out: Path, info: CheckpointInfo, options: Options) -> None:
+    """Write drafts of all that this checkpoint predicted into a folder, in this call and before.
+
+    Raises:
+        UserError, OSError: With a text for the user.
+    """
+    drafted = Drafted.of(out, info.name, info.step)
+    for text in drafted.left_out:
+        sys.stderr.write(f"note: {text}\n")
+    if drafted.rows:
+        line = write(out, drafted.drafts(options.keep), info.classes, options, images=list(drafted.rows),
+                     model_version=f"{info.name} {info.step}")  # fmt: skip
+        sys.stdout.write(f"{line}\n")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,7 +5,8 @@ unlike each other and unlike those labelled already. Writes, all or nothing:
 
 * ``DIR/suggested.txt``: the chosen images, one a line, most useful first;
 * ``DIR/suggested.json``: score, nearest image taken before, and the classes that are in doubt;
-* ``DIR/sheet.png``: image, prediction and suspicion of each.
+* ``DIR/sheet.png``: image, prediction and suspicion of each;
+* with ``--format``, drafts of their masks for an annotation tool.
 
 docs/suggest.md says how well this works and where it does not.
 """
@@ -24,6 +25,8 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from protoseg.annotate.draft import names_of
+from protoseg.annotate.write import Options, add_arguments, options_of, write
 from protoseg.checkpoint import Checkpoint, load_checkpoint
 from protoseg.data.images import save_whole, write_text
 from protoseg.draw.tiles import Tile
@@ -68,6 +71,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--head", choices=("auto", *HEADS), default="auto",
         help="head that labels (default: the one with the highest validation mIoU)")  # fmt: skip
     add("--device", help="cpu, cuda, cuda:1, ... (default: what accelerate finds)")
+    add_arguments(parser)
     arguments = parser.parse_args(argv)
     if arguments.count < 1:
         parser.error(f"--count must be at least 1, got {arguments.count}")
@@ -151,6 +155,20 @@ def write_results(out: Path, names: Sequence[str], record: dict[str, Any], headl
             (folder / name).replace(out / name)
 
 
+def write_drafts(out: Path, suggester: Suggester, chosen: Sequence[Path], given: Sequence[Path],
+                 options: Options) -> str:  # fmt: skip
+    """Write drafts of the chosen images, which are named by their place among those given; says where.
+
+    Raises:
+        UserError, OSError: If they cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    names, info = names_of(given), suggester.checkpoint.info
+    drafts = (suggester.draft(path, names[path], options.keep) for path in chosen)
+    version = f"{info.name} {info.step}"
+    return write(out, drafts, info.classes, options, images=given, model_version=version) + "\n"
+
+
 def table(records: Sequence[dict[str, Any]]) -> str:
     """What was chosen, a line for each image."""
     lines = [f"{'rank':>4}  {'score':>6}  {'distance':>8}  {'image':<40}  doubtful classes"]
@@ -179,6 +197,7 @@ def run(arguments: argparse.Namespace) -> None:
         UserError, OSError, ValueError: With a text for the user.
     """
     suggester = open_suggester(arguments)
+    drafting = options_of(arguments, suggester.checkpoint.info.classes)
     checkpoint, out = suggester.checkpoint, arguments.output
     data, root = checkpoint.info.data, arguments.root
     given, problems = collect(arguments.inputs, out=out, root=root, data=data, skip=[out / SHEET_NAME])
@@ -220,11 +239,15 @@ def run(arguments: argparse.Namespace) -> None:
     headline = f"{len(picks)} of {len(scan.images)} images to label next, {info.name} at step {info.step}"
     if len(picks) > len(tiles):
         headline += f" (the first {len(tiles)})"
+    drafted = ""
+    if drafting is not None:
+        chosen = [scan.images[pick.index].path for pick in picks]
+        drafted = write_drafts(out, suggester, chosen, [item.path for item in given], drafting)
     write_results(out, [row["image"] for row in records], record, headline, tiles, suggester)
     sys.stdout.write(
         f"{table(records)}\n\n{len(picks)} of {len(scan.images)} images in {out}; {repeats} others are near "
         f"duplicates, {counts['labeled_or_excluded']} are labelled or excluded, {len(skipped)} could not be "
-        f"read\n{next_step(out, checkpoint)}\n"
+        f"read\n{drafted}{next_step(out, checkpoint)}\n"
     )
 
 

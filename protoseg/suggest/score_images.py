@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from protoseg.annotate.draft import Draft, Keep
 from protoseg.checkpoint import Checkpoint
 from protoseg.data.find import FoundImage
 from protoseg.data.images import read_image, resize_image
 from protoseg.data.pictures import reading
 from protoseg.errors import DataError
-from protoseg.inference import HeadName, image_batch, inference
+from protoseg.inference import HeadName, image_batch, inference, score, upsample
 from protoseg.suggest.embedding import Look, look
 from protoseg.suggest.uncertainty import ScoreName, suspicion
 
@@ -72,6 +73,20 @@ class Suggester:
         info = self.checkpoint.info
         image = read_image(path, info.input.channels, reading(info.data, info.input))
         return resize_image(image, info.input.resize)
+
+    def draft(self, path: Path, name: str, keep: Keep) -> Draft:
+        """What is predicted for an image, at its own size, without what ``keep`` drops.
+
+        Raises:
+            DataError: If it cannot be read.
+        """
+        info = self.checkpoint.info
+        image = read_image(path, info.input.channels, reading(info.data, info.input))
+        found, _ = self.look(resize_image(image, info.input.resize))
+        with inference(self.checkpoint.segmenter):
+            label, confidence = score(upsample(found.logits, *image.shape[:2]), self.head)
+        labels, scores = label[0].cpu().numpy().astype(np.uint8), confidence[0].cpu().numpy()
+        return Draft(path, name, keep.apply(labels, scores), scores)
 
     def scan(self, images: Sequence[FoundImage], what: str) -> Scan:
         """Score images one by one with a progress bar; those that cannot be read are named and left out."""

@@ -159,4 +159,4 @@ def predict_tiles(
 
     blend(rows, columns, scores, finish)
     tiles = len(rows) * len(columns)
-    return Prediction(labels, best, maps.get(LABEL_PROBABILITY), tiles, maps.get(NOVELTY))
+    return Prediction(labels, best, maps.get(LABEL_PROBABILITY), tiles, novelty=maps.get(NOVELTY))

@@ -148,5 +148,5 @@ def test_the_page_of_the_command_line_is_current():
     page = (PROJECT_ROOT / "docs" / "cli.md").read_text()
     assert f"```text\n{help_text()}```" in page
     for path in [*PROJECT_ROOT.glob("docs/*.md"), PROJECT_ROOT / "README.md"]:
-        for name in re.findall(r"^protoseg (\w+)", path.read_text(), re.M):
+        for name in re.findall(r"^protoseg ([\w-]+)", path.read_text(), re.M):
             assert name in {*COMMANDS, "help"}, f"{path.name}: protoseg {name}"

@@ -1,0 +1,1 @@
+"""Predictions as drafts for annotation tools: the way back is ``protoseg.convert``."""

@@ -1,0 +1,1 @@
+"""A file for each annotation tool's format."""
