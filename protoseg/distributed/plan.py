@@ -70,7 +70,9 @@ def find_items(inputs: Sequence[str], out: Path) -> list[Item]:
         if names_shards(text):
             shards = open_shards(tuple(find_blobs(text)), Rules())
             rows = np.arange(len(shards.table.rows), dtype=np.int64)
-            items += [entry.image for entry in ShardEntries(shards, rows, masks=False)]
+            for entry in ShardEntries(shards, rows, masks=False):
+                assert isinstance(entry.image, Member)
+                items.append(entry.image)
         else:
             # workers may have another working directory
             items += find_images([Path(text).expanduser().resolve()], out).images

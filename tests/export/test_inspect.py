@@ -14,6 +14,7 @@ from protoseg.manifest import read_manifest
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@pytest.mark.slow
 def test_inspect_runs_what_it_lists(bundle: Path, tmp_path: Path, run_module: Run) -> None:
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     done = run_module("export.inspect", copy)

@@ -61,6 +61,7 @@ def assert_same_weights(one, two):
         assert torch.equal(value, two[key]), key
 
 
+@pytest.mark.slow
 def test_a_teacher_of_another_network_labels_is_recorded_and_stays_outside(place, capsys):
     large = f"pseudo_labels.teacher={place / 'runs' / 'large'}"
     before = weights(place / "runs" / "large")
