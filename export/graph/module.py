@@ -144,10 +144,9 @@ class FoldedNovelty(nn.Module):
         length = nn.functional.conv2d(features * features, self.ones).sqrt().clamp(min=1e-12)
         cosine = nn.functional.conv2d(features, self.weight).amax(1, keepdim=True) / length
         distance = 1 - enlarge(cosine, (linear_logits.shape[-2], linear_logits.shape[-1]))
-        best = linear_logits.amax(1, keepdim=True)
-        energy = -(best + (linear_logits - best).exp().sum(1, keepdim=True).log())
-        (middle, deviation), (usual, width) = self.scale.distance, self.scale.energy
-        return ((distance - middle) / deviation + (energy - usual) / width - self.scale.threshold).sigmoid()
+        doubt = 1 - top_probability(linear_logits).unsqueeze(1)
+        (middle, deviation), (usual, width) = self.scale.distance, self.scale.doubt
+        return ((distance - middle) / deviation + (doubt - usual) / width - self.scale.threshold).sigmoid()
 
 
 class ExportModule(nn.Module):

@@ -1,7 +1,7 @@
-"""How unlike everything labelled a pixel is, from the encoder's last stage and the linear head's energy.
+"""How unlike everything labelled a pixel is, from the encoder's last stage and the linear head's doubt.
 
-The distance is one minus the cosine with the nearest prototype of the encoder's features, the energy
-``-logsumexp`` of the logits (Liu et al., arXiv 2010.03759). Each counts in deviations of labelled validation
+The distance is one minus the cosine with the nearest prototype of the encoder's features, the doubt one minus
+the largest probability (Hendrycks and Gimpel, arXiv 1610.02136). Each counts in deviations of labelled validation
 pixels; docs/novelty.md has what else was measured.
 
 Shape legend: ``B`` batch, ``C`` classes, ``D`` channels of the stage, ``P`` prototypes of all classes,
@@ -20,12 +20,12 @@ from protoseg.models.prototypes import unit
 
 
 class NoveltyScale(NamedTuple):
-    """What turns distance and energy into a score, from labelled validation pixels."""
+    """What turns distance and doubt into a score, from labelled validation pixels."""
 
     distance: tuple[float, float]
     """Mean and deviation of the distance."""
-    energy: tuple[float, float]
-    """Mean and deviation of the energy in nats."""
+    doubt: tuple[float, float]
+    """Mean and deviation of the doubt."""
     threshold: float
     """Sum of both, in deviations, from which a pixel is called novel."""
 
@@ -35,7 +35,7 @@ class NoveltyHead(nn.Module):
 
     Args:
         prototypes: (P, D) unit vectors.
-        scale: What a distance and an energy are worth.
+        scale: What a distance and a doubt are worth.
     """
 
     prototypes: Tensor
@@ -51,21 +51,21 @@ class NoveltyHead(nn.Module):
         return 1 - F.conv2d(features, self.prototypes[:, :, None, None]).amax(1, keepdim=True)
 
     def parts(self, stage: Tensor, linear_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Distance and energy at the decoder's stride: (B, D, y, x), (B, C, Y, X) -> (B, 1, Y, X) each."""
+        """Distance and doubt at the decoder's stride: (B, D, y, x), (B, C, Y, X) -> (B, 1, Y, X) each."""
         logits = linear_logits.float()
         distance = F.interpolate(
             self.distance(stage), size=logits.shape[-2:], mode="bilinear", align_corners=False
         )
-        return distance, -logits.logsumexp(1, keepdim=True)
+        return distance, 1 - logits.softmax(1).amax(1, keepdim=True)
 
     def forward(self, stage: Tensor, linear_logits: Tensor) -> Tensor:
         """Novelty at the decoder's stride: (B, D, y, x), (B, C, Y, X) -> (B, 1, Y, X) in [0, 1], float32."""
         # in float32 under autocast too: cosines lie close together
         with torch.autocast(stage.device.type, enabled=False):
-            distance, energy = self.parts(stage, linear_logits)
-        return torch.sigmoid(deviations(distance, energy, self.scale) - self.scale.threshold)
+            distance, doubt = self.parts(stage, linear_logits)
+        return torch.sigmoid(deviations(distance, doubt, self.scale) - self.scale.threshold)
 
 
-def deviations(distance: Tensor, energy: Tensor, scale: NoveltyScale) -> Tensor:
-    """Sum of distance and energy, each less its mean and over its deviation."""
-    return (distance - scale.distance[0]) / scale.distance[1] + (energy - scale.energy[0]) / scale.energy[1]
+def deviations(distance: Tensor, doubt: Tensor, scale: NoveltyScale) -> Tensor:
+    """Sum of distance and doubt, each less its mean and over its deviation."""
+    return (distance - scale.distance[0]) / scale.distance[1] + (doubt - scale.doubt[0]) / scale.doubt[1]

@@ -136,7 +136,7 @@ def fit_scale(
     """
     network, classes = segmenter.network, segmenter.bank.num_classes
     distances: list[Tensor] = []
-    energies: list[Tensor] = []
+    doubts: list[Tensor] = []
     labels: list[NDArray[np.uint8]] = []
     with inference(segmenter), _giving_stage(network):
         for image, mask in pairs:
@@ -148,14 +148,14 @@ def fit_scale(
             cells = np.argwhere(at < classes)
             y, x = cells[rng.permutation(len(cells))[:VAL_PIXELS]].T
             labels.append(at[y, x])
-            for kept, part in zip((distances, energies), parts, strict=True):
+            for kept, part in zip((distances, doubts), parts, strict=True):
                 kept.append(part[0, 0, y, x].double().cpu())
     label = np.concatenate(labels) if labels else np.zeros(0, np.uint8)
     if len(label) == 0:
         raise DataError("no validation pixel has a class; check the list and data.label_map")
-    distance, energy = torch.cat(distances), torch.cat(energies)
-    moments = [(float(part.mean()), max(float(part.std(correction=0)), 1e-6)) for part in (distance, energy)]
-    score = deviations(distance, energy, NoveltyScale(moments[0], moments[1], 0.0)).numpy()
+    distance, doubt = torch.cat(distances), torch.cat(doubts)
+    moments = [(float(part.mean()), max(float(part.std(correction=0)), 1e-6)) for part in (distance, doubt)]
+    score = deviations(distance, doubt, NoveltyScale(moments[0], moments[1], 0.0)).numpy()
     threshold = float(np.quantile(score, 1 - false_alarms))
     scale = NoveltyScale(moments[0], moments[1], threshold)
     counts = np.bincount(label, minlength=classes)

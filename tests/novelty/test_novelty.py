@@ -29,7 +29,7 @@ from protoseg.novelty.__main__ import main
 from protoseg.novelty.fit import fit_prototypes
 from protoseg.predict.__main__ import main as predict
 
-SCALE = NoveltyScale((1.0, 2.0), (-3.0, 0.5), 1.5)
+SCALE = NoveltyScale((1.0, 2.0), (0.2, 0.1), 1.5)
 
 
 @pytest.fixture
@@ -56,13 +56,13 @@ def test_the_distance_is_to_the_nearest_prototype_of_any_class() -> None:
 
 
 def test_novelty_is_half_at_the_threshold() -> None:
-    head = NoveltyHead(torch.tensor([[0.0, 3.0]]), NoveltyScale((0.25, 0.5), (-3.0, 0.5), 1.5))
-    # a distance of 1 is 1.5 deviations, an energy of -3 is none: just at the threshold
+    head = NoveltyHead(torch.tensor([[0.0, 3.0]]), NoveltyScale((0.25, 0.5), (0.2, 0.1), 1.5))
+    # a distance of 1 is 1.5 deviations, a largest probability of 0.8 is none: just at the threshold
     stage = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1)
-    logits = torch.tensor([3.0, -100.0]).view(1, 2, 1, 1)
+    logits = torch.tensor([4.0, 1.0]).log().view(1, 2, 1, 1)
     assert head(stage, logits).item() == pytest.approx(0.5)
     assert head(stage - torch.tensor([0.0, 1.0]).view(1, 2, 1, 1), logits).item() > 0.5
-    assert head(stage, logits + 1).item() < 0.5
+    assert head(stage, 2 * logits).item() < 0.5
 
 
 def test_autocast_does_not_change_it() -> None:
@@ -102,7 +102,8 @@ def test_the_exported_module_computes_the_same(run: Path) -> None:
             expected = segmenter.with_novelty(image)[1]
         assert expected is not None
         assert expected.std() > 0.01
-        torch.testing.assert_close(found, expected[:, 0], rtol=0, atol=1e-5)
+        # the tiny network is sure of nothing, so that its doubt hardly deviates, and rounding counts for more
+        torch.testing.assert_close(found, expected[:, 0], rtol=0, atol=5e-5)
     (run / "checkpoint" / NOVELTY_NAME).unlink()
     with pytest.raises(ExportError, match="protoseg novelty"):
         check_settings(load_checkpoint(run), ExportSettings(outputs=("labels", "confidence", "novelty")))
