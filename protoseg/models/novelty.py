@@ -1,8 +1,8 @@
 """How unlike everything labelled a pixel is, from the encoder's last stage and the linear head's doubt.
 
 The distance is one minus the cosine with the nearest prototype of the encoder's features, the doubt one minus
-the largest probability (Hendrycks and Gimpel, arXiv 1610.02136). Each counts in deviations of labelled validation
-pixels; docs/novelty.md has what else was measured.
+the largest probability (Hendrycks and Gimpel, arXiv 1610.02136). Each counts in deviations of labelled
+validation pixels; docs/novelty.md has what else was measured.
 
 Shape legend: ``B`` batch, ``C`` classes, ``D`` channels of the stage, ``P`` prototypes of all classes,
 ``y x`` map of the stage, ``Y X`` map of the decoder.
