@@ -178,7 +178,12 @@ def make(root: Path, case: Case) -> dict[str, Any]:
     classes = {} if case.settings.get("label_map") == "cityscapes" else {"classes": case.classes}
     return {
         "run": {"dir": str(root / "runs"), "name": "t"},
-        "model": {"architecture": "unet", "encoder": "resnet10t", "pretrained": "none"},
+        "model": {
+            "architecture": "deeplabv3plus",
+            "encoder": "test_resnet",
+            "decoder_channels": 32,
+            "pretrained": "none",
+        },
         "views": {"crop": [16, 16]},
         "train": {"max_steps": 100, "batch_size": 2},
         "data": {"kind": "files", "root": str(root), **data, **classes, **case.settings},

@@ -17,7 +17,12 @@ from protoseg.config.sections import Config, ModelConfig
 from protoseg.data.images import save_image, save_mask
 
 PROJECT = Path(__file__).resolve().parents[2]
-TINY = {"architecture": "unet", "encoder": "resnet10t", "pretrained": "none"}
+TINY = {
+    "architecture": "deeplabv3plus",
+    "encoder": "test_resnet",
+    "decoder_channels": 32,
+    "pretrained": "none",
+}
 SCENES = {"num_labeled": 4, "num_unlabeled": 5, "num_val": 2, "height": 32, "width": 40}
 
 
