@@ -28,7 +28,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import RESULTS, ROOT, Answer, parser, spread, write_result
+from benchmarks.common import (
+    RESULTS,
+    ROOT,
+    TRAINING,
+    Answer,
+    Block,
+    Result,
+    markdown_table,
+    parser,
+    spread,
+    write_result,
+)
 
 if TYPE_CHECKING:
     from protoseg.train.training import Training
@@ -37,13 +48,39 @@ ANSWERS = {
     "train_step": Answer(
         "how long a training step takes on one CPU thread, against earlier code and with bfloat16",
         "python -m benchmarks.train_step",
-    )
+    ),
+    "train_step_peers": Answer(
+        "the same against the loops of UniMatch V2, U2PL (without its contrastive loss) and labels alone",
+        "python -m benchmarks.train_step --peers --presets supervised fixmatch unimatch_v2 protoseg "
+        "--name train_step_peers --variant bf16:train.mixed_precision=bf16,train.channels_last=true",
+    ),
 }
 CONFIG = "configs/voc_92_efficientnet_lite0.yaml"
 PRESETS = ("fixmatch", "protoseg", "unimatch_v2")
 STEPS = 1_000_000
 PEERS = {"supervised": "labels", "fixmatch": "u2pl", "protoseg": "u2pl", "unimatch_v2": "unimatch_v2"}
 """The loop of ``benchmarks.peer_loops`` that has as many views as a preset."""
+
+
+def peers_table(result: Result) -> str:
+    """Each method against the loop of a peer with as many views."""
+    rows = []
+    for preset, cases in result["presets"].items():
+        peer = next(name for name in cases if name.startswith("peer: "))
+        for name, case in cases.items():
+            ratio = case["with_data_ratio"]
+            said = "" if name == peer else f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+            own = {"now": "ours", peer: f"loop of {peer.removeprefix('peer: ')}"}.get(name, f"ours, {name}")
+            rows.append([preset, own, f"{case['with_data_ms']['median']:.0f}", said])
+    said = (
+        "One step of `configs/voc_92_efficientnet_lite0.yaml` on one thread, views included: milliseconds of "
+        "processor time (median of the rounds) and how many times faster than the peer's loop, which "
+        "computes with our network, optimiser, images and views (median and range of the rounds' ratios)."
+    )
+    return f"{said}\n\n{markdown_table(['method', 'loop', 'ms', 'times faster'], rows)}"
+
+
+BLOCKS = {"train_step_peers": Block(peers_table, ("train_step_peers",), TRAINING)}
 
 
 class Child:

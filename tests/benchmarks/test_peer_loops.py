@@ -7,6 +7,7 @@ import torch
 from tiny import tiny_segmenter
 
 from benchmarks.peer_loops import EMA, LOOPS, PeerLoop
+from benchmarks.train_step import peers_table
 from protoseg.method.teacher import make_teacher, update_teacher
 from protoseg.processes import ALONE
 
@@ -50,3 +51,15 @@ def test_boxes_cover_two_to_forty_percent_of_half_the_images():
     assert 150 < len(covered) < 250
     assert covered.min() > 0.01
     assert covered.max() < 0.42
+
+
+def test_the_table_names_the_loop_that_a_method_is_compared_with():
+    def case(ms, ratio):
+        spread = {"median": ratio, "min": ratio - 0.1, "max": ratio + 0.1}
+        return {"with_data_ms": {"median": ms}, "with_data_ratio": spread}
+
+    cases = {"peer: u2pl": case(300.0, 1.0), "now": case(200.0, 1.5), "bf16": case(100.0, 3.0)}
+    table = peers_table({"presets": {"fixmatch": cases}})
+    assert "| fixmatch | loop of u2pl | 300 |  |" in table
+    assert "| fixmatch | ours | 200 | 1.50 (1.40 to 1.60) |" in table
+    assert "| fixmatch | ours, bf16 | 100 | 3.00 (2.90 to 3.10) |" in table
