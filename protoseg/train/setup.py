@@ -26,6 +26,7 @@ from protoseg.method.teacher import make_teacher, update_teacher, updates_behind
 from protoseg.models.depthwise import cheap_depthwise
 from protoseg.models.segmenter import build_segmenter
 from protoseg.processes import Processes
+from protoseg.train.allocator import keep_freed_memory
 from protoseg.train.data import RunData
 from protoseg.train.optim import make_optimizer, make_scheduler
 from protoseg.train.state import CONFIG_NAME, FINISHED_NAME, STATE_DIR, States, state_folders
@@ -65,6 +66,7 @@ def make_accelerator(train: TrainConfig, folder: Path) -> Accelerator:
     if accelerator.device.type == "cpu":
         here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         torch.set_num_threads(cpu_threads(train.cpu_threads, here))
+        keep_freed_memory()
     return accelerator
 
 
