@@ -255,7 +255,9 @@ def compare(
         # the types at the borders of a layer of many nodes say nothing of what is inside
         if kind == "float32" and all(item.asked != "float32" for item in inside):
             wrong |= {item.node: kind for item in inside}
-    audit.wrong = [f"{name}: {kind} instead of {nodes[name].asked}" for name, kind in wrong.items()]
+    audit.wrong = [
+        f"{name}: {wrong[name]} instead of {item.asked}" for name, item in nodes.items() if name in wrong
+    ]
     return audit
 
 

@@ -139,7 +139,7 @@ def test_completion(shell, capsys, monkeypatch):
     if shell == "bash":
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
         # as readline asks: words after the command's name
-        asked = 'COMP_WORDS=(protoseg exp); COMP_CWORD=1; _shtab_protoseg; echo "${COMPREPLY[@]}"'
+        asked = 'COMP_WORDS=(protoseg expo); COMP_CWORD=1; _shtab_protoseg; echo "${COMPREPLY[@]}"'
         done = subprocess.run(["bash", "-c", f"{text}\n{asked}"], capture_output=True, text=True, check=True)
         assert done.stdout.split() == ["export"]
 
