@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protoseg.config.sections import EvalConfig
-from protoseg.errors import UserError
+from protoseg.errors import UserError, guarded
 from protoseg.manifest import Head
 from protoseg.method.pseudo_labels import fuse
 from protoseg.models.segmenter import Segmenter
@@ -67,6 +67,26 @@ def usable_device(name: str) -> torch.device:
         reason = (str(error).splitlines() or ["unknown reason"])[0]
         raise UserError(f"device {name!r} cannot be used ({reason}); try --device cpu") from error
     return device
+
+
+def guarded_on_device(body: Callable[[], int | None], cure: str = "use --device cpu") -> int:
+    """``guarded`` for a command that computes with a network: a full device is one line, too.
+
+    Args:
+        body: Returns the exit code; None is 0.
+        cure: What to do when the device's memory is full.
+
+    Returns:
+        The exit code.
+    """
+
+    def computing() -> int:
+        try:
+            return body() or 0
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"the device's memory is full; {cure}") from error
+
+    return guarded(computing, ValueError)
 
 
 def image_batch(images: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:

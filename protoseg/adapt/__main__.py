@@ -19,7 +19,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 
 from protoseg.adapt.adapt import OTHER_IMAGES, Adapted, Change, Kind, adapt
@@ -27,8 +26,8 @@ from protoseg.adapt.measure import compare, format_comparison
 from protoseg.adapt.write import write_adapted
 from protoseg.checkpoint import CHECKPOINT_DIR, Checkpoint, load_checkpoint
 from protoseg.data.classes import parse_color
-from protoseg.errors import ConfigError, UserError, guarded
-from protoseg.inference import usable_device
+from protoseg.errors import ConfigError
+from protoseg.inference import guarded_on_device, usable_device
 
 KINDS: tuple[Kind, ...] = ("add", "mend", "merge", "remove", "rename")
 
@@ -156,15 +155,7 @@ def told(source: Checkpoint, found: Adapted, wanted: Change, seconds: float) -> 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parse_arguments(argv)
-
-    def body() -> int:
-        try:
-            run(arguments)
-        except torch.OutOfMemoryError as error:
-            raise UserError("the device's memory is full; use --device cpu") from error
-        return 0
-
-    return guarded(body, ValueError)
+    return guarded_on_device(lambda: run(arguments))
 
 
 if __name__ == "__main__":

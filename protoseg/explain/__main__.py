@@ -18,15 +18,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 
 from protoseg.checkpoint import load_checkpoint
-from protoseg.errors import UserError, guarded
 from protoseg.evaluate.measure import override_data
 from protoseg.explain.atlas import SHEET_NAME, Atlas
 from protoseg.explain.make import NUM_IMAGES, checkpoint_atlas
-from protoseg.inference import usable_device
+from protoseg.inference import guarded_on_device, usable_device
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -93,15 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parse_arguments(argv)
-
-    def body() -> int:
-        try:
-            run(arguments)
-        except torch.OutOfMemoryError as error:
-            raise UserError("the device's memory is full; use --device cpu") from error
-        return 0
-
-    return guarded(body, ValueError)
+    return guarded_on_device(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -17,14 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
 from protoseg.checkpoint import Checkpoint, NoveltyInfo, load_checkpoint, save_novelty
 from protoseg.data.sources import Source, open_source
-from protoseg.errors import UserError, guarded
-from protoseg.inference import usable_device
+from protoseg.errors import UserError
+from protoseg.inference import guarded_on_device, usable_device
 from protoseg.models.novelty import NoveltyHead, NoveltyScale
 from protoseg.novelty.fit import Fitted, Pair, fit_prototypes, fit_scale, labelled_features
 
@@ -122,15 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parse_arguments(argv)
-
-    def body() -> int:
-        try:
-            run(arguments)
-        except torch.OutOfMemoryError as error:
-            raise UserError("the device's memory is full; use --device cpu") from error
-        return 0
-
-    return guarded(body, ValueError)
+    return guarded_on_device(lambda: run(arguments))
 
 
 if __name__ == "__main__":

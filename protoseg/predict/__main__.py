@@ -30,15 +30,14 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
 from protoseg.annotate.write import Options, add_arguments, options_of, write
 from protoseg.checkpoint import CheckpointInfo, load_checkpoint
 from protoseg.data.find import EXPLAIN_FOLDER, NOVELTY, find_images
-from protoseg.errors import UserError, guarded
-from protoseg.inference import HEADS, HeadName, usable_device
+from protoseg.errors import UserError
+from protoseg.inference import HEADS, HeadName, guarded_on_device, usable_device
 from protoseg.predict.drafts import Drafted
 from protoseg.predict.images import PARTS, SOFT, predict_files
 from protoseg.predict.reasons import Explainer
@@ -151,14 +150,7 @@ def write_drafts(out: Path, info: CheckpointInfo, options: Options) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parse_arguments(argv)
-
-    def body() -> int:
-        try:
-            return run(arguments)
-        except torch.OutOfMemoryError as error:
-            raise UserError("the device's memory is full; use --sliding, or --device cpu") from error
-
-    return guarded(body, ValueError)
+    return guarded_on_device(lambda: run(arguments), "use --sliding, or --device cpu")
 
 
 if __name__ == "__main__":

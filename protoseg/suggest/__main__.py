@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
 
 from protoseg.annotate.draft import names_of
@@ -30,8 +29,8 @@ from protoseg.annotate.write import Options, add_arguments, options_of, write
 from protoseg.checkpoint import Checkpoint, load_checkpoint
 from protoseg.data.images import save_whole, write_text
 from protoseg.draw.tiles import Tile
-from protoseg.errors import DataError, UserError, guarded
-from protoseg.inference import HEADS, HeadName, score, usable_device
+from protoseg.errors import DataError, UserError
+from protoseg.inference import HEADS, HeadName, guarded_on_device, score, usable_device
 from protoseg.suggest.candidates import collect, listed_images, trained_images, without
 from protoseg.suggest.k_center import Pick, pick_diverse
 from protoseg.suggest.score_images import Scan, Suggester
@@ -254,15 +253,7 @@ def run(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code: 1 when nothing could be read, 130 after Ctrl-C."""
     arguments = parse_arguments(argv)
-
-    def body() -> int:
-        try:
-            run(arguments)
-        except torch.OutOfMemoryError as error:
-            raise UserError("the device's memory is full; use --device cpu") from error
-        return 0
-
-    return guarded(body, ValueError)
+    return guarded_on_device(lambda: run(arguments))
 
 
 if __name__ == "__main__":
