@@ -204,10 +204,14 @@ def run(arguments: argparse.Namespace) -> None:
         sys.stderr.write(f"skipped: {text}\n")
     excluded = listed_images(arguments.exclude, root, data)
     named = listed_images(arguments.labeled, root, data)
-    labeled_images = trained_images(data) if arguments.labeled is None else named
-    candidates = without(given, [*labeled_images, *excluded])
+    labeled_images = trained_images(data, "labeled") if arguments.labeled is None else named
+    left = without(given, [*labeled_images, *excluded])
+    # what was chosen by a network and then labelled would make its validation look better than it is
+    candidates = without(left, trained_images(data, "val"))
     if not candidates:
-        raise DataError(f"all {len(given)} images are labelled or excluded already; give other images")
+        raise DataError(
+            f"all {len(given)} images are labelled or excluded already, or for validation; give other images"
+        )
     scan = suggester.scan(candidates, "score")
     skipped = [*problems, *scan.skipped]
     if not scan.images:
@@ -219,9 +223,9 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.count, arguments.min_distance,
     )  # fmt: skip
     counts = {
-        "given": len(given) + len(problems), "labeled_or_excluded": len(given) - len(candidates),
-        "skipped": len(skipped), "scored": len(scan.images), "near_duplicates": repeats,
-        "suggested": len(picks), "labeled_compared": len(labeled.images),
+        "given": len(given) + len(problems), "labeled_or_excluded": len(given) - len(left),
+        "validation": len(left) - len(candidates), "skipped": len(skipped), "scored": len(scan.images),
+        "near_duplicates": repeats, "suggested": len(picks), "labeled_compared": len(labeled.images),
     }  # fmt: skip
     if not picks:
         sys.stdout.write(f"nothing to suggest: all {repeats} images are near duplicates of labelled ones; "
@@ -245,8 +249,8 @@ def run(arguments: argparse.Namespace) -> None:
     write_results(out, [row["image"] for row in records], record, headline, tiles, suggester)
     sys.stdout.write(
         f"{table(records)}\n\n{len(picks)} of {len(scan.images)} images in {out}; {repeats} others are near "
-        f"duplicates, {counts['labeled_or_excluded']} are labelled or excluded, {len(skipped)} could not be "
-        f"read\n{drafted}{next_step(out, checkpoint)}\n"
+        f"duplicates, {counts['labeled_or_excluded']} are labelled or excluded, {counts['validation']} for "
+        f"validation, {len(skipped)} could not be read\n{drafted}{next_step(out, checkpoint)}\n"
     )
 
 

@@ -67,8 +67,8 @@ def test_command(trained, pool, tmp_path, capsys):
     assert record["suggested"][0]["score"] == max(row["score"] for row in record["suggested"])
     assert all(row["nearest"]["image"] in names[:i] for i, row in enumerate(record["suggested"]) if i)
     assert record["counts"] == {
-        "given": 8, "labeled_or_excluded": 0, "skipped": 1, "scored": 7, "near_duplicates": 1, "suggested": 6,
-        "labeled_compared": 0,
+        "given": 8, "labeled_or_excluded": 0, "validation": 0, "skipped": 1, "scored": 7,
+        "near_duplicates": 1, "suggested": 6, "labeled_compared": 0,
     }  # fmt: skip
     assert "cut.png" in record["skipped"][0]
     with Image.open(out / "sheet.png") as sheet:
@@ -125,6 +125,35 @@ def test_labels_of_the_training_are_known_without_being_named(segmenter, pool, t
     (tmp_path / "labeled.txt").unlink()
     call(tmp_path, pool, "-o", tmp_path / "out")
     assert "name them with --labeled" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_validation_images_are_never_suggested(segmenter, pool, tmp_path, capsys, named):
+    (tmp_path / "masks").mkdir()
+    for number in (0, 3, 5):
+        (tmp_path / "masks" / f"{number}.png").touch()
+    (tmp_path / "labeled.txt").write_text("pool/3.png masks/3.png\n")
+    (tmp_path / "val.txt").write_text("pool/0.png masks/0.png\npool/5.png masks/5.png\n")
+    data = DataConfig(
+        kind="files", root=str(tmp_path), labeled="labeled.txt", val="val.txt", classes=["a", "b"]
+    )
+    save_checkpoint(tmp_path / "checkpoint", segmenter, tiny_info(3).model_copy(update={"data": data}))
+    # the same files under other names: a list of all images, and a link to their folder
+    (tmp_path / "all.txt").write_text("".join(f"pool/{number}.png\n" for number in range(6)))
+    (tmp_path / "linked").symlink_to(pool, target_is_directory=True)
+    extra = ["--labeled", tmp_path / "labeled.txt"] if named else []
+    for given in (tmp_path / "all.txt", tmp_path / "linked"):
+        call(tmp_path, given, "-o", tmp_path / "out", "--min-distance", 1e-5, *extra)
+        record = json.loads((tmp_path / "out" / "suggested.json").read_text())
+        assert record["counts"]["validation"] == 2
+        chosen = {Path(row["image"]).name for row in record["suggested"]}
+        assert chosen == {"1.png", "2.png", "4.png"}
+    assert "2 for validation" in capsys.readouterr().out
+    call(tmp_path, pool / "0.png", "-o", tmp_path / "out", code=1)
+    assert "or for validation; give other" in capsys.readouterr().err
+    (tmp_path / "val.txt").unlink()
+    call(tmp_path, pool / "0.png", "-o", tmp_path / "out")
+    assert "name them with --exclude" in capsys.readouterr().err
 
 
 def test_a_checkpoint_without_prototypes(pool, tmp_path, capsys):
