@@ -1,0 +1,215 @@
+"""Tables and the plot of what suggested labels are worth; needs no torch."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import TRAINING, Answer, Block, Result, markdown_table
+
+Arms = dict[str, Any]
+TITLES = {
+    "random": "random",
+    "suggested": "linear head's doubt x distance (`protoseg suggest`)",
+    "half_random": "half as `protoseg suggest`, half random",
+    "k_center": "distance alone (k-center)",
+    "confidence": "least probability",
+    "entropy": "entropy",
+    "margin": "margin",
+    "novelty": "novelty",
+    "far": "far from every prototype",
+    "rare_prototypes": "prototypes evenly",
+    "class_balanced": "predicted classes evenly",
+    "class_doubt": "doubt in predicted classes evenly",
+    "clusters": "one of each cluster of encoder features",
+    "clusters_doubt": "the most doubtful of each cluster",
+    "start_random": "random",
+    "start_clusters": "one of each cluster of encoder features",
+}
+HEAD = "linear"
+RARE_SHARE = 1 / 3
+
+
+def rare_classes(pixels: Sequence[int]) -> list[int]:
+    """The third of all classes with the fewest labelled pixels."""
+    return np.argsort(pixels, kind="stable")[: round(len(pixels) * RARE_SHARE)].tolist()
+
+
+def iou_of(arm: Arms, classes: Sequence[int]) -> float:
+    """Mean IoU of some classes."""
+    values = list(arm["iou"][HEAD].values())
+    return statistics.fmean(values[i] for i in classes)
+
+
+def draws(arms: dict[str, Arms], prefix: str) -> list[Arms]:
+    """All random choices with one seed."""
+    return [arm for name, arm in arms.items() if name == prefix or name.startswith(f"{prefix}_")]
+
+
+def differences(result: Result, name: str, value: Callable[[Arms], float]) -> list[float]:
+    """How much an arm is above the mean of the random choices, with each seed that has both."""
+    base = "start_random" if name.startswith("start_") else "random"
+    return [
+        value(arms[name]) - statistics.fmean(map(value, draws(arms, base)))
+        for arms in result["seeds"].values()
+        if name in arms and draws(arms, base)
+    ]
+
+
+def noise(result: Result, base: str) -> float:
+    """Standard deviation of a random choice's mIoU around the mean of its seed's choices; 0 with one each."""
+    squares, freedom = 0.0, 0
+    for arms in result["seeds"].values():
+        values = [miou(arm) for arm in draws(arms, base)]
+        squares += sum((value - statistics.fmean(values)) ** 2 for value in values)
+        freedom += max(len(values) - 1, 0)
+    return (squares / freedom) ** 0.5 if freedom else 0.0
+
+
+def miou(arm: Arms) -> float:
+    """MIoU on val."""
+    return float(arm["miou"][HEAD])
+
+
+def percent(values: Sequence[float], sign: bool = False) -> str:
+    """Mean and range, in %."""
+    form = "{:+.1f}" if sign else "{:.1f}"
+    mean, low, high = (
+        form.format(round(100 * v, 1) + 0.0) for v in (statistics.fmean(values), min(values), max(values))
+    )
+    return f"{mean} ({low} to {high})" if len(values) > 1 else mean
+
+
+def rare_of(result: Result, arms: dict[str, Arms]) -> list[int]:
+    """Rare classes of a seed, by its first labelled list."""
+    return rare_classes(arms["first"]["pixels"])
+
+
+def row(result: Result, name: str) -> list[str]:
+    """A row of the table: mIoU and rare classes with their differences, and what was bought."""
+    seeds = [arms for arms in result["seeds"].values() if name in arms]
+    base = name in ("random", "start_random")
+    chosen = [draws(arms, name) if base else [arms[name]] for arms in seeds]
+    rare = [rare_of(result, arms) for arms in seeds]
+    shown = [iou_of(arm, ids) for ids, group in zip(rare, chosen, strict=True) for arm in group]
+    cells = [TITLES[name], percent([miou(arm) for group in chosen for arm in group])]
+    cells.append("" if base else percent(differences(result, name, miou), sign=True))
+    cells.append(percent(shown))
+    bought = [
+        (images_of(arm, arms, name), pixels_of(arm, arms, name, ids))
+        for arms, ids, group in zip(seeds, rare, chosen, strict=True)
+        for arm in group
+    ]
+    cells.append(f"{statistics.fmean(item[0] for item in bought):.2f}")
+    return [*cells, *(f"{100 * statistics.fmean(item[1][i] for item in bought):.1f}" for i in (0, 1))]
+
+
+def added(arm: Arms, arms: dict[str, Arms], name: str, key: str) -> list[int]:
+    """Counts by class of the images that were chosen."""
+    before = [0] * len(arm[key]) if name.startswith("start_") else arms["first"][key]
+    return [new - old for new, old in zip(arm[key], before, strict=True)]
+
+
+def images_of(arm: Arms, arms: dict[str, Arms], name: str) -> float:
+    """Classes in an image that was chosen, the first class (background) not counted."""
+    return sum(added(arm, arms, name, "images")[1:]) / len(arm["added"])
+
+
+def pixels_of(arm: Arms, arms: dict[str, Arms], name: str, rare: Sequence[int]) -> tuple[float, float]:
+    """Share of the chosen pixels that is no background, and of rare classes."""
+    pixels = added(arm, arms, name, "pixels")
+    total = sum(pixels)
+    return 1 - pixels[0] / total, sum(pixels[i] for i in rare) / total
+
+
+def voc_table(result: Result) -> str:
+    """Round 1 and round 0 of a study."""
+    seeds = list(result["seeds"].values())
+    names = [name for name in TITLES if any(name in arms for arms in seeds)]
+    steps, first = seeds[0]["first"]["steps"], [miou(arms["first"]) for arms in seeds]
+    head = ["choice of {count} images", "mIoU", "difference to random", "IoU of rare classes",
+            "classes an image", "object pixels, %", "pixels of rare classes, %"]  # fmt: skip
+    head[0] = head[0].format(count=result["count"])
+    order = sorted(
+        (name for name in names if name not in ("random", "start_random", "start_clusters")),
+        key=lambda name: -statistics.fmean(differences(result, name, miou)),
+    )
+    texts = [
+        f"mIoU of the {HEAD} head on val in % after {steps:,} steps, mean and range over {len(seeds)} seeds; "
+        f"differences are to the mean of the random choices with the same seed, which differ by "
+        f"{100 * noise(result, 'random'):.1f} (standard deviation) among each other. With the first "
+        f"{result['count']} labels alone: {percent(first)}.",
+        markdown_table(head, [row(result, name) for name in ["random", *order]]),
+    ]
+    if "start_clusters" in names:
+        texts += [
+            f"The first {result['count']} images, before anything is trained:",
+            markdown_table(head, [row(result, name) for name in ("start_random", "start_clusters")]),
+        ]
+    return "\n\n".join(texts)
+
+
+def camvid_table(result: Result) -> str:
+    """MIoU with suggested and with random images added, by seed."""
+    rows = []
+    for seed, arms in result["seeds"].items():
+        before, suggested, random = (100 * miou(arms[name]) for name in ("first", "suggested", "random"))
+        rows.append([seed, f"{before:.1f}", f"{suggested:.1f}", f"{random:.1f}",
+                     f"{suggested - random:+.1f}"])  # fmt: skip
+    steps = next(iter(result["seeds"].values()))["first"]["steps"]
+    text = (
+        f"mIoU on val in % at the last of {steps:,} steps of supervised training, before and after "
+        f"{result['count']} more images got labels; one training each.\n\n"
+    )
+    return text + markdown_table(["seed", "before", "suggested added", "random added", "difference"], rows)
+
+
+def draw(path: Path, folder: Path) -> int:
+    """Draw the differences to random, a point for each seed, below ``folder`` under the result's name."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    from benchmarks.accuracy.plots import COLORS, FAINT, MARKERS, STYLE, _save
+
+    result = json.loads(path.read_text(encoding="utf-8"))
+    names = [name for name in TITLES if name not in ("random", "start_random")]
+    found = {name: values for name in names if (values := differences(result, name, miou))}
+    order = sorted(found, key=lambda name: (name.startswith("start_"), -statistics.fmean(found[name])))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 0.8 + 0.36 * len(order)), layout="constrained")
+        axes = figure.subplots()
+        band = 100 * noise(result, "random")
+        axes.axvspan(-band, band, color=FAINT, alpha=0.15, label="random choices, 1 standard deviation")
+        for place, name in enumerate(order):
+            mean = 100 * statistics.fmean(found[name])
+            axes.plot([mean, mean], [place - 0.3, place + 0.3], color="black", linewidth=2)
+            for number, value in enumerate(found[name]):
+                label = f"seed {list(result['seeds'])[number]}" if place == 0 else None
+                axes.plot(100 * value, place, MARKERS[number], color=COLORS[number], label=label)
+        titles = [("round 0: " if name.startswith("start_") else "") + TITLES[name] for name in order]
+        axes.set_yticks(range(len(order)), [title.replace("`", "") for title in titles])
+        axes.invert_yaxis()
+        axes.set_xlabel("mIoU above random choices with the same seed, points")
+        figure.legend(loc="outside lower center", ncols=4)
+        print(_save(figure, folder / f"{path.stem}.svg"))
+    return 0
+
+
+ANSWERS = {
+    "suggest_voc": Answer("ways to choose labels, VOC, 46 + 46", "python -m benchmarks.suggest_study voc"),
+    "suggest_study": Answer(
+        "suggested against random labels, CamVid, 23 + 23",
+        "python -m benchmarks.suggest_study camvid --name suggest_study --seeds 0 1 --arms random suggested "
+        "--start-arms",
+        in_parts=True,
+    ),
+}
+BLOCKS = {
+    "suggest_voc": Block(voc_table, ("suggest_voc",), TRAINING),
+    "suggest_study": Block(camvid_table, ("suggest_study",), TRAINING),
+}
