@@ -2,13 +2,18 @@ r"""Are suggested images worth more than random ones, and which way to choose is
 
     python -m benchmarks.suggest_study voc
     python -m benchmarks.suggest_study camvid --arms random suggested --start-arms
-    python -m benchmarks.suggest_study voc --plot                    # from the result file
+    python -m benchmarks.suggest_study voc --probe --seeds 0 1 2 3 4 5 6 7 8 9
+    python -m benchmarks.suggest_study voc --probe --plot            # from the result file
 
 For each seed: train with the seed's first labelled images; let each way choose as many again among all other
 training images, whose masks are known; train again from the start, with the same seed and as many steps, on
 both together. ``suggested`` is the default of ``protoseg suggest``, ``random_2`` and ``random_3`` are further
 draws. ``start_...`` are choices of the first images themselves, before anything is trained: at random, or
 one of each cluster of the pretrained encoder's features.
+
+With ``--probe`` not the network is trained but a linear classifier on the frozen pretrained encoder is
+fitted, which takes seconds and has no noise of its own. Seeds without a list in the data draw the first
+images at random.
 
 Each training is a run of its own below ``--dir``: finished ones are not run again, stopped ones go on, and
 choices are kept as long as they are of the checkpoint that is there.
@@ -30,13 +35,18 @@ from benchmarks.suggest_study.runs import collect, labelled_entries, run, write_
 from benchmarks.suggest_study.tables import draw
 from protoseg.config.load import load_config
 from protoseg.config.sections import Config
+from protoseg.data.classes import read_classes
+from protoseg.data.sources import open_source
 from protoseg.errors import UserError, guarded
+from protoseg.evaluate.metrics import iou_per_class, miou
 from protoseg.files import write_text_whole
 
 ARMS = (
     "random", "suggested", "class_balanced", "clusters", "entropy", "k_center", "novelty", "random_2",
     "rare_prototypes", "far", "class_doubt", "clusters_doubt", "margin", "confidence", "half_random",
 )  # fmt: skip
+LISTS = 3
+"""Seeds that the data sets have lists for."""
 START_ARMS = ("start_random", "start_clusters", "start_random_2")
 
 
@@ -170,6 +180,55 @@ class Record:
         return target
 
 
+def run_probe(arguments: argparse.Namespace, setting: Setting) -> int:
+    """Fit the classifier with all seeds and choices."""
+    from benchmarks.suggest_study.choose import STRATEGIES, best_of_clusters
+    from benchmarks.suggest_study.probe import Encoder, fit, space_of
+
+    config = load_config(setting.config, [f"data.labeled={setting.train}", *arguments.set])
+    classes = read_classes(config.data)
+    names = [item.name for item in classes]
+    place = {path: i for i, path in enumerate(labelled_entries(config, setting.train))}
+    encoder = Encoder(config, len(classes))
+    images, val = (encoder(open_source(config.data, split, classes), split) for split in ("labeled", "val"))
+    space = space_of(images, encoder.last)
+    seeds: dict[int, dict[str, Any]] = {}
+    for seed in arguments.seeds:
+        start_list = setting.labeled.format(seed=seed if seed < LISTS else 0)
+        labeled = [place[path] for path in labelled_entries(config, start_list)]
+        count, rng = len(labeled), np.random.default_rng([seed, 10])
+        if seed >= LISTS:
+            labeled = rng.choice(len(images), count, replace=False).tolist()
+        first = fit([images[i] for i in labeled], space, seed)
+        looks = first.looks(images)
+        others = [i for i in range(len(images)) if i not in set(labeled)]
+        pool, known = looks.take(others), looks.take(labeled)
+        chosen: dict[str, list[int]] = {"first": []}
+        for arm in arguments.arms:
+            chosen[arm] = [others[i] for i in STRATEGIES[arm](pool, known, count, seed)]
+        starts = {
+            arm: best_of_clusters(looks.encoder, None, count, seed)
+            if arm == "start_clusters"
+            else rng.choice(len(images), count, replace=False).tolist()
+            for arm in arguments.start_arms
+        }
+        arms = seeds[seed] = {}
+        for arm, added in {**chosen, **starts}.items():
+            used = added if arm in starts else [*labeled, *added]
+            found = fit([images[i] for i in used], space, seed).confusion(val)
+            pixels = np.stack([images[i].pixels for i in used])
+            iou = dict(zip(names, iou_per_class(found).tolist(), strict=True))
+            arms[arm] = {
+                "miou": {"linear": miou(found)}, "iou": {"linear": iou}, "labeled": len(used),
+                "pixels": pixels.sum(0).tolist(), "images": (pixels > 0).sum(0).tolist(),
+                "added": [Path(list(place)[i]).name for i in added],
+            }  # fmt: skip
+            print(f"seed {seed}  {arm:<16}{100 * miou(found):.2f}", flush=True)
+        data = {"setting": arguments.setting, "config": setting.config, "count": count, "seeds": seeds}
+        write_result(arguments.name, data, arguments.results)
+    return 0
+
+
 def run_study(arguments: argparse.Namespace, setting: Setting) -> int:
     """Run all seeds."""
     shared = [*setting.overrides, *arguments.set]
@@ -205,13 +264,16 @@ def main(argv: list[str] | None = None) -> int:
     add("--dir", type=Path, help="where the runs go (default: runs/suggest_SETTING)")
     add("--name", help="name of the result file (default: suggest_SETTING)")
     add("--results", type=Path, default=RESULTS, help="folder of the result file")
+    add("--probe", action="store_true", help="fit a linear classifier on the encoder, and train nothing")
     add("--plot", action="store_true", help="draw the result file, and train nothing")
     arguments = command.parse_args(argv)
-    arguments.name = arguments.name or f"suggest_{arguments.setting}"
+    kind = "suggest_probe" if arguments.probe else "suggest"
+    arguments.name = arguments.name or f"{kind}_{arguments.setting}"
     arguments.dir = arguments.dir or Path("runs") / f"suggest_{arguments.setting}"
     if arguments.plot:
         return guarded(lambda: draw(arguments.results / f"{arguments.name}.json", ASSETS))
-    return guarded(lambda: run_study(arguments, SETTINGS[arguments.setting]))
+    body = run_probe if arguments.probe else run_study
+    return guarded(lambda: body(arguments, SETTINGS[arguments.setting]))
 
 
 if __name__ == "__main__":

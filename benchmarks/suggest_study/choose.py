@@ -6,7 +6,7 @@ encoder's last stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,12 @@ class Looks:
     """(N, P) square roots of the share that each prototype explains, unit vectors."""
     encoder: Floats
     """(N, E) direction of the mean feature of the encoder's last stage."""
+
+    def take(self, index: Sequence[int]) -> Looks:
+        """Those of some images."""
+        scores = {name: values[index] for name, values in self.scores.items()}
+        rest = (self.classes, self.doubts, self.prototypes, self.encoder)
+        return Looks(scores, *(part[index] for part in rest))
 
 
 def highest(scores_N: Floats, count: int) -> list[int]:
@@ -82,8 +88,13 @@ def random(pool: Looks, count: int, seed: int, draw: int = 0) -> list[int]:
 
 
 def weighted(pool: Looks, labeled: Looks, scores_N: Floats, count: int, near: float = 0.0) -> list[int]:
-    """K-center greedy over prototype shares, its distances weighted by a score, as ``protoseg suggest``."""
+    """K-center greedy over prototype shares, its distances weighted by a score, as ``protoseg suggest``.
+
+    Where fewer images than asked for are no near duplicates, such are taken, too.
+    """
     picks, _ = pick_diverse(scores_N, pool.prototypes, labeled.prototypes, count, near)
+    if len(picks) < count and near > 0:
+        return weighted(pool, labeled, scores_N, count)
     return [pick.index for pick in picks]
 
 

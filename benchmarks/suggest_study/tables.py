@@ -131,17 +131,17 @@ def voc_table(result: Result) -> str:
     """Round 1 and round 0 of a study."""
     seeds = list(result["seeds"].values())
     names = [name for name in TITLES if any(name in arms for arms in seeds)]
-    steps, first = seeds[0]["first"]["steps"], [miou(arms["first"]) for arms in seeds]
-    head = ["choice of {count} images", "mIoU", "difference to random", "IoU of rare classes",
+    steps, first = seeds[0]["first"].get("steps"), [miou(arms["first"]) for arms in seeds]
+    head = [f"choice of {result['count']} images", "mIoU", "difference to random", "IoU of rare classes",
             "classes an image", "object pixels, %", "pixels of rare classes, %"]  # fmt: skip
-    head[0] = head[0].format(count=result["count"])
     order = sorted(
         (name for name in names if name not in ("random", "start_random", "start_clusters")),
         key=lambda name: -statistics.fmean(differences(result, name, miou)),
     )
+    how = f"of the {HEAD} head after {steps:,} steps" if steps else "of a linear classifier"
     texts = [
-        f"mIoU of the {HEAD} head on val in % after {steps:,} steps, mean and range over {len(seeds)} seeds; "
-        f"differences are to the mean of the random choices with the same seed, which differ by "
+        f"mIoU {how} on val in %, mean and range over {len(seeds)} seeds; differences are to the "
+        "mean of the random choices with the same seed, which differ by "
         f"{100 * noise(result, 'random'):.1f} (standard deviation) among each other. With the first "
         f"{result['count']} labels alone: {percent(first)}.",
         markdown_table(head, [row(result, name) for name in ["random", *order]]),
@@ -202,6 +202,10 @@ def draw(path: Path, folder: Path) -> int:
 
 ANSWERS = {
     "suggest_voc": Answer("ways to choose labels, VOC, 46 + 46", "python -m benchmarks.suggest_study voc"),
+    "suggest_probe_voc": Answer(
+        "the same with a linear classifier on the frozen encoder, ten seeds",
+        "python -m benchmarks.suggest_study voc --probe --seeds 0 1 2 3 4 5 6 7 8 9",
+    ),
     "suggest_study": Answer(
         "suggested against random labels, CamVid, 23 + 23",
         "python -m benchmarks.suggest_study camvid --name suggest_study --seeds 0 1 --arms random suggested "
@@ -211,5 +215,6 @@ ANSWERS = {
 }
 BLOCKS = {
     "suggest_voc": Block(voc_table, ("suggest_voc",), TRAINING),
+    "suggest_probe_voc": Block(voc_table, ("suggest_probe_voc",), TRAINING),
     "suggest_study": Block(camvid_table, ("suggest_study",), TRAINING),
 }
