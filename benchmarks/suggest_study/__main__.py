@@ -7,9 +7,9 @@ r"""Are suggested images worth more than random ones, and which way to choose is
 
 For each seed: train with the seed's first labelled images; let each way choose as many again among all other
 training images, whose masks are known; train again from the start, with the same seed and as many steps, on
-both together. ``suggested`` is the default of ``protoseg suggest``, ``random_2`` and ``random_3`` are further
-draws. ``start_...`` are choices of the first images themselves, before anything is trained: at random, or
-one of each cluster of the pretrained encoder's features.
+both together. ``suggested`` is the default of ``protoseg suggest``, ``random_2`` to ``random_4`` are
+further draws. ``start_...`` are choices of the first images themselves, before anything is trained: at
+random, or one of each cluster of the pretrained encoder's features.
 
 With ``--probe`` not the network is trained but a linear classifier on the frozen pretrained encoder is
 fitted, which takes seconds and has no noise of its own. Seeds without a list in the data draw the first
@@ -42,12 +42,13 @@ from protoseg.evaluate.metrics import iou_per_class, miou
 from protoseg.files import write_text_whole
 
 ARMS = (
-    "random", "suggested", "class_balanced", "clusters", "entropy", "k_center", "novelty", "random_2",
-    "rare_prototypes", "far", "class_doubt", "clusters_doubt", "margin", "confidence", "half_random",
+    "random", "suggested", "class_balanced", "clusters", "clusters_apart", "entropy", "k_center", "novelty",
+    "random_2", "rare_prototypes", "far", "far_features", "class_doubt", "clusters_doubt", "margin",
+    "confidence", "half_random", "random_3", "random_4",
 )  # fmt: skip
 LISTS = 3
 """Seeds that the data sets have lists for."""
-START_ARMS = ("start_random", "start_clusters", "start_random_2")
+START_ARMS = ("start_random", "start_clusters", "start_random_2", "start_random_3", "start_random_4")
 
 
 @dataclass(frozen=True)

@@ -98,10 +98,30 @@ def weighted(pool: Looks, labeled: Looks, scores_N: Floats, count: int, near: fl
     return [pick.index for pick in picks]
 
 
+def clusters_apart(pool: Looks, labeled: Looks, count: int, seed: int) -> list[int]:
+    """An image of each cluster without labelled ones, where those take part in the clusters, too."""
+    known, points = len(labeled.encoder), np.concatenate([pool.encoder, labeled.encoder])
+    cluster = clusters(points, count + known, seed)
+    members, taken = cluster[: len(pool.encoder)], np.bincount(cluster[-known:], minlength=count + known)
+    # the clusters with the fewest labelled images, of them the largest
+    order = sorted(np.unique(members), key=lambda c: (taken[c], -int((cluster == c).sum()), c))
+    chosen = []
+    for number in order[:count]:
+        inside = np.flatnonzero(members == number)
+        chosen.append(int(inside[np.argmax(pool.encoder[inside] @ points[cluster == number].mean(0))]))
+    return chosen
+
+
+def far_features(pool: Looks, labeled: Looks, count: int) -> list[int]:
+    """K-center greedy over the encoder's features."""
+    picks, _ = pick_diverse(np.ones(len(pool.encoder), np.float32), pool.encoder, labeled.encoder, count, 0)
+    return [pick.index for pick in picks]
+
+
 def half_random(pool: Looks, labeled: Looks, count: int, seed: int) -> list[int]:
     """Half by the present default, the others at random."""
     first = weighted(pool, labeled, pool.scores["linear"], count - count // 2, NEAR_DUPLICATE)
-    drawn = random(pool, len(pool.classes), seed, 2)
+    drawn = random(pool, len(pool.classes), seed, 4)
     return first + [i for i in drawn if i not in set(first)][: count // 2]
 
 
@@ -111,6 +131,8 @@ Strategy = Callable[[Looks, Looks, int, int], list[int]]
 STRATEGIES: dict[str, Strategy] = {
     "random": lambda p, _l, n, s: random(p, n, s),
     "random_2": lambda p, _l, n, s: random(p, n, s, 1),
+    "random_3": lambda p, _l, n, s: random(p, n, s, 2),
+    "random_4": lambda p, _l, n, s: random(p, n, s, 3),
     "suggested": lambda p, k, n, _s: weighted(p, k, p.scores["linear"], n, NEAR_DUPLICATE),
     "entropy": lambda p, _l, n, _s: highest(p.scores["entropy"], n),
     "margin": lambda p, _l, n, _s: highest(p.scores["margin"], n),
@@ -122,6 +144,8 @@ STRATEGIES: dict[str, Strategy] = {
     "class_balanced": lambda p, k, n, _s: balanced(p.classes, k.classes, n),
     "class_doubt": lambda p, k, n, _s: balanced(p.doubts, k.doubts, n),
     "clusters": lambda p, _l, n, s: best_of_clusters(p.encoder, None, n, s),
+    "clusters_apart": clusters_apart,
+    "far_features": lambda p, k, n, _s: far_features(p, k, n),
     "clusters_doubt": lambda p, _l, n, s: best_of_clusters(p.encoder, p.scores["linear"], n, s),
     "half_random": half_random,
 }
