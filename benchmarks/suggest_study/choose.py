@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from protoseg.models.kmeans import spherical_kmeans
-from protoseg.suggest.k_center import pick_diverse
+from protoseg.suggest.choice import pick_diverse
 
 Floats = NDArray[np.float32]
 NEAR_DUPLICATE = 0.06

@@ -14,25 +14,26 @@ docs/suggest.md says how well this works and where it does not.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 
 from protoseg.annotate.draft import names_of
 from protoseg.annotate.write import Options, add_arguments, options_of, write
 from protoseg.checkpoint import Checkpoint, load_checkpoint
-from protoseg.data.images import save_whole, write_text
+from protoseg.config.sections import DataConfig
 from protoseg.draw.tiles import Tile
 from protoseg.errors import DataError, UserError
 from protoseg.inference import HEADS, HeadName, guarded_on_device, score, usable_device
 from protoseg.suggest.candidates import collect, listed_images, trained_images, without
-from protoseg.suggest.k_center import Pick, pick_diverse
+from protoseg.suggest.choice import Pick, pick_clustered, pick_diverse
+from protoseg.suggest.first import PretrainedEncoder, suggest_first
+from protoseg.suggest.results import LIST_NAME, SHEET_IMAGES, SHEET_NAME, headline, write_results
 from protoseg.suggest.score_images import Scan, Suggester
 from protoseg.suggest.sheet import make_tile, suggestion_sheet
 from protoseg.suggest.uncertainty import NEED_PROTOTYPES, SCORES, ScoreName
@@ -40,8 +41,6 @@ from protoseg.suggest.uncertainty import NEED_PROTOTYPES, SCORES, ScoreName
 DEFAULT_SCORE: ScoreName = "linear"
 DEFAULT_DISTANCE = 0.06
 DEFAULT_OUT = Path("suggestions")
-LIST_NAME, RECORD_NAME, SHEET_NAME = "suggested.txt", "suggested.json", "sheet.png"
-SHEET_IMAGES = 48
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -52,14 +51,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "each other and unlike the labelled ones.",
     )
     add = parser.add_argument
-    add("checkpoint", metavar="CKPT", help="run folder, checkpoint folder, or a file in it")
-    add("inputs", metavar="IMAGES", nargs="+", type=Path,
+    add(
+        "checkpoint",
+        metavar="CKPT",
+        help="run folder, checkpoint folder, or a file in it; none with --encoder",
+    )
+    add("inputs", metavar="IMAGES", nargs="*", type=Path,
         help="images, folders of images, or lists as training reads them")  # fmt: skip
+    add("--encoder", metavar="NAME", help="the first images, before anything is trained: one of each "
+        "cluster of this pretrained encoder's features, as tf_efficientnet_lite0")  # fmt: skip
+    add("--weights", help="--encoder's weights: package, timm or a file (default: the package of those that "
+        "have one, else timm)")  # fmt: skip
     add("-n", "--count", type=int, default=24, help="images to suggest (default: 24)")
     add("-o", "--output", metavar="DIR", type=Path, default=DEFAULT_OUT, help=f"folder for the results "
         f"(default: {DEFAULT_OUT})")  # fmt: skip
-    add("--score", choices=SCORES, default=DEFAULT_SCORE,
-        help=f"what makes a pixel suspicious (default: {DEFAULT_SCORE})")  # fmt: skip
+    add("--score", choices=SCORES, help="choose by this doubt of pixels and the distance to what is taken, "
+        "which did not beat random choices, in place of clusters")  # fmt: skip
     add("--labeled", metavar="LIST", type=Path, help="images that are labelled already: never suggested, and "
         "suggestions are unlike them (default: those that the checkpoint was trained with)")  # fmt: skip
     add("--exclude", metavar="LIST", type=Path, help="images that are not to be suggested")
@@ -72,6 +79,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--device", help="cpu, cuda, cuda:1, ... (default: what accelerate finds)")
     add_arguments(parser)
     arguments = parser.parse_args(argv)
+    if arguments.encoder is not None:
+        arguments.inputs.insert(0, Path(arguments.checkpoint))
+        of_network = {"--score": arguments.score is not None, "--head": arguments.head != "auto",
+                      "--format": arguments.format is not None}  # fmt: skip
+        if needless := [name for name, is_given in of_network.items() if is_given]:
+            parser.error(f"{needless[0]} needs a trained network, leave it out with --encoder")
+    elif arguments.weights is not None:
+        parser.error("--weights needs --encoder")
+    elif not arguments.inputs:
+        parser.error("the following arguments are required: IMAGES")
     if arguments.count < 1:
         parser.error(f"--count must be at least 1, got {arguments.count}")
     if not 0 <= arguments.min_distance <= 1:
@@ -99,9 +116,8 @@ def open_suggester(arguments: argparse.Namespace) -> Suggester:
         sys.stderr.write(
             "note: no prototypes in this checkpoint; images are compared by their mean feature\n"
         )
-    device = usable_device(arguments.device) if arguments.device else PartialState().device
-    checkpoint.segmenter.to(device)
-    return Suggester(checkpoint, head, arguments.score)
+    checkpoint.segmenter.to(device_of(arguments))
+    return Suggester(checkpoint, head, arguments.score or DEFAULT_SCORE)
 
 
 def describe(
@@ -128,30 +144,13 @@ def describe(
                 "distance": round(pick.distance or 0.0, 4),
             }
         records.append({"rank": rank, "image": item.name, "score": round(value, 4), "nearest": nearest,
-                        "doubtful_classes": classes})  # fmt: skip
+                        "cluster_size": pick.cluster_size, "doubtful_classes": classes})  # fmt: skip
         if rank <= SHEET_IMAGES:
             tiles.append(make_tile(
                 f"{rank}   {item.name}", value, pick.distance, classes, image, labels.astype(np.uint8), doubt,
                 suggester.checkpoint.info.classes,
             ))  # fmt: skip
     return records, tiles
-
-
-def write_results(out: Path, names: Sequence[str], record: dict[str, Any], headline: str, tiles: list[Tile],
-                  suggester: Suggester) -> None:  # fmt: skip
-    """Write the three files; they take their places together, once all are complete.
-
-    Raises:
-        DataError, OSError: If they cannot be written; earlier results are then untouched.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".suggest-", dir=out) as beside:
-        folder = Path(beside)
-        write_text(folder / RECORD_NAME, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-        save_whole(folder / SHEET_NAME, suggestion_sheet(headline, tiles, suggester.checkpoint.info.classes))
-        write_text(folder / LIST_NAME, "".join(f"{name}\n" for name in names))
-        for name in (RECORD_NAME, SHEET_NAME, LIST_NAME):
-            (folder / name).replace(out / name)
 
 
 def write_drafts(out: Path, suggester: Suggester, chosen: Sequence[Path], given: Sequence[Path],
@@ -189,6 +188,33 @@ def next_step(out: Path, checkpoint: Checkpoint) -> str:
     )
 
 
+def device_of(arguments: argparse.Namespace) -> torch.device:
+    """The device that was named, or what accelerate finds.
+
+    Raises:
+        UserError: If it cannot be used.
+    """
+    return usable_device(arguments.device) if arguments.device else PartialState().device
+
+
+def run_first(arguments: argparse.Namespace) -> None:
+    """Suggest the first images and write.
+
+    Raises:
+        UserError, OSError, ValueError: With a text for the user.
+    """
+    encoder = PretrainedEncoder(arguments.encoder, arguments.weights, device_of(arguments))
+    root, out, data = arguments.root, arguments.output, DataConfig()
+    given, problems = collect(arguments.inputs, out=out, root=root, data=data, skip=[out / SHEET_NAME])
+    for text in problems:
+        sys.stderr.write(f"skipped: {text}\n")
+    known = [*listed_images(arguments.labeled, root, data), *listed_images(arguments.exclude, root, data)]
+    candidates = without(given, known)
+    if not candidates:
+        raise DataError(f"all {len(given)} images are labelled or excluded already; give other images")
+    sys.stdout.write(suggest_first(given, candidates, problems, encoder, arguments.count, out))
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Suggest and write.
 
@@ -218,10 +244,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise DataError(f"none of the {len(candidates)} images could be read, see above")
     labeled = suggester.scan(labeled_images, "labeled") if labeled_images else Scan()
     embeddings = scan.matrix(0)
-    picks, repeats = pick_diverse(
-        np.array(scan.scores, np.float32), embeddings, labeled.matrix(embeddings.shape[1]),
-        arguments.count, arguments.min_distance,
-    )  # fmt: skip
+    rest = embeddings, labeled.matrix(embeddings.shape[1]), arguments.count, arguments.min_distance
+    if arguments.score is None:
+        picks, repeats = pick_clustered(np.stack(scan.encoder), *rest)
+    else:
+        picks, repeats = pick_diverse(np.array(scan.scores, np.float32), *rest)
     counts = {
         "given": len(given) + len(problems), "labeled_or_excluded": len(given) - len(left),
         "validation": len(left) - len(candidates), "skipped": len(skipped), "scored": len(scan.images),
@@ -235,18 +262,18 @@ def run(arguments: argparse.Namespace) -> None:
     info = checkpoint.info
     record = {
         "checkpoint": info.name, "step": info.step, "weights_sha256": info.weights_sha256,
+        "choice": "clusters" if arguments.score is None else "score and distance",
         "score": suggester.score, "head": suggester.head, "min_distance": arguments.min_distance,
         "embedding": "prototype shares" if bool(checkpoint.segmenter.bank.active.any()) else "mean feature",
         "counts": counts, "suggested": records, "skipped": skipped,
     }  # fmt: skip
-    headline = f"{len(picks)} of {len(scan.images)} images to label next, {info.name} at step {info.step}"
-    if len(picks) > len(tiles):
-        headline += f" (the first {len(tiles)})"
+    title = headline(len(picks), len(scan.images), f"next, {info.name} at step {info.step}")
     drafted = ""
     if drafting is not None:
         chosen = [scan.images[pick.index].path for pick in picks]
         drafted = write_drafts(out, suggester, chosen, [item.path for item in given], drafting)
-    write_results(out, [row["image"] for row in records], record, headline, tiles, suggester)
+    sheet = suggestion_sheet(title, tiles, info.classes)
+    write_results(out, [row["image"] for row in records], record, sheet)
     sys.stdout.write(
         f"{table(records)}\n\n{len(picks)} of {len(scan.images)} images in {out}; {repeats} others are near "
         f"duplicates, {counts['labeled_or_excluded']} are labelled or excluded, {counts['validation']} for "
@@ -257,7 +284,8 @@ def run(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code: 1 when nothing could be read, 130 after Ctrl-C."""
     arguments = parse_arguments(argv)
-    return guarded_on_device(lambda: run(arguments))
+    body = run if arguments.encoder is None else run_first
+    return guarded_on_device(lambda: body(arguments))
 
 
 if __name__ == "__main__":

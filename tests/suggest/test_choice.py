@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from protoseg.suggest.k_center import distance_to, pick_diverse
+from protoseg.suggest.choice import distance_to, pick_clustered, pick_diverse
 
 
 def directions(*degrees):
@@ -47,3 +47,34 @@ def test_labelled_images_push_suggestions_away():
 def test_equal_images_are_taken_in_order():
     picks, _ = pick_diverse(np.ones(4, np.float32), directions(0, 90, 0, 90), NONE, 4, 0.0)
     assert [pick.index for pick in picks] == [0, 1, 2, 3]
+
+
+def test_one_of_each_cluster_and_the_largest_first():
+    features = directions(0, 2, 5, 90, 91, 180)
+    picks, repeats = pick_clustered(features, features, NONE, 3, 0.0)
+    assert [(pick.index, pick.cluster_size) for pick in picks] == [(1, 3), (3, 2), (5, 1)]
+    assert repeats == 0
+    assert picks[0].nearest is None
+    assert picks[1].nearest == 1
+    assert picks[1].distance == pytest.approx(float(distance_to(features, features[1])[3]))
+    again, _ = pick_clustered(features, features, NONE, 3, 0.0)
+    assert again == picks
+
+
+def test_clusters_have_no_near_duplicates_of_what_is_taken():
+    features = directions(0, 2, 5, 89, 90, 91, 180)
+    picks, repeats = pick_clustered(features, features, directions(180, 2), 2, 0.03)
+    # 180 and 2 are labelled, 0 and 5 are at 0.025 and 0.037 from 2, 89 and 91 at 0.012 from 90
+    assert [pick.index for pick in picks] == [4, 2]
+    assert repeats == 5
+    assert pick_clustered(features[:1], features[:1], features[:1], 3, 0.03) == ([], 1)
+
+
+def test_what_is_least_like_the_chosen_fills_up():
+    features = directions(0, 0, 0, 50, 90)
+    copies = directions(0, 10, 20, 50, 90)
+    picks, _ = pick_clustered(features, copies, NONE, 5, 0.0)
+    assert sorted(pick.index for pick in picks) == [0, 1, 2, 3, 4]
+    assert [pick.index for pick in picks][:3] == [0, 3, 4], (
+        "of three copies one, then those of other clusters"
+    )
