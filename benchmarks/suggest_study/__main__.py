@@ -139,8 +139,11 @@ def choose(study: Study, first: Path, labeled: list[str], arms: list[str]) -> di
 
 def choose_start(study: Study, count: int, arms: list[str]) -> dict[str, list[str]]:
     """The first images that each arm labels."""
+    import torch
+
     from benchmarks.suggest_study.choose import best_of_clusters
-    from benchmarks.suggest_study.look import untrained_features
+    from protoseg.data.find import find_images
+    from protoseg.suggest.first import PretrainedEncoder, look
 
     path = study.folder / f"seed{study.seed}_start.json"
     chosen = kept(path, str(count))
@@ -149,7 +152,10 @@ def choose_start(study: Study, count: int, arms: list[str]) -> dict[str, list[st
         if arm in chosen:
             continue
         if arm == "start_clusters":
-            features = untrained_features(study.config, map(Path, everything))
+            model = study.config.model
+            encoder = PretrainedEncoder(model.encoder, model.pretrained, torch.device("cpu"))
+            images = find_images([Path(path) for path in everything], study.folder).images
+            features = look(encoder, images)[1]
             picked = best_of_clusters(features, None, count, study.seed)
         else:
             rng = np.random.default_rng([study.seed, 10 + len(arm)])

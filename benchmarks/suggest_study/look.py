@@ -1,4 +1,4 @@
-"""What a checkpoint, or an encoder that was never trained further, says about images.
+"""What a checkpoint says about images.
 
 Shape legend: ``N`` images, ``h w`` working size, ``Y X`` map of the decoder.
 """
@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.suggest_study.choose import Floats, Looks
+from benchmarks.suggest_study.choose import Looks
 from protoseg.checkpoint import Checkpoint
-from protoseg.config.sections import Config
 from protoseg.data.images import read_image, resize_image
 from protoseg.inference import HeadLogits, image_batch, inference, score
-from protoseg.models.segmenter import NetworkOutput, Segmenter, build_segmenter
-from protoseg.suggest.embedding import look, mean_feature
+from protoseg.models.segmenter import NetworkOutput
+from protoseg.suggest.embedding import look
 from protoseg.suggest.uncertainty import ScoreName, suspicion
 
 OF_LINEAR_HEAD: tuple[ScoreName, ...] = ("entropy", "margin", "confidence")
@@ -56,7 +55,7 @@ class Looker:
             "classes": (torch.bincount(flat, minlength=classes) / pixels).numpy(),
             "doubts": (torch.bincount(flat, doubt.flatten(), classes) / pixels).numpy(),
             "prototypes": found.embedding,
-            "encoder": mean_feature(output.stage[0].float()) if output.stage is not None else np.zeros(1),
+            "encoder": found.encoder,
         }
 
     def _scores(self, logits: HeadLogits, output: NetworkOutput, h: int, w: int) -> dict[str, Tensor]:
@@ -80,17 +79,3 @@ def looks(looker: Looker, paths: Iterable[Path], what: str) -> Looks:
     parts = {name: np.stack([row[name] for row in rows]).astype(np.float32)
              for name in ("classes", "doubts", "prototypes", "encoder")}  # fmt: skip
     return Looks(scores, **parts)
-
-
-def untrained_features(config: Config, paths: Iterable[Path]) -> Floats:
-    """Direction of the mean feature of the pretrained encoder's last stage, (N, E)."""
-    segmenter: Segmenter = build_segmenter(config.model, config.prototypes, num_classes=2)
-    segmenter.network.gives_stage = True
-    found = []
-    with inference(segmenter):
-        for path in tqdm(list(paths), desc="encoder", unit="image", mininterval=10):
-            image = resize_image(read_image(path, config.data.in_channels), config.data.resize)
-            stage = segmenter.network(image_batch([image], torch.device("cpu"))).stage
-            assert stage is not None
-            found.append(mean_feature(stage[0].float()))
-    return np.stack(found)

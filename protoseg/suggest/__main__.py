@@ -85,6 +85,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                       "--format": arguments.format is not None}  # fmt: skip
         if needless := [name for name, is_given in of_network.items() if is_given]:
             parser.error(f"{needless[0]} needs a trained network, leave it out with --encoder")
+        if arguments.weights == "none":
+            parser.error("--weights none has nothing to choose by; give package, timm or a file")
     elif arguments.weights is not None:
         parser.error("--weights needs --encoder")
     elif not arguments.inputs:
