@@ -15,8 +15,8 @@ from benchmarks.common import TRAINING, Answer, Block, Result, markdown_table
 Arms = dict[str, Any]
 TITLES = {
     "random": "random",
-    "suggested": "linear head's doubt x distance (`protoseg suggest`)",
-    "half_random": "half as `protoseg suggest`, half random",
+    "suggested": "linear head's doubt x distance (`--score linear`)",
+    "half_random": "half as `--score linear`, half random",
     "k_center": "distance of prototype shares alone (k-center)",
     "far_features": "distance of encoder features alone (k-center)",
     "confidence": "least probability",
@@ -100,7 +100,9 @@ def row(result: Result, name: str) -> list[str]:
     rare = [rare_of(result, arms) for arms in seeds]
     shown = [iou_of(arm, ids) for ids, group in zip(rare, chosen, strict=True) for arm in group]
     cells = [TITLES[name], percent([miou(arm) for group in chosen for arm in group])]
-    cells.append("" if base else percent(differences(result, name, miou), sign=True))
+    gains = [] if base else differences(result, name, miou)
+    above = f"{sum(gain > 0 for gain in gains)} of {len(gains)}" if gains else ""
+    cells += [percent(gains, sign=True) if gains else "", above]
     cells.append(percent(shown))
     bought = [
         (images_of(arm, arms, name), pixels_of(arm, arms, name, ids))
@@ -134,8 +136,9 @@ def voc_table(result: Result) -> str:
     seeds = list(result["seeds"].values())
     names = [name for name in TITLES if any(name in arms for arms in seeds)]
     steps, first = seeds[0]["first"].get("steps"), [miou(arms["first"]) for arms in seeds]
-    head = [f"choice of {result['count']} images", "mIoU", "difference to random", "IoU of rare classes",
-            "classes an image", "object pixels, %", "pixels of rare classes, %"]  # fmt: skip
+    head = [f"choice of {result['count']} images", "mIoU", "difference to random", "seeds above it",
+            "IoU of rare classes", "classes an image", "object pixels, %",
+            "pixels of rare classes, %"]  # fmt: skip
     order = sorted(
         (name for name in names if name not in ("random", "start_random", "start_clusters")),
         key=lambda name: -statistics.fmean(differences(result, name, miou)),
@@ -176,7 +179,7 @@ def draw(path: Path, folder: Path) -> int:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    from benchmarks.accuracy.plots import COLORS, FAINT, MARKERS, STYLE, _save
+    from benchmarks.accuracy.plots import COLORS, FAINT, STYLE, save
 
     result = json.loads(path.read_text(encoding="utf-8"))
     names = [name for name in TITLES if name not in ("random", "start_random")]
@@ -188,17 +191,16 @@ def draw(path: Path, folder: Path) -> int:
         band = 100 * noise(result, "random")
         axes.axvspan(-band, band, color=FAINT, alpha=0.15, label="random choices, 1 standard deviation")
         for place, name in enumerate(order):
-            mean = 100 * statistics.fmean(found[name])
-            axes.plot([mean, mean], [place - 0.3, place + 0.3], color="black", linewidth=2)
-            for number, value in enumerate(found[name]):
-                label = f"seed {list(result['seeds'])[number]}" if place == 0 else None
-                axes.plot(100 * value, place, MARKERS[number], color=COLORS[number], label=label)
+            mean, points = 100 * statistics.fmean(found[name]), 100 * np.array(found[name])
+            labels = ("mean", "a seed") if place == 0 else (None, None)
+            axes.plot([mean, mean], [place - 0.3, place + 0.3], color="black", linewidth=2, label=labels[0])
+            axes.plot(points, np.full(len(points), place), "o", color=COLORS[0], alpha=0.7, label=labels[1])
         titles = [("round 0: " if name.startswith("start_") else "") + TITLES[name] for name in order]
         axes.set_yticks(range(len(order)), [title.replace("`", "") for title in titles])
         axes.invert_yaxis()
         axes.set_xlabel("mIoU above random choices with the same seed, points")
-        figure.legend(loc="outside lower center", ncols=4)
-        print(_save(figure, folder / f"{path.stem}.svg"))
+        figure.legend(loc="outside lower center", ncols=3)
+        print(save(figure, folder / f"{path.stem}.svg"))
     return 0
 
 
