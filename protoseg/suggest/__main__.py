@@ -31,7 +31,7 @@ from protoseg.draw.tiles import Tile
 from protoseg.errors import DataError, UserError
 from protoseg.inference import HEADS, HeadName, guarded_on_device, score, usable_device
 from protoseg.suggest.candidates import collect, listed_images, trained_images, without
-from protoseg.suggest.choice import Pick, pick_clustered, pick_diverse
+from protoseg.suggest.choice import Pick, pick_clustered, pick_diverse, pick_evenly
 from protoseg.suggest.first import PretrainedEncoder, suggest_first
 from protoseg.suggest.results import LIST_NAME, SHEET_IMAGES, SHEET_NAME, headline, write_results
 from protoseg.suggest.score_images import Scan, Suggester
@@ -66,7 +66,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("-o", "--output", metavar="DIR", type=Path, default=DEFAULT_OUT, help=f"folder for the results "
         f"(default: {DEFAULT_OUT})")  # fmt: skip
     add("--score", choices=SCORES, help="choose by this doubt of pixels and the distance to what is taken, "
-        "which did not beat random choices, in place of clusters")  # fmt: skip
+        "in place of the way that beat random choices more clearly")  # fmt: skip
     add("--labeled", metavar="LIST", type=Path, help="images that are labelled already: never suggested, and "
         "suggestions are unlike them (default: those that the checkpoint was trained with)")  # fmt: skip
     add("--exclude", metavar="LIST", type=Path, help="images that are not to be suggested")
@@ -245,12 +245,14 @@ def run(arguments: argparse.Namespace) -> None:
     if not scan.images:
         raise DataError(f"none of the {len(candidates)} images could be read, see above")
     labeled = suggester.scan(labeled_images, "labeled") if labeled_images else Scan()
-    embeddings = scan.matrix(0)
-    rest = embeddings, labeled.matrix(embeddings.shape[1]), arguments.count, arguments.min_distance
-    if arguments.score is None:
-        picks, repeats = pick_clustered(np.stack(scan.encoder), *rest)
+    has_prototypes = bool(checkpoint.segmenter.bank.active.any())
+    rest = scan.matrix(0), labeled.matrix(len(scan.embeddings[0])), arguments.count, arguments.min_distance
+    if arguments.score is not None:
+        way, (picks, repeats) = "score", pick_diverse(np.array(scan.scores, np.float32), *rest)
+    elif has_prototypes:
+        way, (picks, repeats) = "prototypes", pick_evenly(*rest)
     else:
-        picks, repeats = pick_diverse(np.array(scan.scores, np.float32), *rest)
+        way, (picks, repeats) = "clusters", pick_clustered(np.stack(scan.encoder), *rest)
     counts = {
         "given": len(given) + len(problems), "labeled_or_excluded": len(given) - len(left),
         "validation": len(left) - len(candidates), "skipped": len(skipped), "scored": len(scan.images),
@@ -264,9 +266,9 @@ def run(arguments: argparse.Namespace) -> None:
     info = checkpoint.info
     record = {
         "checkpoint": info.name, "step": info.step, "weights_sha256": info.weights_sha256,
-        "choice": "clusters" if arguments.score is None else "score and distance",
-        "score": suggester.score, "head": suggester.head, "min_distance": arguments.min_distance,
-        "embedding": "prototype shares" if bool(checkpoint.segmenter.bank.active.any()) else "mean feature",
+        "choice": way, "score": suggester.score, "head": suggester.head,
+        "min_distance": arguments.min_distance,
+        "embedding": "prototype shares" if has_prototypes else "mean feature",
         "counts": counts, "suggested": records, "skipped": skipped,
     }  # fmt: skip
     title = headline(len(picks), len(scan.images), f"next, {info.name} at step {info.step}")

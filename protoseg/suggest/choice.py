@@ -1,4 +1,4 @@
-"""Which of many images to take: one of each cluster, or high scores and no two alike.
+"""Which of many images to take: all prototypes evenly, one of each cluster, or high scores and no two alike.
 
 Shape legend: ``N`` candidates, ``L`` images that count as taken already, ``E`` numbers of an embedding,
 ``D`` channels of the encoder's last stage.
@@ -114,6 +114,36 @@ def pick_clustered(
                 picks.append(taken.take(int(usable[0]), int(sizes[cluster])))
     while len(picks) < count and taken.allowed.any():
         picks.append(taken.take(int(np.argmax(np.where(taken.allowed, taken.distance, -1))), 1))
+    return picks, taken.repeats
+
+
+def pick_evenly(
+    embeddings_NE: Floats, taken_LE: Floats, count: int, min_distance: float
+) -> tuple[list[Pick], int]:
+    """Greedily the image that adds most to the sum over prototypes of the square root of what was taken.
+
+    What was taken of a prototype is the sum of its shares of the images, labelled ones included. The root
+    makes a prototype that few of them show worth more than one that all have. The lowest index wins among
+    equals, and each beginning of the result is what fewer images would be.
+
+    Args:
+        embeddings_NE: Square roots of the shares, unit vectors.
+        taken_LE: Those of labelled images, none or more.
+        count: Most images to choose.
+        min_distance: A candidate nearer than this to any image taken is a near duplicate and never chosen.
+
+    Returns:
+        At most ``count`` picks in order, fewer when the rest are near duplicates; and how many of the others
+        are near duplicates.
+    """
+    taken = _Taken(embeddings_NE, taken_LE, min_distance)
+    shares = np.square(embeddings_NE, dtype=np.float64)
+    total = np.square(taken_LE, dtype=np.float64).sum(0)
+    picks: list[Pick] = []
+    while len(picks) < count and taken.allowed.any():
+        gain = np.sqrt(total + shares).sum(1)
+        picks.append(taken.take(int(np.argmax(np.where(taken.allowed, gain, -1)))))
+        total += shares[picks[-1].index]
     return picks, taken.repeats
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from protoseg.suggest.choice import distance_to, pick_clustered, pick_diverse
+from protoseg.suggest.choice import distance_to, pick_clustered, pick_diverse, pick_evenly
 
 
 def directions(*degrees):
@@ -78,3 +78,14 @@ def test_what_is_least_like_the_chosen_fills_up():
     assert {pick.index for pick in picks[:3]} == {0, 3, 4}, (
         "of three copies one, then those of other clusters"
     )
+
+
+def test_prototypes_are_taken_evenly():
+    shares = np.array([[0.9, 0.1, 0], [0.8, 0, 0.2], [0.7, 0.3, 0], [0.7, 0.3, 0]], np.float32)
+    taken = np.array([[0.5, 0.5, 0]], np.float32)
+    picks, repeats = pick_evenly(np.sqrt(shares), np.sqrt(taken), 4, 0.01)
+    # roots of 0.5, 0.5, 0 and what is added: 1.183 + 0.775, 1.140 + 0.707 + 0.447, 1.095 + 0.894
+    assert [pick.index for pick in picks] == [1, 2, 0]
+    assert repeats == 1, "the last image is a copy"
+    assert picks[0].nearest == 4
+    assert pick_evenly(np.sqrt(shares), np.sqrt(taken), 2, 0.01)[0] == picks[:2]

@@ -66,10 +66,7 @@ def test_command(trained, pool, tmp_path, capsys):
     assert [row["image"] for row in record["suggested"]] == names
     assert [row["rank"] for row in record["suggested"]] == [1, 2, 3, 4, 5, 6]
     assert record["suggested"][0]["nearest"] is None
-    assert record["choice"] == "clusters"
-    sizes = [row["cluster_size"] for row in record["suggested"]]
-    assert sizes == sorted(sizes, reverse=True)
-    assert sum(sizes) == 7
+    assert record["choice"] == "prototypes"
     assert all(row["nearest"]["image"] in names[:i] for i, row in enumerate(record["suggested"]) if i)
     assert record["counts"] == {
         "given": 8, "labeled_or_excluded": 0, "validation": 0, "skipped": 1, "scored": 7,
@@ -86,7 +83,7 @@ def test_command(trained, pool, tmp_path, capsys):
 def test_a_score_that_was_named_decides(trained, pool, tmp_path):
     call(trained, pool, "-n", 3, "-o", tmp_path / "out", "--score", "entropy", "--min-distance", 1e-5)
     record = json.loads((tmp_path / "out" / "suggested.json").read_text())
-    assert (record["choice"], record["score"]) == ("score and distance", "entropy")
+    assert (record["choice"], record["score"]) == ("score", "entropy")
     assert record["suggested"][0]["score"] == max(row["score"] for row in record["suggested"])
     assert record["suggested"][0]["cluster_size"] is None
 
@@ -177,6 +174,10 @@ def test_a_checkpoint_without_prototypes(pool, tmp_path, capsys):
     assert "compared by their mean feature" in capsys.readouterr().err
     record = json.loads((tmp_path / "out" / "suggested.json").read_text())
     assert record["embedding"] == "mean feature"
+    assert record["choice"] == "clusters"
+    sizes = [row["cluster_size"] for row in record["suggested"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sum(sizes) == 7
     assert record["head"] == "linear"
     assert len(record["suggested"]) == 3
     for extra, message in (
