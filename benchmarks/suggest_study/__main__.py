@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import ASSETS, RESULTS, parser, write_result
+from benchmarks.suggest_study.figures import figures, rare_classes
 from benchmarks.suggest_study.runs import collect, labelled_entries, run, write_lists
 from benchmarks.suggest_study.tables import draw
 from protoseg.config.load import load_config
@@ -179,8 +180,10 @@ class Record:
     def add(self, study: Study, arm: str, labeled: list[str], added: list[str]) -> Path:
         """Train, and write what came out."""
         target = study.train(arm, labeled)
-        found = {**collect(target), "added": [Path(path).name for path in added]}
-        self.seeds.setdefault(study.seed, {})[arm] = found
+        arms = self.seeds.setdefault(study.seed, {})
+        rare = arms["first"]["rare_classes"] if arms else None
+        found = collect(target, len(added) or len(labeled), rare)
+        arms[arm] = {**found, "added": [Path(path).name for path in added]}
         miou = "  ".join(f"{head} {100 * value:.2f}" for head, value in found["miou"].items())
         print(f"seed {study.seed}  {arm:<16}{miou}", flush=True)
         write_result(self.name, {**self.setting, "seeds": self.seeds}, self.folder)
@@ -194,7 +197,6 @@ def run_probe(arguments: argparse.Namespace, setting: Setting) -> int:
 
     config = load_config(setting.config, [f"data.labeled={setting.train}", *arguments.set])
     classes = read_classes(config.data)
-    names = [item.name for item in classes]
     place = {path: i for i, path in enumerate(labelled_entries(config, setting.train))}
     encoder = Encoder(config, len(classes))
     images, val = (encoder(open_source(config.data, split, classes), split) for split in ("labeled", "val"))
@@ -219,17 +221,14 @@ def run_probe(arguments: argparse.Namespace, setting: Setting) -> int:
             else rng.choice(len(images), count, replace=False).tolist()
             for arm in arguments.start_arms
         }
+        rare = rare_classes(np.sum([images[i].pixels for i in labeled], axis=0))
         arms = seeds[seed] = {}
         for arm, added in {**chosen, **starts}.items():
             used = added if arm in starts else [*labeled, *added]
             found = fit([images[i] for i in used], space, seed).confusion(val)
-            pixels = np.stack([images[i].pixels for i in used])
-            iou = dict(zip(names, iou_per_class(found).tolist(), strict=True))
-            arms[arm] = {
-                "miou": {"linear": miou(found)}, "iou": {"linear": iou}, "labeled": len(used),
-                "pixels": pixels.sum(0).tolist(), "images": (pixels > 0).sum(0).tolist(),
-                "added": [Path(list(place)[i]).name for i in added],
-            }  # fmt: skip
+            pixels = np.stack([images[i].pixels for i in added or labeled])
+            iou = np.nan_to_num(iou_per_class(found)).tolist()
+            arms[arm] = {"miou": {"linear": miou(found)}, **figures(iou, pixels, rare)}
             print(f"seed {seed}  {arm:<16}{100 * miou(found):.2f}", flush=True)
         data = {"setting": arguments.setting, "config": setting.config, "count": count, "seeds": seeds}
         write_result(arguments.name, data, arguments.results)

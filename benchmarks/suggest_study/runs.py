@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from benchmarks.accuracy.records import folder_hash
 from benchmarks.accuracy.study import config_hash
 from benchmarks.common import ROOT
+from benchmarks.suggest_study.figures import figures, rare_classes
 from protoseg.config.load import load_config
 from protoseg.config.sections import Config
 from protoseg.data.classes import read_classes
@@ -51,28 +53,31 @@ def run(config: str, folder: Path, name: str, overrides: list[str]) -> Path:
     return target
 
 
-def collect(target: Path) -> dict[str, Any]:
-    """Figures of a finished run, by head, and what its labels show.
+def collect(target: Path, chosen: int, rare: Sequence[int] | None) -> dict[str, Any]:
+    """Figures of a finished run, by head, and of the images that were chosen.
 
-    Returns:
-        ``pixels``: labelled pixels of each class; ``images``: labelled images that show it.
+    Args:
+        target: The run folder.
+        chosen: How many of its labelled images were, the last ones of the list.
+        rare: Rare classes; None takes those of its own labels.
     """
     from protoseg.checkpoint import CHECKPOINT_DIR, read_info
 
     info, config = read_info(target / CHECKPOINT_DIR), load_config(target / "config.yaml")
     classes = read_classes(config.data)
     source = open_source(config.data, "labeled", classes)
-    counts = np.stack([
+    pixels = np.stack([
         np.bincount(source.mask(i).ravel(), minlength=256)[: len(classes)] for i in range(len(source))
     ])  # fmt: skip
+    rare = rare_classes(pixels.sum(0)) if rare is None else rare
+    iou = info.metrics["val"]["per_class"]
     return {
         "steps": info.step,
         "seed": config.train.seed,
         "miou": info.metrics["val"]["miou"],
-        "iou": info.metrics["val"]["per_class"],
-        "labeled": len(source),
-        "pixels": counts.sum(0).tolist(),
-        "images": (counts > 0).sum(0).tolist(),
+        "iou": iou,
+        "rare_classes": list(rare),
+        **figures([iou["linear"].get(item.name) or 0.0 for item in classes], pixels[-chosen:], rare),
         "data_hashes": info.data_hashes,
         "git_revision": info.git_revision,
     }

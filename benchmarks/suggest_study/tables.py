@@ -34,18 +34,6 @@ TITLES = {
     "start_clusters": "one of each cluster of encoder features",
 }
 HEAD = "linear"
-RARE_SHARE = 1 / 3
-
-
-def rare_classes(pixels: Sequence[int]) -> list[int]:
-    """The third of all classes with the fewest labelled pixels."""
-    return np.argsort(pixels, kind="stable")[: round(len(pixels) * RARE_SHARE)].tolist()
-
-
-def iou_of(arm: Arms, classes: Sequence[int]) -> float:
-    """Mean IoU of some classes."""
-    values = list(arm["iou"][HEAD].values())
-    return statistics.fmean(values[i] for i in classes)
 
 
 def draws(arms: dict[str, Arms], prefix: str) -> list[Arms]:
@@ -87,48 +75,23 @@ def percent(values: Sequence[float], sign: bool = False) -> str:
     return f"{mean} ({low} to {high})" if len(values) > 1 else mean
 
 
-def rare_of(result: Result, arms: dict[str, Arms]) -> list[int]:
-    """Rare classes of a seed, by its first labelled list."""
-    return rare_classes(arms["first"]["pixels"])
-
-
 def row(result: Result, name: str) -> list[str]:
     """A row of the table: mIoU and rare classes with their differences, and what was bought."""
-    seeds = [arms for arms in result["seeds"].values() if name in arms]
     base = name in ("random", "start_random")
-    chosen = [draws(arms, name) if base else [arms[name]] for arms in seeds]
-    rare = [rare_of(result, arms) for arms in seeds]
-    shown = [iou_of(arm, ids) for ids, group in zip(rare, chosen, strict=True) for arm in group]
-    cells = [TITLES[name], percent([miou(arm) for group in chosen for arm in group])]
-    gains = [] if base else differences(result, name, miou)
-    above = f"{sum(gain > 0 for gain in gains)} of {len(gains)}" if gains else ""
-    cells += [percent(gains, sign=True) if gains else "", above]
-    cells.append(percent(shown))
-    bought = [
-        (images_of(arm, arms, name), pixels_of(arm, arms, name, ids))
-        for arms, ids, group in zip(seeds, rare, chosen, strict=True)
-        for arm in group
+    arms = [
+        arm
+        for seed in result["seeds"].values()
+        for arm in (draws(seed, name) if base else [seed[name]] if name in seed else [])
     ]
-    cells.append(f"{statistics.fmean(item[0] for item in bought):.2f}")
-    return [*cells, *(f"{100 * statistics.fmean(item[1][i] for item in bought):.1f}" for i in (0, 1))]
-
-
-def added(arm: Arms, arms: dict[str, Arms], name: str, key: str) -> list[int]:
-    """Counts by class of the images that were chosen."""
-    before = [0] * len(arm[key]) if name.startswith("start_") else arms["first"][key]
-    return [new - old for new, old in zip(arm[key], before, strict=True)]
-
-
-def images_of(arm: Arms, arms: dict[str, Arms], name: str) -> float:
-    """Classes in an image that was chosen, the first class (background) not counted."""
-    return sum(added(arm, arms, name, "images")[1:]) / len(arm["added"])
-
-
-def pixels_of(arm: Arms, arms: dict[str, Arms], name: str, rare: Sequence[int]) -> tuple[float, float]:
-    """Share of the chosen pixels that is no background, and of rare classes."""
-    pixels = added(arm, arms, name, "pixels")
-    total = sum(pixels)
-    return 1 - pixels[0] / total, sum(pixels[i] for i in rare) / total
+    gains = [] if base else differences(result, name, miou)
+    return [
+        TITLES[name], percent([miou(arm) for arm in arms]),
+        percent(gains, sign=True) if gains else "",
+        f"{sum(gain > 0 for gain in gains)} of {len(gains)}" if gains else "",
+        percent([arm["rare_iou"] for arm in arms]),
+        f"{statistics.fmean(arm['bought']['classes'] for arm in arms):.2f}",
+        *(f"{100 * statistics.fmean(arm['bought'][key] for arm in arms):.1f}" for key in ("objects", "rare")),
+    ]  # fmt: skip
 
 
 def voc_table(result: Result) -> str:
