@@ -6,10 +6,10 @@ r"""Are suggested images worth more than random ones, and which way to choose is
     python -m benchmarks.suggest_study voc --probe --plot            # from the result file
 
 For each seed: train with the seed's first labelled images; let each way choose as many again among all other
-training images, whose masks are known; train again from the start, with the same seed and as many steps, on
-both together. ``suggested`` is the default of ``protoseg suggest``, ``random_2`` to ``random_4`` are
-further draws. ``start_...`` are choices of the first images themselves, before anything is trained: at
-random, or one of each cluster of the pretrained encoder's features.
+training images, whose masks are known; train again, with the same seed and as many steps, on both together
+(VOC: from the first weights, CamVid: from the start). ``suggested`` is ``protoseg suggest --score linear``,
+``random_2`` to ``random_4`` are further draws. ``start_...`` are choices of the first images themselves,
+before anything is trained: at random, or one of each cluster of the pretrained encoder's features.
 
 With ``--probe`` not the network is trained but a linear classifier on the frozen pretrained encoder is
 fitted, which takes seconds and has no noise of its own. Seeds without a list in the data draw the first
@@ -64,6 +64,8 @@ class Setting:
     """All training images with their masks."""
     overrides: tuple[str, ...]
     """Settings over the configuration."""
+    goes_on: bool = False
+    """Whether trainings on more labels start from the weights of the first one."""
 
 
 SETTINGS = {
@@ -76,6 +78,7 @@ SETTINGS = {
          "train.eval_every=220", "loss.class_weights=inverse_sqrt", "optim.lr=1.0e-3",
          "train.mixed_precision=bf16", "train.channels_last=true", "train.atlas_images=0",
          "train.keep_states=0", "eval.batch_size=8"),
+        goes_on=True,
     ),
     "camvid": Setting(
         "configs/camvid_23_efficientnet_lite0.yaml", "splits/23/seed{seed}/labeled.txt", "splits/train.txt",
@@ -98,9 +101,11 @@ class Study:
         """All entries by path."""
         return labelled_entries(self.config, self.setting.train)
 
-    def train(self, name: str, labeled: list[str]) -> Path:
-        """Train with labels of some images."""
+    def train(self, name: str, labeled: list[str], start: Path | None = None) -> Path:
+        """Train with labels of some images, from the pretrained encoder or from an earlier run."""
         lists = write_lists(self.folder / f"seed{self.seed}_{name}_lists", self.everything(), labeled)
+        if start is not None:
+            lists.append(f"train.start_from={start}")
         return run(self.setting.config, self.folder, f"seed{self.seed}_{name}", [*self.overrides, *lists])
 
 
@@ -177,9 +182,11 @@ class Record:
     seeds: dict[int, dict[str, Any]]
     """Figures of each training by seed and arm."""
 
-    def add(self, study: Study, arm: str, labeled: list[str], added: list[str]) -> Path:
+    def add(
+        self, study: Study, arm: str, labeled: list[str], added: list[str], start: Path | None = None
+    ) -> Path:
         """Train, and write what came out."""
-        target = study.train(arm, labeled)
+        target = study.train(arm, labeled, start)
         arms = self.seeds.setdefault(study.seed, {})
         rare = arms["first"]["rare_classes"] if arms else None
         found = collect(target, len(added) or len(labeled), rare)
@@ -250,10 +257,11 @@ def run_study(arguments: argparse.Namespace, setting: Setting) -> int:
         first = record.add(study, "first", labeled, [])
         chosen = choose(study, first, labeled, arguments.arms)
         for arm in arguments.arms:
-            record.add(study, arm, [*labeled, *chosen[arm]], chosen[arm])
-        start = choose_start(study, len(labeled), arguments.start_arms)
+            start = first if setting.goes_on else None
+            record.add(study, arm, [*labeled, *chosen[arm]], chosen[arm], start)
+        started = choose_start(study, len(labeled), arguments.start_arms)
         for arm in arguments.start_arms:
-            record.add(study, arm, start[arm], start[arm])
+            record.add(study, arm, started[arm], started[arm])
     return 0
 
 

@@ -72,10 +72,11 @@ class _Taken:
 
     def take(self, index: int, cluster_size: int | None = None) -> Pick:
         """Choose a candidate."""
-        known, distance = int(self.nearest[index]), float(self.distance[index])
+        place, distance = int(self.nearest[index]), float(self.distance[index])
         self.free[index] = False
         self._add(index, self.embeddings[index])
-        return Pick(index, *((known, distance) if known >= 0 else (None, None)), cluster_size)
+        known = place >= 0
+        return Pick(index, place if known else None, distance if known else None, cluster_size)
 
 
 def pick_clustered(
