@@ -26,14 +26,21 @@ from accelerate import PartialState
 from protoseg.annotate.draft import names_of
 from protoseg.annotate.write import Options, add_arguments, options_of, write
 from protoseg.checkpoint import Checkpoint, load_checkpoint
-from protoseg.config.sections import DataConfig
 from protoseg.draw.tiles import Tile
 from protoseg.errors import DataError, UserError
 from protoseg.inference import HEADS, HeadName, guarded_on_device, score, usable_device
 from protoseg.suggest.candidates import collect, listed_images, trained_images, without
 from protoseg.suggest.choice import Pick, pick_clustered, pick_diverse, pick_evenly
 from protoseg.suggest.first import PretrainedEncoder, suggest_first
-from protoseg.suggest.results import LIST_NAME, SHEET_IMAGES, SHEET_NAME, headline, write_results
+from protoseg.suggest.results import (
+    LIST_NAME,
+    MEASURED,
+    SHEET_IMAGES,
+    SHEET_NAME,
+    evidence,
+    headline,
+    write_results,
+)
 from protoseg.suggest.score_images import Scan, Suggester
 from protoseg.suggest.sheet import make_tile, suggestion_sheet
 from protoseg.suggest.uncertainty import NEED_PROTOTYPES, SCORES, ScoreName
@@ -47,15 +54,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m protoseg.suggest",
-        description="Choose the images to label next: those with the most errors to expect that are unlike "
-        "each other and unlike the labelled ones.",
+        description="Choose the images to label next: those that show the classes' prototypes most evenly, "
+        "labelled images included; without prototypes, and with --encoder, one of each cluster of the encoder's "
+        "features.",
+        epilog="Measured on VOC against random images, points of mIoU and how many of 10 seeds were better: "
+        + ", ".join(f"{name} {gain:+.1f} ({seeds})" for name, (gain, seeds) in MEASURED.items())
+        + ". Ways below 0 are worse than random images.",
     )
     add = parser.add_argument
-    add(
-        "checkpoint",
-        metavar="CKPT",
-        help="run folder, checkpoint folder, or a file in it; none with --encoder",
-    )
+    add("checkpoint", metavar="CKPT", help="run folder, checkpoint folder, or a file in it; none with "
+        "--encoder")  # fmt: skip
     add("inputs", metavar="IMAGES", nargs="*", type=Path,
         help="images, folders of images, or lists as training reads them")  # fmt: skip
     add("--encoder", metavar="NAME", help="the first images, before anything is trained: one of each "
@@ -206,15 +214,9 @@ def run_first(arguments: argparse.Namespace) -> None:
         UserError, OSError, ValueError: With a text for the user.
     """
     encoder = PretrainedEncoder(arguments.encoder, arguments.weights, device_of(arguments))
-    root, out, data = arguments.root, arguments.output, DataConfig()
-    given, problems = collect(arguments.inputs, out=out, root=root, data=data, skip=[out / SHEET_NAME])
-    for text in problems:
-        sys.stderr.write(f"skipped: {text}\n")
-    known = [*listed_images(arguments.labeled, root, data), *listed_images(arguments.exclude, root, data)]
-    candidates = without(given, known)
-    if not candidates:
-        raise DataError(f"all {len(given)} images are labelled or excluded already; give other images")
-    sys.stdout.write(suggest_first(given, candidates, problems, encoder, arguments.count, out))
+    known = [path for path in (arguments.labeled, arguments.exclude) if path is not None]
+    text = suggest_first(arguments.inputs, known, arguments.root, encoder, arguments.count, arguments.output)
+    sys.stdout.write(text)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -281,7 +283,8 @@ def run(arguments: argparse.Namespace) -> None:
     sys.stdout.write(
         f"{table(records)}\n\n{len(picks)} of {len(scan.images)} images in {out}; {repeats} others are near "
         f"duplicates, {counts['labeled_or_excluded']} are labelled or excluded, {counts['validation']} for "
-        f"validation, {len(skipped)} could not be read\n{drafted}{next_step(out, checkpoint)}\n"
+        f"validation, {len(skipped)} could not be read\n"
+        f"{evidence(suggester.score if way == 'score' else way)}\n{drafted}{next_step(out, checkpoint)}\n"
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from protoseg.config.sections import ModelConfig
+from protoseg.config.sections import DataConfig, ModelConfig
 from protoseg.data.find import FoundImage
 from protoseg.data.images import read_image, resize_image
 from protoseg.draw.tiles import Tile, draw_sheet, small
@@ -25,9 +25,10 @@ from protoseg.inference import image_batch
 from protoseg.manifest import ResizeConfig
 from protoseg.models.decoders import build_backbone
 from protoseg.models.encoders import PACKAGE_MODELS, normalization
+from protoseg.suggest.candidates import collect, listed_images, without
 from protoseg.suggest.choice import pick_clustered
 from protoseg.suggest.embedding import mean_feature
-from protoseg.suggest.results import LIST_NAME, SHEET_IMAGES, headline, write_results
+from protoseg.suggest.results import LIST_NAME, SHEET_IMAGES, SHEET_NAME, evidence, headline, write_results
 
 WORKING_SIZE = ResizeConfig(mode="long_side", size=256)
 """Size of images that clusters were measured with."""
@@ -102,16 +103,16 @@ def look(
 
 
 def suggest_first(
-    given: Sequence[FoundImage], candidates: Sequence[FoundImage], problems: Sequence[str],
-    encoder: PretrainedEncoder, count: int, out: Path,
+    inputs: Sequence[Path], known: Sequence[Path], root: Path | None, encoder: PretrainedEncoder, count: int,
+    out: Path,
 ) -> str:  # fmt: skip
     """Choose and write the first images.
 
     Args:
-        given: All images that were given.
-        candidates: Those of them that may be chosen.
-        problems: Why others could not be read.
-        encoder: Looks at them.
+        inputs: Images, folders and lists.
+        known: Lists of images that are not to be chosen.
+        root: Folder that lists are relative to, or None to find it.
+        encoder: Looks at the images.
         count: Images wanted.
         out: Folder of results.
 
@@ -121,6 +122,13 @@ def suggest_first(
     Raises:
         DataError, OSError: If nothing can be read or written.
     """
+    data = DataConfig()
+    given, problems = collect(inputs, out=out, root=root, data=data, skip=[out / SHEET_NAME])
+    for text in problems:
+        sys.stderr.write(f"skipped: {text}\n")
+    candidates = without(given, [image for path in known for image in listed_images(path, root, data)])
+    if not candidates:
+        raise DataError(f"all {len(given)} images are labelled or excluded already; give other images")
     seen, features, unread = look(encoder, candidates)
     skipped = [*problems, *unread]
     if not seen:
@@ -145,6 +153,6 @@ def suggest_first(
     return (
         "\n".join(["rank  images  image that stands for them", *lines, ""])
         + f"\n{len(picks)} of {len(seen)} images in {out}; {counts['labeled_or_excluded']} are labelled or "
-        f"excluded, {len(skipped)} could not be read\nnext: label all images of {out / LIST_NAME}; `protoseg "
-        "init FOLDER` then writes a configuration for them\n"
+        f"excluded, {len(skipped)} could not be read\n{evidence('clusters')}\nnext: label all images of "
+        f"{out / LIST_NAME}; `protoseg init FOLDER` then writes a configuration for them\n"
     )

@@ -80,12 +80,13 @@ def test_command(trained, pool, tmp_path, capsys):
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before, "the same input gives the same bytes"
 
 
-def test_a_score_that_was_named_decides(trained, pool, tmp_path):
+def test_a_score_that_was_named_decides(trained, pool, tmp_path, capsys):
     call(trained, pool, "-n", 3, "-o", tmp_path / "out", "--score", "entropy", "--min-distance", 1e-5)
     record = json.loads((tmp_path / "out" / "suggested.json").read_text())
     assert (record["choice"], record["score"]) == ("score", "entropy")
     assert record["suggested"][0]["score"] == max(row["score"] for row in record["suggested"])
     assert record["suggested"][0]["cluster_size"] is None
+    assert "take random images instead" in capsys.readouterr().out
 
 
 def test_score_is_the_mean_suspicion(trained, segmenter, pool, tmp_path):

@@ -1,10 +1,14 @@
 """Figures of a choice by hand, and the table of them."""
 
+import json
+
 import numpy as np
 import pytest
 
+from benchmarks.common import RESULTS
 from benchmarks.suggest_study.figures import figures, rare_classes
 from benchmarks.suggest_study.tables import camvid_table, differences, draw, miou, noise, voc_table
+from protoseg.suggest.results import MEASURED
 
 
 def test_figures_by_hand():
@@ -51,9 +55,16 @@ def test_table(result):
     )
 
 
-def test_plot(result, tmp_path):
-    import json
+def test_the_command_says_what_was_measured():
+    measured = json.loads((RESULTS / "suggest_probe_voc.json").read_text())
+    assert len(measured["seeds"]) == 10
+    arms = {"prototypes": "rare_prototypes", "linear": "suggested"}
+    for way, said in MEASURED.items():
+        gains = differences(measured, arms.get(way, way), miou)
+        assert said == (round(100 * float(np.mean(gains)), 1), sum(gain > 0 for gain in gains))
 
+
+def test_plot(result, tmp_path):
     path = tmp_path / "some.json"
     path.write_text(json.dumps(result))
     assert draw(path, tmp_path / "plots") == 0
