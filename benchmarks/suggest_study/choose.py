@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from protoseg.models.kmeans import spherical_kmeans
-from protoseg.suggest.choice import pick_diverse
+from protoseg.suggest.choice import pick_diverse, pick_evenly
 
 Floats = NDArray[np.float32]
 NEAR_DUPLICATE = 0.06
@@ -67,19 +67,9 @@ def best_of_clusters(embeddings_NE: Floats, scores_N: Floats | None, count: int,
     return chosen + rest[: count - len(chosen)]
 
 
-def balanced(shares_NC: Floats, taken_LC: Floats, count: int) -> list[int]:
-    """Greedily the image that adds most to the sum over columns of the square root of what was taken.
-
-    The root makes a column that was taken seldom worth more than one that all images have.
-    """
-    total = taken_LC.sum(0, dtype=np.float64)
-    chosen: list[int] = []
-    for _ in range(count):
-        gain = np.sqrt(total + shares_NC).sum(1) - np.sqrt(total).sum()
-        gain[chosen] = -np.inf
-        chosen.append(int(np.argmax(gain)))
-        total += shares_NC[chosen[-1]]
-    return chosen
+def evenly(roots_NC: Floats, taken_LC: Floats, count: int) -> list[int]:
+    """All columns evenly, by square roots of shares: ``pick_evenly`` without near duplicates."""
+    return [pick.index for pick in pick_evenly(roots_NC, taken_LC, count, 0)[0]]
 
 
 def random(pool: Looks, count: int, seed: int, draw: int = 0) -> list[int]:
@@ -140,9 +130,9 @@ STRATEGIES: dict[str, Strategy] = {
     "k_center": lambda p, k, n, _s: weighted(p, k, np.ones_like(p.scores["linear"]), n),
     "novelty": lambda p, _l, n, _s: highest(p.scores["novelty"], n),
     "far": lambda p, _l, n, _s: highest(p.scores["far"], n),
-    "rare_prototypes": lambda p, k, n, _s: balanced(p.prototypes**2, k.prototypes**2, n),
-    "class_balanced": lambda p, k, n, _s: balanced(p.classes, k.classes, n),
-    "class_doubt": lambda p, k, n, _s: balanced(p.doubts, k.doubts, n),
+    "rare_prototypes": lambda p, k, n, _s: evenly(p.prototypes, k.prototypes, n),
+    "class_balanced": lambda p, k, n, _s: evenly(np.sqrt(p.classes), np.sqrt(k.classes), n),
+    "class_doubt": lambda p, k, n, _s: evenly(np.sqrt(p.doubts), np.sqrt(k.doubts), n),
     "clusters": lambda p, _l, n, s: best_of_clusters(p.encoder, None, n, s),
     "clusters_apart": clusters_apart,
     "far_features": lambda p, k, n, _s: far_features(p, k, n),

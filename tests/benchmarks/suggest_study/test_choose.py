@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.suggest_study.__main__ import ARMS
-from benchmarks.suggest_study.choose import STRATEGIES, Looks, balanced, best_of_clusters
+from benchmarks.suggest_study.choose import STRATEGIES, Looks, best_of_clusters
 from benchmarks.suggest_study.tables import TITLES
 
 
@@ -36,13 +36,6 @@ def test_scores_take_the_highest():
     for name in ("entropy", "margin", "confidence", "novelty", "far"):
         chosen = STRATEGIES[name](pool, looks(5, 1), 10, 0)
         assert min(pool.scores[name][chosen]) >= max(np.delete(pool.scores[name], chosen))
-
-
-def test_balanced_takes_what_was_taken_seldom():
-    shares = np.array([[0.9, 0.1, 0], [0.8, 0, 0.2], [0.7, 0.3, 0]], np.float32)
-    taken = np.array([[0.5, 0.5, 0]], np.float32)
-    assert balanced(shares, taken, 1) == [1], "column 2 was never taken"
-    assert balanced(shares, taken, 2) == [1, 2]
 
 
 def test_an_image_of_each_cluster():
