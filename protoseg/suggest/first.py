@@ -153,6 +153,6 @@ def suggest_first(
     return (
         "\n".join(["rank  images  image that stands for them", *lines, ""])
         + f"\n{len(picks)} of {len(seen)} images in {out}; {counts['labeled_or_excluded']} are labelled or "
-        f"excluded, {len(skipped)} could not be read\n{evidence('clusters')}\nnext: label all images of "
+        f"excluded, {len(skipped)} could not be read\n{evidence('first images')}\nnext: label all images of "
         f"{out / LIST_NAME}; `protoseg init FOLDER` then writes a configuration for them\n"
     )

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.common import RESULTS
 from benchmarks.suggest_study.figures import figures, rare_classes
 from benchmarks.suggest_study.tables import camvid_table, differences, draw, miou, noise, voc_table
-from protoseg.suggest.results import MEASURED
+from protoseg.suggest.results import FITTED, TRAINED
 
 
 def test_figures_by_hand():
@@ -55,13 +55,22 @@ def test_table(result):
     )
 
 
+ARMS = {"prototypes": "rare_prototypes", "linear": "suggested", "first images": "start_clusters"}
+
+
 def test_the_command_says_what_was_measured():
-    measured = json.loads((RESULTS / "suggest_probe_voc.json").read_text())
-    assert len(measured["seeds"]) == 10
-    arms = {"prototypes": "rare_prototypes", "linear": "suggested"}
-    for way, said in MEASURED.items():
-        gains = differences(measured, arms.get(way, way), miou)
+    fitted, trained = (
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("suggest_probe_voc", "suggest_voc")
+    )
+    assert len(fitted["seeds"]) == 10
+    for way, said in FITTED.items():
+        gains = differences(fitted, ARMS.get(way, way), miou)
         assert said == (round(100 * float(np.mean(gains)), 1), sum(gain > 0 for gain in gains))
+    for way, said in TRAINED.items():
+        gains = [100 * gain for gain in differences(trained, ARMS.get(way, way), miou)]
+        assert said == tuple(
+            round(float(value), 1) + 0.0 for value in (np.mean(gains), min(gains), max(gains))
+        )
 
 
 def test_plot(result, tmp_path):
