@@ -35,13 +35,13 @@ def study(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_study(study, capfd):
     folder, pairs, _ = study
-    arguments = ["voc", "--seeds", "3", "--arms", "random", "suggested", "novelty", "--start-arms",
+    arguments = ["voc", "--seeds", "3", "--arms", "random", "novelty", "--start-arms",
                  "start_random", "start_clusters", "--dir", str(folder / "runs"),
                  "--results", str(folder)]  # fmt: skip
     assert main(arguments) == 0
     record = json.loads((folder / "suggest_voc.json").read_text())
     arms = record["seeds"]["3"]
-    assert list(arms) == ["first", "random", "suggested", "novelty", "start_random", "start_clusters"]
+    assert list(arms) == ["first", "random", "novelty", "start_random", "start_clusters"]
     others = {pair.split()[0] for pair in pairs[2:]}
     for name, arm in arms.items():
         assert arm["steps"] == 2
@@ -62,7 +62,7 @@ def test_study(study, capfd):
             assert {f"images/{image}" for image in arm["added"]} <= others
     assert "| random |" in voc_table(record)
     times = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/checkpoint/model.safetensors")}
-    assert len(times) == 6
+    assert len(times) == 5
     capfd.readouterr()
     assert main(arguments) == 0
     assert {path: path.stat().st_mtime_ns for path in times} == times, "finished runs are not run again"
