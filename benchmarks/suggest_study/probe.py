@@ -2,7 +2,7 @@
 
 Whole trainings differ by more than choices of labels do; this does not, so that many seeds can be compared.
 It is multinomial logistic regression on the encoder's last two stages, cell by cell, with targets that are
-the shares of the classes in a cell, fitted to its minimum.
+the shares of the classes in a cell.
 
 Shape legend: ``M`` cells of an image, ``N`` cells of all labelled images, ``D`` channels of both stages,
 ``C`` classes, ``K`` prototypes of a class.

@@ -15,25 +15,23 @@ from protoseg.data.images import save_whole, write_text
 LIST_NAME, RECORD_NAME, SHEET_NAME = "suggested.txt", "suggested.json", "sheet.png"
 SHEET_IMAGES = 48
 
-FITTED = {"prototypes": (3.5, 10), "clusters": (2.2, 8), "linear": (1.4, 9), "entropy": (-1.1, 3),
-          "confidence": (-1.2, 3), "margin": (-1.7, 2), "first images": (2.2, 8)}  # fmt: skip
+FITTED = {"prototypes": (3.5, 10), "clusters": (2.2, 8), "linear": (1.4, 9), "first images": (2.2, 8)}
 """Linear classifiers on a frozen encoder: points of mIoU above random images, mean over ten seeds, and with
 how many of them it was above; by way to choose or score, ``suggest_probe_voc`` in docs/suggest.md."""
 TRAINED = {"prototypes": (-0.2, -1.3, 0.8), "clusters": (0.5, -1.6, 2.9), "linear": (0.0, 0.0, 0.0)}
-"""Networks trained for a few steps: mean, lowest and highest of three seeds, ``suggest_voc`` there."""
+"""Networks trained briefly: mean, lowest and highest of three seeds, ``suggest_voc`` there."""
+DOUBT_ALONE = "images of the highest entropy, margin or least probability alone were worse than random ones"
 
 
 def evidence(way: str) -> str:
     """What is known of a way to choose, or of a score, and what follows."""
     if way not in FITTED:
-        return "measured: not this score; docs/suggest.md compares others with random images"
+        return f"measured on VOC (docs/suggest.md): not this score; {DOUBT_ALONE}"
     gain, seeds = FITTED[way]
     text = (
         f"measured on VOC (docs/suggest.md), points of mIoU against random images: {gain:+.1f} with linear "
         f"classifiers, better with {seeds} of 10 seeds"
     )
-    if gain < 0:
-        return f"{text}: take random images instead"
     if way not in TRAINED:
         return text
     mean, low, high = TRAINED[way]
@@ -47,8 +45,8 @@ def all_evidence() -> str:
     trained = ", ".join(f"{way} {low:+.1f} to {high:+.1f}" for way, (_, low, high) in TRAINED.items())
     return (
         "Measured on VOC, points of mIoU against random images. Linear classifiers on a frozen encoder, and "
-        f"how many of 10 seeds were better: {fitted}. Networks trained briefly, three seeds: {trained}; "
-        "there no way is shown to be better than random images. See docs/suggest.md."
+        f"how many of 10 seeds were better: {fitted}; {DOUBT_ALONE}. Networks trained briefly, three seeds: "
+        f"{trained}; there no way is shown to be better than random images. See docs/suggest.md."
     )
 
 

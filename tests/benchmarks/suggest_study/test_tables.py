@@ -66,6 +66,8 @@ def test_the_command_says_what_was_measured():
     for way, said in FITTED.items():
         gains = differences(fitted, ARMS.get(way, way), miou)
         assert said == (round(100 * float(np.mean(gains)), 1), sum(gain > 0 for gain in gains))
+    for doubt in ("entropy", "margin", "confidence"):
+        assert np.mean(differences(fitted, doubt, miou)) < -0.01, "as DOUBT_ALONE says"
     for way, said in TRAINED.items():
         gains = [100 * gain for gain in differences(trained, ARMS.get(way, way), miou)]
         assert said == tuple(
