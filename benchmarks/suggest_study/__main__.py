@@ -164,7 +164,7 @@ def choose_start(study: Study, count: int, arms: list[str]) -> dict[str, list[st
             features = look(encoder, images)[1]
             picked = best_of_clusters(features, None, count, study.seed)
         else:
-            rng = np.random.default_rng([study.seed, 10 + len(arm)])
+            rng = np.random.default_rng([study.seed, 10, START_ARMS.index(arm)])
             picked = rng.choice(len(everything), count, replace=False).tolist()
         chosen[arm] = [everything[index] for index in picked]
     write_text_whole(path, json.dumps({"key": str(count), "chosen": chosen}, indent=1) + "\n")
