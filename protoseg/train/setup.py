@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import nn
 
-from protoseg.checkpoint import CHECKPOINT_DIR, resolve_checkpoint, start_from_checkpoint
+from protoseg.checkpoint import CHECKPOINT_DIR, resolve_checkpoint
 from protoseg.config.ignored import ignored_settings
 from protoseg.config.plan import Schedule
 from protoseg.config.sections import Config, ModelConfig, OptimConfig, PrototypeConfig, TrainConfig
@@ -26,6 +26,7 @@ from protoseg.method.teacher import make_teacher, update_teacher, updates_behind
 from protoseg.models.depthwise import cheap_depthwise
 from protoseg.models.segmenter import build_segmenter
 from protoseg.processes import Processes
+from protoseg.start_from import start_from_checkpoint
 from protoseg.train.allocator import keep_freed_memory
 from protoseg.train.data import RunData
 from protoseg.train.optim import make_optimizer, make_scheduler
