@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy.records import folder_hash, miou_by_step
-from benchmarks.accuracy.study import config_hash
+from benchmarks.accuracy.settings import config_hash
 from benchmarks.common import (
     RESULTS,
     ROOT,
