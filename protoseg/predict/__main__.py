@@ -28,8 +28,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
@@ -42,6 +45,9 @@ from protoseg.predict.drafts import Drafted
 from protoseg.predict.images import PARTS, SOFT, predict_files
 from protoseg.predict.reasons import Explainer
 from protoseg.predict.table import TABLE_NAME
+
+MOST_WORKERS = 8
+"""Each holds the activations of an image."""
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -82,6 +88,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "instead of the whole image at once")  # fmt: skip
     add("--student", action="store_true", help="use the student's weights instead of the teacher's")
     add("--device", help="cpu, cuda, cuda:1, ... (default: what accelerate finds)")
+    add("--workers", type=int, metavar="N", help="images that are read, computed and written at a time; "
+        f"the cores are divided among them (default: one for each core, at most {MOST_WORKERS})")  # fmt: skip
     add_arguments(parser)
     return parser.parse_intermixed_args(argv)
 
@@ -114,9 +122,14 @@ def run(arguments: argparse.Namespace) -> int:
     config = info.eval.model_copy(update={"mode": "sliding" if arguments.sliding else "whole"})
     failed = 0
     pause = 0.1 if sys.stderr.isatty() else 10.0
-    with tqdm(total=len(found.images), desc="predict", unit="image", mininterval=pause) as bar:
+    on_cpu, count = device.type == "cpu", len(found.images)
+    with (
+        divided_cores(arguments.workers, count, on_cpu=on_cpu) as workers,
+        tqdm(total=count, desc="predict", unit="image", mininterval=pause) as bar,
+    ):
         results = predict_files(segmenter, info, found.images, out, head=head, config=config, parts=parts,
-                                legend=not arguments.no_legend, explainer=explainer)  # fmt: skip
+                                legend=not arguments.no_legend, explainer=explainer,
+                                workers=workers)  # fmt: skip
         for _path, reason in results:
             bar.update()
             if reason is not None:
@@ -130,6 +143,32 @@ def run(arguments: argparse.Namespace) -> int:
     if failed:
         sys.stderr.write(f"error: {failed} file(s) could not be read, see above; the others are done\n")
     return 1 if failed else 0
+
+
+@contextmanager
+def divided_cores(asked: int | None, images: int, *, on_cpu: bool) -> Iterator[int]:
+    """How many images are worked on at a time; meanwhile each computes with its share of torch's threads.
+
+    Small images keep one core busy and no more, whatever the threads, and files are read and written on one.
+
+    Args:
+        asked: What the user wants; None: one for each thread that torch has, at most ``MOST_WORKERS``.
+        images: How many there are.
+        on_cpu: Computes on the CPU.
+
+    Raises:
+        UserError: If less than one is asked for.
+    """
+    if asked is not None and asked < 1:
+        raise UserError(f"--workers must be at least 1, got {asked}")
+    threads = torch.get_num_threads()
+    workers = min(asked or min(threads, MOST_WORKERS), images)
+    if on_cpu:
+        torch.set_num_threads(max(1, threads // workers))
+    try:
+        yield workers
+    finally:
+        torch.set_num_threads(threads)
 
 
 def write_drafts(out: Path, info: CheckpointInfo, options: Options) -> None:
