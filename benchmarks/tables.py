@@ -36,7 +36,7 @@ OWNERS = (
     "accuracy.tables", "trust.__main__", "suggest_study", "novelty.__main__", "adapt", "explain",
     "prototype_count", "train_step", "communication", "prototype_branch", "export_accuracy",
     "export_latency", "cpu_runtimes", "taught", "gpu_latency", "export_matrix", "serving_speed",
-    "large_sets", "gpu_serving", "serving_attacks", "serving_soak",
+    "predict_speed", "large_sets", "gpu_serving", "serving_attacks", "serving_soak",
 )  # fmt: skip
 ANSWERS: dict[str, Answer] = {}
 BLOCKS: dict[str, Block] = {}
