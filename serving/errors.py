@@ -24,6 +24,14 @@ DEFAULT_CODES = {
 }
 
 
+# what a bundle may lack, and how it is made
+LACKING = {
+    "novelty": "no novelty; fit it with: protoseg novelty RUN; then export with: protoseg export RUN "
+    "--outputs agreement,novelty",
+    "explain": "nothing to explain by; export with: protoseg export RUN --explain",
+}
+
+
 class ServingError(Exception):
     """An error with its HTTP status, a stable code, and a message for the client.
 
