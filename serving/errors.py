@@ -26,9 +26,9 @@ DEFAULT_CODES = {
 
 # what a bundle may lack, and how it is made
 LACKING = {
-    "novelty": "no novelty; fit it with: protoseg novelty RUN; then export with: protoseg export RUN "
-    "--outputs agreement,novelty",
-    "explain": "nothing to explain by; export with: protoseg export RUN --explain",
+    "novelty": "no novelty; fit it with: python -m protoseg.novelty CKPT; then export it with: python -m "
+    "export.onnx CKPT --outputs agreement,novelty",
+    "explain": "nothing to explain by; export it with: python -m export.onnx CKPT --explain",
 }
 
 

@@ -224,7 +224,8 @@ def prototype_records(
     records = []
     for index in sorted(set(indices) & set(atlas)):
         item = atlas[index]
-        record = item.model_dump(include={"index", "number", "use_share", "precision", "doubts", "patches"})
+        told = {"index", "number", "use_share", "precision", "doubts", "patches"}
+        record = item.model_dump(mode="json", include=told)
         records.append({**record, "class": classes[item.class_id]})
     return records
 
