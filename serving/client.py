@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = {
     "mask": ".png", "json": ".json", "rle": ".json", "polygons": ".json", "overlay": ".jpg",
-    "confidence": ".png", "agreement": ".png", "novelty": ".png", "hf": ".json",
+    "confidence": ".png", "agreement": ".png", "novelty": ".png", "explain": ".json", "hf": ".json",
 }  # fmt: skip
 # arrays are no pictures that a service decodes
 _IMAGES = frozenset({*IMAGE_SUFFIXES, ".gif"} - {".npy"})

@@ -252,10 +252,10 @@ class Result:
         Args:
             target: A folder, made if need be, or a file. In a folder files are called as by
                 ``protoseg.predict``: ``masks/NAME.png``, ``overlays/NAME.jpg``, ``confidence/NAME.png``,
-                ``disagreement/NAME.png``, ``novelty/NAME.png`` (255 is 1), ``explain/NAME.json``, ``.png``
-                and ``.jpg``, and ``predictions.csv`` says whose they are. An image keeps its name, and another
-                of the same name becomes ``NAME_2``: nobody else's result is written over. A file named ``.png`` gets the mask, ``.jpg`` or ``.webp`` the overlay, and is
-                replaced.
+                ``disagreement/NAME.png`` and ``novelty/NAME.png`` (255 is 1), ``explain/NAME.json``,
+                ``.png`` and ``.jpg``, and ``predictions.csv`` says whose they are. An image keeps its name,
+                and another of the same name becomes ``NAME_2``: nobody else's result is written over. A file
+                named ``.png`` gets the mask, ``.jpg`` or ``.webp`` the overlay, and is replaced.
             overlay: In a folder: the overlay too.
             confidence: In a folder: the confidence too.
             disagreement: In a folder: 1 - agreement too, bright where the mask may be wrong.

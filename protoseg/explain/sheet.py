@@ -131,12 +131,14 @@ def point_sheet(
 def _reason_tile(item: Reason, text: str, pictures: Sequence[Image.Image], grounds: Grounds) -> Tile:
     """Pictures of what is explained, beside the patches that it resembles."""
     name = f"{item['prototype_class']} {item['prototype'] % grounds.num_prototypes}"
-    second = f"then {item['runner_up']}: {item['runner_up_similarity']:.2f}" if item["runner_up"] else ""
-    known = item["prototype"] in grounds.prototypes
-    patches = grounds.thumbnails(item["prototype"])[:_ACROSS] if known else ()
+    notes = [f"then {item['runner_up']}: {item['runner_up_similarity']:.2f}"] if item["runner_up"] else []
+    known = grounds.prototypes.get(item["prototype"])
+    patches = grounds.thumbnails(known.index)[:_ACROSS] if known is not None else ()
+    if known is not None and known.doubts:
+        notes.append(f"the prototype is doubtful: {', '.join(known.doubts)}")
     return Tile(
         [*pictures, *(patch.resize((_PATCH, _PATCH)) for patch in patches)],
-        f"{text} resembles {name}: {item['similarity']:.2f}", second,
+        f"{text} resembles {name}: {item['similarity']:.2f}", "; ".join(notes),
     )  # fmt: skip
 
 
