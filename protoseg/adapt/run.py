@@ -73,7 +73,7 @@ def change_checkpoint(
     """
     if out is not None and (out / CHECKPOINT_DIR).exists():
         raise ConfigError(f"{out} holds a checkpoint already; name another folder with -o")
-    source = load_checkpoint(checkpoint)
+    source = load_checkpoint(Path(checkpoint))
     source.segmenter.to(usable_device(device) if device else PartialState().device)
     start = time.perf_counter()
     found = adapt(source, wanted, source.info.name if out is None else out.absolute().name)

@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from PIL import Image
@@ -102,7 +102,7 @@ def _path(given: Any) -> Path | None:
     return None if given is None else Path(given).expanduser()
 
 
-def _several(given: object) -> bool:
+def _several(given: object) -> TypeGuard[Sequence[ImageInput]]:
     """Whether several images are given, and not a folder or a list of them.
 
     Raises:

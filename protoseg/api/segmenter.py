@@ -179,8 +179,13 @@ class Segmenter(Model):
             raise UserError(
                 f"the memory of {self.device} is full; use windows=True, or load(..., device='cpu')"
             ) from error
-        scores = (found.confidence, found.label_probability) if wanted.scores else (None, None)
-        return Maps(found.labels, *scores, found.novelty if wanted.novelty else None, grounds)
+        return Maps(
+            found.labels,
+            found.confidence if wanted.scores else None,
+            found.label_probability if wanted.scores else None,
+            found.novelty if wanted.novelty else None,
+            grounds,
+        )
 
     def close(self) -> None:
         """Give the device's memory back."""

@@ -126,7 +126,7 @@ def explain_checkpoint(
     Raises:
         UserError: If it cannot be loaded, has no prototypes, or its images are not there.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(Path(path))
     info = checkpoint.info.model_copy(update={"data": override_data(checkpoint.info.data, data)})
     checkpoint.segmenter.to(usable_device(device) if device else PartialState().device)
     return checkpoint_atlas(replace(checkpoint, info=info), folder, num_images=num_images, patch=patch)

@@ -61,7 +61,7 @@ class FittedNovelty:
 
 
 def open_lists(
-    data: DataConfig, classes: Sequence[ClassInfo], labeled: Path | None, val: Path | None
+    data: DataConfig, classes: list[ClassInfo], labeled: Path | None, val: Path | None
 ) -> tuple[Source, Source]:
     """Labelled and validation images, from the run's lists or others.
 
@@ -110,7 +110,7 @@ def fit_checkpoint(
     Raises:
         UserError: If the encoder is a vision transformer, or images are missing or cannot be used.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(Path(path))
     info, segmenter = checkpoint.info, checkpoint.segmenter
     if info.model.architecture == "dpt":
         raise UserError("novelty needs a convolutional encoder; this checkpoint has a vision transformer")
