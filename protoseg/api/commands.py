@@ -202,7 +202,7 @@ def export(
         head: What labels and confidence come from; None: what has the highest validation mIoU in the
             checkpoint.
         outputs: Graph outputs beside labels and confidence: ``agreement``, ``logits``, ``logits_stride``,
-            ``prototype``, ``embedding``, ``similarity``.
+            ``prototype``, ``embedding``, ``similarity``, and after ``protoseg.novelty`` ``novelty``.
         image: The graph's input: ``uint8`` NCHW, ``nhwc`` (uint8), or ``float32`` NCHW in [0, 255].
         static: Fixed (batch, height, width); None for dynamic axes.
         opset: ONNX operator set; None for the command's default.
