@@ -141,11 +141,10 @@ class _Given:
         if several == (False, False):
             return {"images": _path(images), "masks": _path(masks), "value": value}
         if several != (True, True) or len(images) != len(masks):
-            counts = (str(len(item)) if one else "no list" for item, one in zip((images, masks), several,
-                      strict=True))  # fmt: skip
+            given = zip((images, masks), several, strict=True)
+            counts = " and ".join(str(len(item)) if one else "no list" for item, one in given)
             raise DataError(
-                f"images and masks must be lists of one length, got {' and '.join(counts)}; a folder goes "
-                "with a folder"
+                f"images and masks must be lists of one length, got {counts}; a folder goes with a folder"
             )
         from protoseg.data.lines import Entry
 
@@ -183,10 +182,11 @@ class _Given:
             mask.save(path)
             return path, False
         array = np.asarray(mask) if isinstance(mask, Image.Image | np.ndarray) else tensor_array(mask)
+        array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
         binary = array.dtype == np.bool_
         if not (binary or np.issubdtype(array.dtype, np.integer)):
             raise DataError(f"{name} holds {array.dtype}; give whole numbers, or bools: mask > 0.5")
-        if array.ndim == 3:
+        if array.ndim == 3 and array.shape[2] in (3, 4) and not binary:
             path = self._folder / f"{name}.png"
             Image.fromarray(np.ascontiguousarray(array.astype(np.uint8))).save(path)
             return path, False

@@ -16,55 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from protoseg.api.areas import ClassArea as ClassArea
+from protoseg.api.areas import ModelInfo as ModelInfo
+from protoseg.api.areas import class_areas, coco_record
 from protoseg.api.explanation import Explanation
 from protoseg.api.inputs import Origin, Pixels
 from protoseg.api.notebook import Row, encode, legend_html, small_overlay
 from protoseg.data.find import EXPLAIN_FOLDER, NOVELTY
-from protoseg.data.regions import Polygon, geojson, polygons_by_class, rle_by_class
+from protoseg.data.regions import Polygon, geojson, polygons_by_class
 from protoseg.draw.colours import IGNORED, OVERLAY_OPACITY, overlay_picture
 from protoseg.errors import DataError
 from protoseg.explain.reasons import Grounds, Reasons
 from protoseg.explain.record import image_record, write_reasons
 from protoseg.explain.sheet import point_sheet
-from protoseg.manifest import NOVEL, ClassInfo
+from protoseg.manifest import NOVEL
 from protoseg.predict.table import ResultTable, part_file
 from protoseg.predict.write import novel_share, save_part
 
 _HATCHED = np.uint16(65535)
-
-
-@dataclass(frozen=True)
-class ClassArea:
-    """What an image holds of one class."""
-
-    id: int
-    """Class id, as in ``Result.labels``."""
-    name: str
-    """Name."""
-    color: tuple[int, int, int]
-    """Colour, RGB in [0, 255]."""
-    pixels: int
-    """Pixels with this label."""
-    fraction: float
-    """Share of the image in [0, 1]."""
-    confidence: float | None
-    """Mean confidence of these pixels in [0, 1]."""
-    agreement: float | None
-    """Mean agreement of these pixels in [0, 1]."""
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """Which model a result is from."""
-
-    name: str
-    """Name of the run."""
-    version: str
-    """Optimiser step of a checkpoint, version of a bundle."""
-    head: str
-    """Head that labelled: ``linear``, ``prototype`` or ``fused``; empty if not known."""
-    classes: tuple[ClassInfo, ...]
-    """All classes by id, with names and colours."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,24 +83,7 @@ class Result:
     @cached_property
     def classes(self) -> tuple[ClassArea, ...]:
         """Classes that are in the image by id, with their areas and mean scores."""
-        flat, count = self.labels.ravel(), len(self.info.classes)
-        pixels = np.bincount(flat, minlength=count)[:count]
-
-        def means(scores: NDArray[np.float32] | None) -> list[float | None]:
-            if scores is None:
-                return [None] * count
-            sums = np.bincount(flat, weights=scores.ravel(), minlength=count)
-            return [float(total) / max(int(number), 1) for total, number in zip(sums, pixels, strict=False)]
-
-        confidence, agreement = means(self.confidence), means(self.agreement)
-        return tuple(
-            ClassArea(
-                index, item.name, item.color, int(pixels[index]), int(pixels[index]) / flat.size,
-                confidence[index], agreement[index],
-            )
-            for index, item in enumerate(self.info.classes)
-            if pixels[index]
-        )  # fmt: skip
+        return class_areas(self.labels, self.info.classes, self.confidence, self.agreement)
 
     def mask(self, name: str | int) -> NDArray[np.bool_]:
         """``(H, W)`` bool, where the class is.
@@ -325,29 +277,8 @@ class Result:
             ``images``, ``categories`` (their ids are the class ids) and ``annotations`` (``iscrowd`` is 1,
             as COCO asks for uncompressed run lengths; ``bbox`` is [x, y, width, height] in pixels).
         """
-        height, width = self.labels.shape
-        runs = rle_by_class(self.labels)
-        annotations = []
-        for number, item in enumerate(self.classes):
-            where = self.labels == item.id
-            rows, columns = np.flatnonzero(where.any(1)), np.flatnonzero(where.any(0))
-            box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
-            annotations.append(
-                {
-                    "id": first_id + number, "image_id": image_id, "category_id": item.id,
-                    "segmentation": {"size": [height, width], "counts": runs[item.id]},
-                    "area": item.pixels, "bbox": [int(value) for value in box], "iscrowd": 1,
-                }
-            )  # fmt: skip
         name = self.path.name if self.path is not None else self.origin.name
-        return {
-            "images": [{"id": image_id, "file_name": name, "width": width, "height": height}],
-            "categories": [
-                {"id": index, "name": item.name, "color": list(item.color)}
-                for index, item in enumerate(self.info.classes)
-            ],
-            "annotations": annotations,
-        }
+        return coco_record(self.labels, self.info.classes, self.classes, name, image_id, first_id)
 
     def to_polygons(self, simplify: float = 0.0) -> dict[str, list[Polygon]]:
         """Polygons of the classes present by name: [[outer ring, hole, ...], ...], closed rings of [x, y].
