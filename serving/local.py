@@ -8,12 +8,13 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from protoseg.api.inputs import FileReader, Pixels
-from protoseg.api.model import Maps, Model, plain_reader
+from protoseg.api.model import Maps, Model, Wanted, plain_reader
 from protoseg.api.result import ModelInfo
 from protoseg.data.pictures import PLAIN
 from protoseg.errors import DataError, ManifestError, UserError
+from protoseg.explain.reasons import Grounds
 from protoseg.manifest import MANIFEST_NAME, Head, Precision, read_manifest, validation_problems
-from serving.errors import ServingError
+from serving.errors import LACKING, ServingError
 from serving.model.open import open_model
 from serving.pixels.decode import ImageLimits, decode, sniff
 from serving.settings import FORMATS, Settings, SettingsError, available_cores
@@ -79,10 +80,25 @@ class Bundle(Model):
         """Name of the network file in use."""
         return self._model.bundle.artifact.name
 
-    def _predict(self, image: Pixels, *, scores: bool, windows: bool) -> Maps:
-        with self._model as model:
-            found = model.predict(image, confidence=scores, label_probability=scores, tile=windows)
-        return Maps(found.labels, found.confidence, found.label_probability)
+    def _check(self, wanted: Wanted) -> None:
+        if wanted.novelty and not self._model.has_novelty:
+            raise UserError(f"{self.path} has {LACKING['novelty']}")
+        if wanted.explain and self._model.atlas is None:
+            raise UserError(f"{self.path} has {LACKING['explain']}")
+
+    def _predict(self, image: Pixels, wanted: Wanted) -> Maps:
+        try:
+            with self._model as model:
+                found = model.predict(
+                    image, confidence=wanted.scores, label_probability=wanted.scores, nearest=wanted.explain,
+                    novelty=wanted.novelty, tile=wanted.windows,
+                )  # fmt: skip
+        except ServingError as error:
+            raise UserError(error.message) from error
+        grounds, files = None, self._model.manifest.atlas
+        if found.nearest is not None and self._model.atlas is not None and files is not None:
+            grounds = Grounds.of(found.nearest, self.path / files.folder, self._model.atlas)
+        return Maps(found.labels, found.confidence, found.label_probability, found.novelty, grounds)
 
     def close(self) -> None:
         """Free the runtime."""

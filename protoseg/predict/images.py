@@ -19,6 +19,7 @@ from protoseg.data.images import read_image, resize_image
 from protoseg.data.pictures import reading
 from protoseg.data.soft_labels import write_soft_labels
 from protoseg.errors import DataError
+from protoseg.explain.record import write_reasons
 from protoseg.inference import Autocast, HeadName, image_batch, image_logits, inference, score, upsample
 from protoseg.manifest import InputRule
 from protoseg.method.pseudo_labels import fuse, label_probability
@@ -161,8 +162,10 @@ def predict_files(
                       novelty=prediction.novelty)  # fmt: skip
         if explainer is not None:
             with turn:
-                explainer.write(out / EXPLAIN_FOLDER / name, item.name, segmenter, info, image,
-                                prediction.labels, head)  # fmt: skip
+                grounds = explainer.grounds(segmenter, image, info.input)
+            about = {"image": item.name, "run": info.name, "step": info.step, "head": head}
+            base = out / EXPLAIN_FOLDER / name
+            write_reasons(base, image, prediction.labels, grounds, info.classes, about)
         return None, novel_share(prediction.novelty)
 
     given = zip(images, table.reserve(images), strict=True)
