@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS, Answer, Block, Result, markdown_table, parser, spread, write_result
 from benchmarks.large_sets import make_pictures
-from serving.settings import available_cores
+from protoseg.cores import usable_cores
 
 PACKAGES = ("torch", "onnxruntime-gpu", "onnxruntime")
 NAMES = {
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     args = command.parse_args(argv)
     if args.ray and args.bundle is None:
         command.error("--ray needs --bundle")
-    cores = available_cores()
+    cores = usable_cores()
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder) / "pictures"
         make_pictures(pictures, args.images, tuple(args.size))

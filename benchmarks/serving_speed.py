@@ -43,9 +43,9 @@ from benchmarks.common import (
 )
 from benchmarks.serving_bundle import encode, make_bundle, sample_image
 from benchmarks.serving_server import Server
+from protoseg.cores import usable_cores
 from protoseg.manifest import Head, ResizeConfig, read_manifest
 from serving.pixels.decode import resize
-from serving.settings import available_cores
 
 Turn = Callable[[int], float]
 BASELINES = "benchmarks.serving_baselines"
@@ -141,7 +141,7 @@ def contestants(
 ) -> dict[str, Turn]:
     """Everything that takes turns."""
     jpeg = encode(sample_image(args.size, args.size), args.format, quality=90)
-    cores = available_cores()
+    cores = usable_cores()
     turns = {
         "bare": bare(bundle, args.size, False, cores),
         "bare_labels_only": bare(bundle, args.size, True, cores),

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from protoseg.api.inputs import FileReader, Pixels
 from protoseg.api.model import Maps, Model, Wanted, plain_reader
 from protoseg.api.result import ModelInfo
+from protoseg.cores import usable_cores
 from protoseg.data.pictures import PLAIN
 from protoseg.errors import DataError, ManifestError, UserError
 from protoseg.explain.reasons import Grounds
@@ -17,7 +18,7 @@ from protoseg.manifest import MANIFEST_NAME, Head, Precision, read_manifest, val
 from serving.errors import LACKING, ServingError
 from serving.model.open import open_model
 from serving.pixels.decode import ImageLimits, decode, sniff
-from serving.settings import FORMATS, Settings, SettingsError, available_cores
+from serving.settings import FORMATS, Settings, SettingsError
 
 # one's own files, not a stranger's: what training takes
 _LIMITS = ImageLimits(PLAIN.max_pixels, max_side=PLAIN.max_pixels, formats=FORMATS)
@@ -53,7 +54,7 @@ class Bundle(Model):
         folder, file = _folder_and_file(Path(path).expanduser())
         raw: dict[str, Any] = {
             "model": str(folder), "device": device or "auto", "precision": precision, "batch_max": 1,
-            "intra_threads": min(available_cores(), 256) if threads is None else threads,
+            "intra_threads": min(usable_cores(), 256) if threads is None else threads,
         }  # fmt: skip
         if file is not None:
             raw |= _settings_of(folder, file, precision)
@@ -69,6 +70,14 @@ class Bundle(Model):
         info = ModelInfo(manifest.name, manifest.version, manifest.graph.head, tuple(manifest.classes))
         metrics = manifest.training_metrics
         super().__init__(folder, info, manifest.input, metrics, _Reader(reader), how)
+
+    @property
+    def tells(self) -> frozenset[str]:
+        """What it can tell beside labels."""
+        model = self._model
+        can = {"confidence": model.has_confidence, "agreement": model.has_label_probability,
+               "novelty": model.has_novelty}  # fmt: skip
+        return frozenset(name for name, has in can.items() if has)
 
     @property
     def device(self) -> str:

@@ -107,6 +107,11 @@ class Model(ABC):
 
     @property
     @abstractmethod
+    def tells(self) -> frozenset[str]:
+        """What it can tell beside labels: of ``confidence``, ``agreement`` and ``novelty``."""
+
+    @property
+    @abstractmethod
     def device(self) -> str:
         """What it computes on."""
 

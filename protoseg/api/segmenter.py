@@ -152,6 +152,12 @@ class Segmenter(Model):
         return send(upload, public=not private, message=commit_message, token=token)[0]
 
     @property
+    def tells(self) -> frozenset[str]:
+        """What it can tell beside labels."""
+        fitted = self._network.novelty is not None
+        return frozenset(("confidence", "agreement", *(["novelty"] if fitted else [])))
+
+    @property
     def device(self) -> str:
         """What it computes on."""
         return str(self._device)
