@@ -25,6 +25,7 @@ from protoseg.config.sections import DataConfig, EvalConfig, ModelConfig, Protot
 from protoseg.errors import FULL_DISK, CheckpointError
 from protoseg.files import PREVIOUS_SUFFIX, folder_whole, sha256_file, write_whole
 from protoseg.manifest import (
+    MANIFEST_NAME,
     Adaptation,
     ClassInfo,
     Head,
@@ -214,6 +215,11 @@ def resolve_checkpoint(path: str | Path) -> Path:
     for candidate in candidates:
         if (candidate / INFO_NAME).is_file() and (candidate / WEIGHTS_NAME).is_file():
             return candidate
+    if (given / MANIFEST_NAME).is_file():
+        raise CheckpointError(
+            f"{path} is a bundle, and this needs the checkpoint that it was exported from: name its run "
+            f"folder; a bundle's masks of images: protoseg predict {path} IMAGES -o OUT"
+        )
     raise CheckpointError(
         f"no checkpoint at {path}: expected a run folder, or a folder with {WEIGHTS_NAME} and "
         f"{INFO_NAME}; train one with: accelerate launch --quiet -m protoseg.train"

@@ -99,6 +99,14 @@ def test_weights_of_another_network(saved):
         load_checkpoint(saved[0])
 
 
+def test_a_bundle_is_called_one(saved):
+    bundle = saved[0] / "bundle"
+    bundle.mkdir()
+    (bundle / "manifest.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is a bundle, and this needs the checkpoint"):
+        resolve_checkpoint(bundle)
+
+
 def test_a_crash_between_the_renames_leaves_the_previous_one(saved):
     folder = saved[0] / "checkpoint"
     folder.rename(folder.with_name("checkpoint.previous"))
