@@ -8,18 +8,16 @@ from __future__ import annotations
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from protoseg.ahead import ahead_in_order
 from protoseg.api.inputs import FileReader, ImageInput, Origin, Pixels, origin_of, read_pixels
 from protoseg.api.result import ModelInfo, Result
 from protoseg.data.find import find_images
@@ -242,19 +240,14 @@ class Model(ABC):
     def _stream(
         self, items: Iterator[ImageInput], wanted: Wanted, *, skip: bool, ahead: int
     ) -> Iterator[Result]:
-        waiting: deque[Future[tuple[Origin, Pixels]]] = deque()
-        pool = ThreadPoolExecutor(min(NUM_READERS, ahead), thread_name_prefix="protoseg-read")
-
         def read(item: ImageInput) -> tuple[Origin, Pixels]:
             return origin_of(item), self._read(item)
 
+        given = ahead_in_order(read, items, workers=NUM_READERS, ahead=ahead, name="protoseg-read")
         try:
-            while True:
-                waiting.extend(pool.submit(read, item) for item in islice(items, ahead - len(waiting)))
-                if not waiting:
-                    break
+            for _, found in given:
                 try:
-                    origin, pixels = waiting.popleft().result()
+                    origin, pixels = found.result()
                 except DataError as error:
                     if not skip:
                         raise
@@ -263,7 +256,7 @@ class Model(ABC):
                 yield self._segment(origin, pixels, wanted)
         finally:
             # also when the caller stops early: nothing more is read
-            pool.shutdown(wait=False, cancel_futures=True)
+            given.close()
 
     def _read(self, image: ImageInput) -> Pixels:
         return read_pixels(image, self.input.channels, self._reader, self._how)
