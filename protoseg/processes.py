@@ -31,3 +31,8 @@ class Processes:
 
 ALONE = Processes()
 """One process on the CPU."""
+
+
+def sent(value: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on a device; the host does not wait for it to arrive."""
+    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import nn
 
@@ -28,6 +28,7 @@ from protoseg.models.segmenter import build_segmenter
 from protoseg.processes import Processes
 from protoseg.train.allocator import keep_freed_memory
 from protoseg.train.data import RunData
+from protoseg.train.numerics import channels_last, precision
 from protoseg.train.optim import make_optimizer, make_scheduler
 from protoseg.train.state import CONFIG_NAME, FINISHED_NAME, STATE_DIR, States, state_folders
 from protoseg.train.teacher import Outside, calibrate
@@ -48,7 +49,7 @@ def make_accelerator(train: TrainConfig, folder: Path) -> Accelerator:
     torch.backends.cudnn.allow_tf32 = train.tf32
     try:
         accelerator = Accelerator(
-            mixed_precision=train.mixed_precision,
+            mixed_precision=precision(train.mixed_precision, PartialState().device),
             # a prepared scheduler would otherwise step once for each process
             step_scheduler_with_optimizer=False,
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
@@ -129,7 +130,7 @@ def build_networks(
     if train.sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
         network = convert(network)
-    if train.channels_last:
+    if channels_last(train.channels_last, accelerator.device):
         network = network.to(memory_format=torch.channels_last)
     if accelerator.device.type == "cpu":
         cheap_depthwise(network)
