@@ -1,10 +1,11 @@
 """The views of ``protoseg.data.views`` for a whole batch, as tensor operations on any device.
 
 From the same draws they are the same views but for rounding: masks and padding to the bit, weak views within
-one grey level. Resizing computes in float32 and rounds, halves up, after each of its two passes (along rows,
-then along columns), as torch's resize of bytes does with 16-bit weights; colour operations cut fractions off
-and the blur rounds, as torchvision's do. Each of these may fall to the other side of a whole number, and the
-colour operations behind it amplify such a level as they amplify all contrasts.
+one grey level. Resizing rounds where torch's resize of bytes on a CPU does: its weights to 16 bits, and grey
+levels, halves up, after each of two passes (along rows, then along columns). Colour operations cut fractions
+off and the blur rounds, as torchvision's do. A sum in another order may fall to the other side of a whole
+number, and the colour operations behind it amplify such a level as they amplify all contrasts: with the
+default strengths a few pixels in a million of a strong view differ, few of them by more than one level.
 
 Nothing here waits for the device: shapes and which image gets what are known from the draws on the host, and
 all numbers go over in one piece.
@@ -144,21 +145,26 @@ class _Axis:
         place = torch.arange(crop, device=table.device) - pad
         self.inside = (place >= 0) & (place < out)
         place = torch.where(flip > 0, out - 1 - place, place)
-        self.scale = self.size / out
+        self.scale = self.size.double() / out
         """(B, 1) pixels of the window for each pixel of the view."""
-        self.nearest = ((place + 0.5) * self.scale).floor().clamp(min=0).minimum(self.size - 1).long()
+        scale = self.size / out
+        self.nearest = ((place + 0.5) * scale).floor().clamp(min=0).minimum(self.size - 1).long()
         """(B, crop) pixel of the window, as torch's ``nearest-exact`` finds it."""
-        self.centre = (place.double() + 0.5) * (self.size.double() / out.double())
+        self.centre = (place.double() + 0.5) * self.scale
 
     def weights(self, length: int) -> Tensor:
-        """(B, crop, length) shares of a window's pixels: the triangle filter, wider where it shrinks."""
-        whole = self.centre.floor()
-        part = (self.centre - whole).float()[:, :, None]
-        pixel = torch.arange(length, device=whole.device)
-        distance = ((pixel - whole[:, :, None]).float() + (0.5 - part)).abs()
-        weight = (1 - distance / self.scale.clamp(min=1)[:, :, None]).clamp(min=0)
-        weight = weight * ((pixel < self.size[:, :, None]) & self.inside[:, :, None])
-        return weight / weight.sum(2, keepdim=True).clamp(min=1e-6)
+        """(B, crop, length) shares of a window's pixels: the triangle filter, wider where it shrinks.
+
+        Rounded as torch rounds them for bytes: to as many bits as the largest has room for in 16.
+        """
+        pixel = torch.arange(length, device=self.size.device)
+        distance = (pixel + 0.5 - self.centre[:, :, None]).abs_()
+        weight = (1 - distance / self.scale.clamp(min=1)[:, :, None]).clamp_(min=0)
+        weight *= (pixel < self.size[:, :, None]) & self.inside[:, :, None]
+        weight /= weight.sum(2, keepdim=True).clamp_(min=1e-6)
+        bits = torch.log2(32767.5 / weight.amax((1, 2), keepdim=True)).ceil_() - 1
+        unit = 0.5 ** bits.clamp_(max=22)
+        return weight.div_(unit).add_(0.5).floor_().mul_(unit).float()
 
 
 class _Plan(NamedTuple):
@@ -206,7 +212,8 @@ def _recolor(image: Tensor, plan: _Plan, numbers: Sequence[Tensor]) -> Tensor:
         if plan.rgb:
             level = _gray_level(image)
             other = level * with_own + level.mean((1, 2, 3), keepdim=True) * with_mean
-            image = image * factor + other * rest
+            # as torch adds a multiple: a sum of two products would fall below whole numbers elsewhere
+            image = torch.addcmul(image * factor, other, rest)
         else:
             mean = image.mean((1, 2, 3), keepdim=True) * with_mean
             image = (image - mean) * factor + mean

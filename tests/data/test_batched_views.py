@@ -78,30 +78,17 @@ def test_geometry_is_that_of_single_images(sizes, channels, crop, scale, seed):
     assert levels(found.weak, weak).max() <= 1
 
 
-def test_most_grey_levels_are_the_same():
-    (weak, *_), found = both(ViewConfig(crop=(64, 64)), [(90, 120)] * 24, 3, seed=5, colors=0)
-    share = (levels(found.weak, weak) > 0).float().mean()
-    assert 0 < share < 0.01  # rounding differs somewhere, or the two are not two
-
-
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_colours_are_those_of_single_images(channels):
-    """Of weak views that are equal: one level where a fraction falls otherwise, and what is made of it."""
-    config = ViewConfig(crop=(64, 64), scale=(1.0, 1.0), jitter=1, gray=0.2, blur=0.5)
-    (weak, strong, *_), found = both(config, [(64, 64)] * 24, channels, seed=3, colors=2)
-    assert torch.equal(found.weak, weak)
+    """But for a fraction that falls otherwise now and then, and what the operations behind it make of it."""
+    config = ViewConfig(crop=(64, 64))
+    (weak, strong, *_), found = both(config, [(90, 120), (50, 60)] * 12, channels, seed=3, colors=2)
+    assert (levels(found.weak, weak) > 0).float().mean() < 1e-4
     off = levels(found.strong, strong)
-    assert (off > 1).float().mean() < 1e-3
+    assert (off > 0).float().mean() < 1e-3
+    assert (off > 1).float().mean() < 1e-4
     assert off.max() <= 8
     assert levels(strong, weak[:, None]).float().mean() > 10  # the colours are changed at all
-
-
-def test_strong_views_of_resized_images():
-    """The contrast, saturation and hue behind a level that is off amplify it."""
-    (_, strong, *_), found = both(ViewConfig(crop=(64, 64)), [(90, 120), (50, 60)] * 16, 3, seed=9, colors=2)
-    off = levels(found.strong, strong)
-    assert (off > 1).float().mean() < 2e-3
-    assert off.max() <= 12
 
 
 @pytest.mark.parametrize("operation", ["jitter", "gray", "blur"])
@@ -110,7 +97,7 @@ def test_one_operation_alone(operation):
     (_, strong, *_), found = both(config, [(32, 32)] * 8, 3, seed=4, colors=1)
     off = levels(found.strong, strong)
     assert off.max() <= {"jitter": 8, "gray": 0, "blur": 1}[operation]
-    assert (off > 0).float().mean() < 0.02
+    assert (off > 0).float().mean() < 1e-3
 
 
 def test_without_colours_a_strong_view_is_the_weak_one():
@@ -125,7 +112,7 @@ def test_a_view_does_not_depend_on_its_neighbours():
     _, first = both(config, sizes[:1], 3, seed=6, colors=2)
     assert levels(together.weak[:1], first.weak).max() <= 1
     assert torch.equal(together.labels[:1], first.labels)
-    assert (levels(together.strong[:1], first.strong) > 1).float().mean() < 1e-3
+    assert (levels(together.strong[:1], first.strong) > 0).float().mean() < 1e-3
 
 
 def test_products_are_computed_in_whole_float32_and_the_setting_stays():
