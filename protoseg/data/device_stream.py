@@ -87,20 +87,25 @@ class DeviceImages:
     ) -> None:
         self.source, self.stream, self.device = source, stream, device
         self.on_error, self.labels = on_error, labels
+        self.kind = stream.replace("labeled", "labelled")
         self.planes: list[Tensor | None] = []
         self.num_bytes = 0
         began = time.perf_counter()
         self._check_room(self._estimate())
         waiting: list[NDArray[np.uint8] | None] = []
+        size = 0
         # None: not where the standard error is no terminal
         silent = None if logger.isEnabledFor(logging.INFO) else True
-        for index in tqdm(range(len(source)), f"{stream} images", unit="image", leave=False, disable=silent):
-            waiting.append(self._read(index))
-            if sum(item.nbytes for item in waiting if item is not None) >= CHUNK_BYTES:
+        indices = range(len(source))
+        for index in tqdm(indices, f"{self.kind} images", unit="image", leave=False, disable=silent):
+            found = self._read(index)
+            waiting.append(found)
+            size += 0 if found is None else found.size
+            if size >= CHUNK_BYTES:
                 self._take(waiting)
-                waiting = []
+                waiting, size = [], 0
         self._take(waiting)
-        logger.info("data.cache=device: %d %s images, %.0f MiB on %s, read in %.0f s", len(source), stream,
+        logger.info("data.cache=device: %d %s images, %.0f MiB on %s, read in %.0f s", len(source), self.kind,
                     self.num_bytes / MIB, device, time.perf_counter() - began)  # fmt: skip
 
     def _read(self, index: int) -> NDArray[np.uint8] | None:
@@ -144,7 +149,7 @@ class DeviceImages:
         free = free_memory(self.device)
         if free is not None and needed > free:
             raise ConfigError(
-                f"data.cache=device: {len(self.source)} {self.stream} images need about "
+                f"data.cache=device: {len(self.source)} {self.kind} images need about "
                 f"{(self.num_bytes + needed) / MIB:.0f} MiB, {self.device} has {free / MIB:.0f} MiB free; "
                 "take data.cache=true (the host's memory) and data.num_workers, or a smaller data.resize"
             )

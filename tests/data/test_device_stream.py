@@ -144,7 +144,7 @@ def test_the_host_keeps_nothing_and_the_device_one_piece(caplog):
     assert source.kept == {}
     assert images.num_bytes == sum(4 * h * w for h, w in map(pictures.shape, range(6)))
     assert len({part.untyped_storage().data_ptr() for part in images.planes}) == 1
-    assert "6 labeled images, 0 MiB on cpu" in caplog.text
+    assert "6 labelled images, 0 MiB on cpu" in caplog.text
     reads = len(pictures.reads)
     list(device_stream.device_batches(
         images, device_stream.StreamSampler(6, 2, seed=0, stream="labeled", start=0, stop=9),
@@ -157,7 +157,9 @@ def test_images_that_do_not_fit_are_refused_before_they_are_read(monkeypatch):
     monkeypatch.setattr(device_stream, "free_memory", lambda device: 3 * 2**20)
     pictures = Pictures(length=1000)
     pictures.shape = lambda index: (64, 64)
-    with pytest.raises(ConfigError, match=r"1000 labeled images need about 16 MiB, cpu has 3 MiB free; take"):
+    with pytest.raises(
+        ConfigError, match=r"1000 labelled images need about 16 MiB, cpu has 3 MiB free; take"
+    ):
         fill(pictures)
     assert len(pictures.reads) <= device_stream.TRIED
 
