@@ -79,7 +79,7 @@ def make_views(
 
 @contextmanager
 def _whole_float32() -> Iterator[None]:
-    # TF32 keeps 11 bits, and weights of a filter are not among the numbers that have so few
+    # TF32 would round the weights of the filters to 11 bits
     product, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = product.allow_tf32, cudnn.allow_tf32
     product.allow_tf32 = cudnn.allow_tf32 = False

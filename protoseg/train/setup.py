@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, parse_flag_from_env
 from torch import nn
 
 from protoseg.checkpoint import CHECKPOINT_DIR, resolve_checkpoint, start_from_checkpoint
@@ -47,9 +47,11 @@ def make_accelerator(train: TrainConfig, folder: Path) -> Accelerator:
     """
     torch.backends.cuda.matmul.allow_tf32 = train.tf32
     torch.backends.cudnn.allow_tf32 = train.tf32
+    cuda = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    expected = torch.device("cuda" if cuda else "cpu")
     try:
         accelerator = Accelerator(
-            mixed_precision=precision(train.mixed_precision, PartialState().device),
+            mixed_precision=precision(train.mixed_precision, expected),
             # a prepared scheduler would otherwise step once for each process
             step_scheduler_with_optimizer=False,
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),

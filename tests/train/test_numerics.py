@@ -1,10 +1,12 @@
 """Precision and memory layout where the settings leave them open."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import tiny_config
 
-from protoseg.train import numerics
+from protoseg.train import numerics, setup
 from protoseg.train.numerics import channels_last, cpu_hint, precision
 from protoseg.train.setup import make_accelerator
 
@@ -77,6 +79,19 @@ def test_a_hint_where_the_processor_computes_bfloat16(tmp_path, monkeypatch):
     assert cpu_hint(None, CUDA, able) == ""
     monkeypatch.setenv(numerics.LAUNCHER, "bf16")
     assert cpu_hint(None, CPU, able) == ""
+
+
+@pytest.mark.parametrize(("flag", "expected"), [("true", "cpu"), ("", "cuda")])
+def test_a_run_that_is_kept_from_the_gpu_is_not_told_of_it(monkeypatch, tmp_path, flag, expected):
+    """Its device is not asked of accelerate: that would settle how processes find each other."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(setup, "precision", lambda wanted, device: asked.append(device.type))
+    monkeypatch.setattr(setup, "Accelerator", lambda **settings: SimpleNamespace(
+        device=CUDA, num_processes=1, **settings))  # fmt: skip
+    monkeypatch.setenv("ACCELERATE_USE_CPU", flag or "false")
+    make_accelerator(tiny_config().train, tmp_path)
+    assert asked == [expected]
 
 
 def test_on_a_cpu_nothing_is_chosen(tmp_path):
