@@ -55,6 +55,11 @@ ANSWERS = {
         "python -m benchmarks.train_step --peers --presets supervised fixmatch unimatch_v2 protoseg "
         "--name train_step_peers --variant bf16:train.mixed_precision=bf16,train.channels_last=true",
     ),
+    "train_step_device": Answer(
+        "whether views made batch by batch (`data.cache=device`) pay on a CPU: they do not",
+        "python -m benchmarks.train_step --presets protoseg --rounds 4 --steps 4 --name train_step_device "
+        "--variant device:data.cache=device",
+    ),
 }
 CONFIG = "configs/voc_92_efficientnet_lite0.yaml"
 PRESETS = ("fixmatch", "protoseg", "unimatch_v2")
