@@ -3,6 +3,7 @@
     python -m benchmarks.train_step                              # as the studies train
     python -m benchmarks.train_step --before TREE                # against other checkouts
     python -m benchmarks.train_step --variant bf16:train.mixed_precision=bf16,train.channels_last=true
+    python -m benchmarks.train_step --device cuda --variant device:data.cache=device
     python -m benchmarks.train_step --peers                      # against the loops of peers
 
 A step is what the trainer does: views, teacher, student forward and backward, optimiser, prototypes, moving
@@ -53,6 +54,11 @@ ANSWERS = {
         "the same against the loops of UniMatch V2, U2PL (without its contrastive loss) and labels alone",
         "python -m benchmarks.train_step --peers --presets supervised fixmatch unimatch_v2 protoseg "
         "--name train_step_peers --variant bf16:train.mixed_precision=bf16,train.channels_last=true",
+    ),
+    "train_step_device": Answer(
+        "whether views made batch by batch (`data.cache=device`) pay on a CPU: they do not",
+        "python -m benchmarks.train_step --presets protoseg --rounds 4 --steps 4 --name train_step_device "
+        "--variant device:data.cache=device",
     ),
 }
 CONFIG = "configs/voc_92_efficientnet_lite0.yaml"
@@ -140,7 +146,8 @@ def prepare(
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
     run = open_training(settings, accelerator, processes, resume=False, output="quiet")
     assert run is not None
-    for source in filter(None, (run.data.labeled, run.data.unlabeled)):
+    host = () if settings.data.cache == "device" else (run.data.labeled, run.data.unlabeled)
+    for source in filter(None, host):
         for index in range(len(source)):
             source.image(index)
     faults, steps = FaultWatch(processes.device, run.states), iter(range(STEPS))
@@ -300,11 +307,12 @@ def main(argv: list[str] | None = None) -> int:
         base = next(iter(rounds.values()))
         result[preset] = {name: summary(part, base) for name, part in rounds.items()}
         for name, part in result[preset].items():
+            busy = f"; busy {part['busy_share']['median']:.0%}" if "busy_share" in part else ""
             print(
                 f"{preset:<12} {name:<18} {part['with_data_ms']['median']:7.1f} ms a step, data "
                 f"{part['data_ms']['median']:6.1f}, wall {part['wall_ms']['median']:7.1f}; "
                 f"{part['with_data_ratio']['median']:.3f} x faster "
-                f"({part['with_data_ratio']['min']:.3f} to {part['with_data_ratio']['max']:.3f})",
+                f"({part['with_data_ratio']['min']:.3f} to {part['with_data_ratio']['max']:.3f}){busy}",
                 flush=True,
             )
     if arguments.name:
