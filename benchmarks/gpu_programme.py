@@ -94,16 +94,20 @@ def study(*patterns: str, name: str = STUDY) -> Callable[[argparse.Namespace], C
 
 
 def step_time(args: argparse.Namespace) -> Commands:
-    """Milliseconds of a step, and the share of it in which the device computes."""
+    """Milliseconds of a step, and the share of it in which the device computes.
+
+    As it trains by itself there, with the images on the device, and in float32.
+    """
     small = ["--steps", "1", "--rounds", "1", "--name", "rehearsal_step", "--presets", "protoseg"]
-    if not args.rehearse:
-        small = [
-            "--name",
-            "train_step_gpu",
-            "--variant",
-            "bf16:train.mixed_precision=bf16,train.channels_last=true",
-        ]
-    return [python("benchmarks.train_step", "--device", args.device, "--results", str(args.results), *small)]
+    own = small if args.rehearse else ["--name", "train_step_gpu"]
+    cases = [
+        "--variant",
+        "device:data.cache=device",
+        "fp32:train.mixed_precision=no,train.channels_last=false",
+    ]
+    return [
+        python("benchmarks.train_step", "--device", args.device, "--results", str(args.results), *own, *cases)
+    ]
 
 
 def runtime(args: argparse.Namespace) -> Commands:

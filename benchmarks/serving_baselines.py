@@ -1,7 +1,9 @@
 """What people write first, to compare the service with: stock BentoML, and FastAPI with torch.
 
 ``bentoml serve benchmarks.serving_baselines:Stock`` (BENCH_BUNDLE names the bundle) and
-``uvicorn --factory benchmarks.serving_baselines:make_fastapi`` (BENCH_CHECKPOINT names the checkpoint).
+``uvicorn --factory benchmarks.serving_baselines:make_fastapi`` (BENCH_CHECKPOINT names the checkpoint);
+LitServe and Ray Serve are in modules of their own. Each as the examples of its documentation do it, with one
+worker and one thread for the network.
 
 Annotations are evaluated here: FastAPI could not resolve them as strings inside a function.
 """
@@ -17,25 +19,40 @@ from PIL import Image as PilImage
 from PIL.Image import Image
 
 
+def open_session(bundle: str) -> Any:
+    """The bundle's network in ONNX Runtime, with one thread."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    model = Path(bundle) / "model.onnx"
+    return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+
+def segment(session: Any, image: Image) -> Image:
+    """Mask of an image."""
+    batch = np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1)[None])
+    return PilImage.fromarray(session.run(["labels"], {"image": batch})[0][0])
+
+
+def png(mask: Image) -> bytes:
+    """A mask as a file."""
+    buffer = io.BytesIO()
+    mask.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 @bentoml.service(name="stock", traffic={"timeout": 60})
 class Stock:
     """PIL image in, PIL image out, as BentoML's own examples do it."""
 
     def __init__(self) -> None:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        model = Path(os.environ["BENCH_BUNDLE"]) / "model.onnx"
-        self.session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        self.session = open_session(os.environ["BENCH_BUNDLE"])
 
     @bentoml.api
     def segment(self, image: Image) -> Image:
         """Mask of an image."""
-        array = np.asarray(image.convert("RGB"))
-        batch = np.ascontiguousarray(array.transpose(2, 0, 1)[None])
-        labels = self.session.run(["labels"], {"image": batch})[0][0]
-        return PilImage.fromarray(labels)
+        return segment(self.session, image)
 
 
 def make_fastapi() -> Any:
@@ -57,9 +74,7 @@ def make_fastapi() -> Any:
     def mask(data: bytes) -> bytes:
         image = np.array(PilImage.open(io.BytesIO(data)).convert("RGB"))
         result = predict_image(checkpoint.segmenter, image, checkpoint.info.input)
-        buffer = io.BytesIO()
-        PilImage.fromarray(result.labels).save(buffer, "PNG")
-        return buffer.getvalue()
+        return png(PilImage.fromarray(result.labels))
 
     @app.post("/segment")
     async def segment(request: Request) -> Response:

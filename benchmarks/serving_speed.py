@@ -43,12 +43,14 @@ from benchmarks.common import (
 )
 from benchmarks.serving_bundle import encode, make_bundle, sample_image
 from benchmarks.serving_server import Server
+from protoseg.cores import usable_cores
 from protoseg.manifest import Head, ResizeConfig, read_manifest
 from serving.pixels.decode import resize
-from serving.settings import available_cores
 
 Turn = Callable[[int], float]
 BASELINES = "benchmarks.serving_baselines"
+OTHERS = {"litserve": "litserve", "ray": "ray[serve]"}
+"""Servers that are compared where they are installed, and what installs them."""
 
 
 def bare(bundle: Path, size: int, lean: bool, at_a_time: int) -> Turn:
@@ -139,7 +141,7 @@ def contestants(
 ) -> dict[str, Turn]:
     """Everything that takes turns."""
     jpeg = encode(sample_image(args.size, args.size), args.format, quality=90)
-    cores = available_cores()
+    cores = usable_cores()
     turns = {
         "bare": bare(bundle, args.size, False, cores),
         "bare_labels_only": bare(bundle, args.size, True, cores),
@@ -161,6 +163,13 @@ def contestants(
     stock = stack.enter_context(Server({"BENCH_BUNDLE": str(bundle)}, target=f"{BASELINES}:Stock"))
     facts["cold_start_s_stock"] = round(stock.wait_ready(), 2)
     turns["stock"] = requests(stock, "/segment", jpeg, args.clients, multipart=True)
+    for name, package in OTHERS.items():
+        if importlib.util.find_spec(name) is None:
+            print(f"left out: {name} (pip install '{package}')", file=sys.stderr)
+            continue
+        server = stack.enter_context(Server({}, target=str(bundle), program=(f"benchmarks.serving_{name}",)))
+        facts[f"cold_start_s_{name}"] = round(server.wait_ready(), 2)
+        turns[name] = requests(server, "/segment", jpeg, args.clients, multipart=name == "litserve")
     if args.checkpoint:
         environ = {"BENCH_CHECKPOINT": str(args.checkpoint)}
         uvicorn = ("uvicorn", "--log-level", "error", "--factory")
@@ -193,6 +202,8 @@ def table(result: Result) -> str:
         "served_1_json": "this service, JSON with statistics",
         "served_2": "this service, two workers",
         "stock": "BentoML without our code",
+        "litserve": "LitServe",
+        "ray": "Ray Serve",
         "fastapi_torch": "FastAPI with torch",
     }
     ratios = result["bare_over_contestant"]

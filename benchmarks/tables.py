@@ -34,9 +34,9 @@ LINK = re.compile(r"\]\(((?:docs|benchmarks)/[^)]+)\)")
 # in the order of the index; importing one must not import torch
 OWNERS = (
     "accuracy.tables", "trust.__main__", "suggest_study.tables", "novelty.__main__", "adapt", "explain",
-    "train_step", "communication", "prototype_branch", "export_accuracy", "export_latency", "cpu_runtimes",
-    "taught", "gpu_latency", "export_matrix", "serving_speed", "large_sets", "gpu_serving",
-    "serving_attacks", "serving_soak",
+    "prototype_count", "train_step", "communication", "prototype_branch", "export_accuracy",
+    "export_latency", "cpu_runtimes", "taught", "gpu_latency", "export_matrix", "serving_speed",
+    "predict_speed", "large_sets", "gpu_serving", "serving_attacks", "serving_soak",
 )  # fmt: skip
 ANSWERS: dict[str, Answer] = {}
 BLOCKS: dict[str, Block] = {}

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy.records import Places, Record
-from benchmarks.accuracy.study import Cell, Study, StudyError, load_study, plan
+from benchmarks.accuracy.runs import Cell, plan
+from benchmarks.accuracy.study import Study, StudyError, load_study
 from benchmarks.accuracy.summary import find_records
 from benchmarks.common import RESULTS, ROOT, Answer, markdown_table, middle, parser, write_result
 from protoseg.errors import guarded

@@ -3,6 +3,7 @@
     python -m benchmarks.train_step                              # as the studies train
     python -m benchmarks.train_step --before TREE                # against other checkouts
     python -m benchmarks.train_step --variant bf16:train.mixed_precision=bf16,train.channels_last=true
+    python -m benchmarks.train_step --device cuda --variant device:data.cache=device
     python -m benchmarks.train_step --peers                      # against the loops of peers
 
 A step is what the trainer does: views, teacher, student forward and backward, optimiser, prototypes, moving
@@ -53,6 +54,11 @@ ANSWERS = {
         "the same against the loops of UniMatch V2, U2PL (without its contrastive loss) and labels alone",
         "python -m benchmarks.train_step --peers --presets supervised fixmatch unimatch_v2 protoseg "
         "--name train_step_peers --variant bf16:train.mixed_precision=bf16,train.channels_last=true",
+    ),
+    "train_step_device": Answer(
+        "whether views made batch by batch (`data.cache=device`) pay on a CPU: they do not",
+        "python -m benchmarks.train_step --presets protoseg --rounds 4 --steps 4 --name train_step_device "
+        "--variant device:data.cache=device",
     ),
 }
 CONFIG = "configs/voc_92_efficientnet_lite0.yaml"
@@ -140,7 +146,8 @@ def prepare(
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
     run = open_training(settings, accelerator, processes, resume=False, output="quiet")
     assert run is not None
-    for source in filter(None, (run.data.labeled, run.data.unlabeled)):
+    host = () if settings.data.cache == "device" else (run.data.labeled, run.data.unlabeled)
+    for source in filter(None, host):
         for index in range(len(source)):
             source.image(index)
     faults, steps = FaultWatch(processes.device, run.states), iter(range(STEPS))
@@ -237,27 +244,16 @@ def revision(tree: Path) -> str | None:
     return done.stdout.strip() or None
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line."""
     commands = parser(__doc__)
     add = commands.add_argument
     add("--config", default=CONFIG, help="configuration to train with")
     add("--presets", nargs="+", default=list(PRESETS), help="methods")
-    add(
-        "--variant",
-        nargs="+",
-        default=[],
-        metavar="NAME:key=value,key=value",
-        help="settings to compare with",
-    )
-    add(
-        "--before",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="TREE",
-        help="other checkouts; the first is the baseline",
-    )
+    add("--variant", nargs="+", default=[], metavar="NAME:key=value,key=value",
+        help="settings to compare with")  # fmt: skip
+    add("--before", nargs="+", type=Path, default=[], metavar="TREE",
+        help="other checkouts; the first is the baseline")  # fmt: skip
     add("--peers", action="store_true", help="compare each method with a peer's loop, which is the baseline")
     add("--rounds", type=int, default=5, help="interleaved rounds")
     add("--steps", type=int, default=6, help="steps of a round")
@@ -267,13 +263,41 @@ def main(argv: list[str] | None = None) -> int:
     add("--child", action="store_true", help=argparse.SUPPRESS)
     add("--loop", default="", help=argparse.SUPPRESS)
     add("overrides", nargs="*", metavar="key.sub=value", help="settings of every case")
-    arguments = commands.parse_args(argv)
-    if arguments.child:
-        return serve(arguments.config, arguments.overrides, arguments.device, arguments.loop)
+    return commands.parse_args(argv)
 
-    cases: dict[str, tuple[Path, list[str]]] = {}
-    for tree in arguments.before:
-        cases[tree.name] = (tree.resolve(), [])
+
+def interleaved(children: dict[str, Child], rounds: int, steps: int) -> dict[str, Any]:
+    """The cases' figures; the first one is the baseline. The processes end."""
+    found: dict[str, list[dict[str, list[float]]]] = {name: [] for name in children}
+    for child in children.values():
+        child.measure(3)  # memory pools and convolution plans settle
+    for _ in range(rounds):
+        for name, child in children.items():
+            found[name].append(child.measure(steps))
+    for child in children.values():
+        child.close()
+    base = next(iter(found.values()))
+    return {name: summary(part, base) for name, part in found.items()}
+
+
+def line(preset: str, name: str, part: dict[str, Any]) -> str:
+    """A case in a line of text."""
+    busy = f"; busy {part['busy_share']['median']:.0%}" if "busy_share" in part else ""
+    ratio = part["with_data_ratio"]
+    return (
+        f"{preset:<12} {name:<18} {part['with_data_ms']['median']:7.1f} ms a step, data "
+        f"{part['data_ms']['median']:6.1f}, wall {part['wall_ms']['median']:7.1f}; "
+        f"{ratio['median']:.3f} x faster ({ratio['min']:.3f} to {ratio['max']:.3f}){busy}"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = parse_arguments(argv)
+    config, device = arguments.config, arguments.device
+    if arguments.child:
+        return serve(config, arguments.overrides, device, arguments.loop)
+    cases: dict[str, tuple[Path, list[str]]] = {tree.name: (tree.resolve(), []) for tree in arguments.before}
     cases["now"] = (ROOT, [])
     for text in arguments.variant:
         name, _, settings = text.partition(":")
@@ -283,48 +307,27 @@ def main(argv: list[str] | None = None) -> int:
         own = [f"method.preset={preset}", *arguments.overrides]
         children = {}
         if arguments.peers:
-            peer = PEERS[preset]
-            children[f"peer: {peer}"] = Child(ROOT, arguments.config, own, arguments.device, peer)
-        children |= {
-            n: Child(tree, arguments.config, [*own, *more], arguments.device)
-            for n, (tree, more) in cases.items()
-        }
-        rounds: dict[str, list[dict[str, list[float]]]] = {name: [] for name in children}
-        for child in children.values():
-            child.measure(3)  # memory pools and convolution plans settle
-        for _ in range(arguments.rounds):
-            for name, child in children.items():
-                rounds[name].append(child.measure(arguments.steps))
-        for child in children.values():
-            child.close()
-        base = next(iter(rounds.values()))
-        result[preset] = {name: summary(part, base) for name, part in rounds.items()}
+            children[f"peer: {PEERS[preset]}"] = Child(ROOT, config, own, device, PEERS[preset])
+        for name, (tree, more) in cases.items():
+            children[name] = Child(tree, config, [*own, *more], device)
+        result[preset] = interleaved(children, arguments.rounds, arguments.steps)
         for name, part in result[preset].items():
-            print(
-                f"{preset:<12} {name:<18} {part['with_data_ms']['median']:7.1f} ms a step, data "
-                f"{part['data_ms']['median']:6.1f}, wall {part['wall_ms']['median']:7.1f}; "
-                f"{part['with_data_ratio']['median']:.3f} x faster "
-                f"({part['with_data_ratio']['min']:.3f} to {part['with_data_ratio']['max']:.3f})",
-                flush=True,
-            )
+            print(line(preset, name, part), flush=True)
     if arguments.name:
-        own = list(sys.argv[1:] if argv is None else argv)
         # where another checkout lies says nothing; which commit it is does
-        told = [Path(text).name if Path(text) in arguments.before else text for text in own]
-        settings = {
+        given = list(sys.argv[1:] if argv is None else argv)
+        told = [Path(text).name if Path(text) in arguments.before else text for text in given]
+        data = {
             "command": f"python -m benchmarks.train_step {shlex.join(told)}".strip(),
             "revisions": {name: revision(tree) for name, (tree, more) in cases.items() if not more},
-            "config": arguments.config,
-            "device": arguments.device,
+            "config": config,
+            "device": device,
             "overrides": arguments.overrides,
             "steps_a_round": arguments.steps,
+            "cases": {name: more for name, (_, more) in cases.items()},
+            "presets": result,
         }
-        variants = {name: more for name, (_, more) in cases.items()}
-        print(
-            write_result(
-                arguments.name, {**settings, "cases": variants, "presets": result}, arguments.results
-            )
-        )
+        print(write_result(arguments.name, data, arguments.results))
     return 0
 
 

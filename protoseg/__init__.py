@@ -28,7 +28,7 @@ _FACE = {
     "UserError": "protoseg.errors",
 }
 # subpackages that can be called, see protoseg/calls.py
-_CALLED = ("train", "evaluate")
+_CALLED = ("train", "evaluate", "adapt", "explain", "novelty")
 
 __all__ = ["__version__", *_FACE, *_CALLED]
 

@@ -1,6 +1,6 @@
-"""Subpackages that are called: ``protoseg.train(...)`` and ``protoseg.evaluate(...)``.
+"""Subpackages that are called: ``protoseg.train(...)``, ``protoseg.evaluate(...)`` and some others.
 
-Both names are subpackages, and importing one (``import protoseg.train.loop`` anywhere in the process) sets
+Their names are subpackages, and importing one (``import protoseg.train.loop`` anywhere in the process) sets
 the attribute of ``protoseg`` to the module. A function of that name would be there or not depending on what
 was imported before; one that stayed by force would break ``import protoseg.train.loop as loop`` and
 patching by name. So the module itself can be called, and ``protoseg.train`` is one object always.

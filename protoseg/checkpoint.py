@@ -10,31 +10,27 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from protoseg import __version__
 from protoseg.config.sections import DataConfig, EvalConfig, ModelConfig, PrototypeConfig
 from protoseg.errors import FULL_DISK, CheckpointError
-from protoseg.files import PREVIOUS_SUFFIX, PROJECT_ROOT, folder_whole, sha256_file, write_whole
+from protoseg.files import PREVIOUS_SUFFIX, folder_whole, sha256_file, write_whole
 from protoseg.manifest import (
+    MANIFEST_NAME,
     Adaptation,
     ClassInfo,
     Head,
     InputRule,
     Record,
-    ValueRange,
     explain_validation,
 )
 from protoseg.models.novelty import NoveltyHead, NoveltyScale
@@ -136,33 +132,6 @@ class Checkpoint:
     """The checkpoint folder."""
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that shape a result."""
-    names = ["torch", "torchvision", "accelerate", "timm", "segmentation-models-pytorch", "numpy",
-             "pillow"]  # fmt: skip
-    found = {"protoseg": __version__}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def git_revision() -> str | None:
-    """Commit of the project's working copy, ``-dirty`` when changed, None outside git."""
-    if not (PROJECT_ROOT / ".git").exists():
-        return None  # installed: a repository further up is somebody else's
-    try:
-        text = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return text.stdout.strip() or None
-
-
 @contextmanager
 def writing(target: Path) -> Iterator[Path]:
     """A folder beside ``target`` that takes its place when the block ends without an error.
@@ -246,6 +215,11 @@ def resolve_checkpoint(path: str | Path) -> Path:
     for candidate in candidates:
         if (candidate / INFO_NAME).is_file() and (candidate / WEIGHTS_NAME).is_file():
             return candidate
+    if (given / MANIFEST_NAME).is_file():
+        raise CheckpointError(
+            f"{path} is a bundle, and this needs the checkpoint that it was exported from: name its run "
+            f"folder; a bundle's masks of images: protoseg predict {path} IMAGES -o OUT"
+        )
     raise CheckpointError(
         f"no checkpoint at {path}: expected a run folder, or a folder with {WEIGHTS_NAME} and "
         f"{INFO_NAME}; train one with: accelerate launch --quiet -m protoseg.train"
@@ -287,7 +261,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
-def _described_tensors(weights: Path, info: CheckpointInfo) -> dict[str, Tensor]:
+def described_tensors(weights: Path, info: CheckpointInfo) -> dict[str, Tensor]:
     """Tensors of a weight file that is the one its description was written for."""
     digest = sha256_file(weights)
     if digest != info.weights_sha256:
@@ -311,7 +285,7 @@ def load_checkpoint(path: str | Path, *, student: bool = False) -> Checkpoint:
     folder = resolve_checkpoint(path)
     info = read_info(folder)
     weights = folder / WEIGHTS_NAME
-    state = _described_tensors(weights, info)
+    state = described_tensors(weights, info)
     model = info.model.model_copy(update={"pretrained": "none", "aux_weight": 0.0})
     segmenter = build_segmenter(
         model, info.prototypes, num_classes=len(info.classes), in_channels=info.input.channels,
@@ -376,72 +350,3 @@ def _use_novelty(segmenter: Segmenter, folder: Path, info: CheckpointInfo) -> No
             "%s was fitted to other weights and is left out; fit it again: protoseg novelty %s",
             folder / NOVELTY_NAME, folder,
         )  # fmt: skip
-
-
-# parts that a start from other weights may lack: they depend on the method and learn quickly
-NEW_PARTS = ("projection.", "aux_head.")
-
-
-def start_from_checkpoint(
-    path: str | Path,
-    network: nn.Module,
-    classes: list[ClassInfo],
-    mean: list[float],
-    std: list[float],
-    value_range: ValueRange | None = None,
-) -> CheckpointInfo:
-    """Copy a checkpoint's teacher into a new network, but for projection and auxiliary head.
-
-    Args:
-        path: Run folder, checkpoint folder or a file in it.
-        network: Network of a new run; changed in place.
-        classes: Its classes.
-        mean: Its input normalisation, per channel.
-        std: Likewise.
-        value_range: Its range of values of images of more than 8 bits, if it has such.
-
-    Returns:
-        The description of the checkpoint.
-
-    Raises:
-        CheckpointError: If it is missing or damaged, or its classes, normalisation or network are others.
-    """
-    folder = resolve_checkpoint(path)
-    info = read_info(folder)
-    theirs, ours = [c.name for c in info.classes], [c.name for c in classes]
-    if theirs != ours:
-        raise CheckpointError(
-            f"train.start_from={path} has the classes {', '.join(theirs)}; this run has {', '.join(ours)}. "
-            "They must be the same, in the same order"
-        )
-    if (info.input.mean, info.input.std) != (mean, std):
-        raise CheckpointError(
-            f"train.start_from={path} was trained with mean {info.input.mean} and std {info.input.std}, this "
-            f"run has {mean} and {std}; set data.mean and data.std to the former"
-        )
-    theirs_range = info.input.value_range
-    if theirs_range is not None and value_range is not None and theirs_range != value_range:
-        low, high = theirs_range
-        raise CheckpointError(
-            f"train.start_from={path} was trained with values of {low:g} to {high:g}, this run has "
-            f"{value_range[0]:g} to {value_range[1]:g}; set data.value_range=[{low:.9g},{high:.9g}]"
-        )
-    state = {
-        key: value
-        for key, value in _described_tensors(folder / WEIGHTS_NAME, info).items()
-        if not key.startswith(("prototypes.", *NEW_PARTS))
-    }
-    own = plain_state(network)
-    odd = sorted(set(state) - set(own))
-    odd += sorted(key for key in set(own) - set(state) if not key.startswith(NEW_PARTS))
-    odd += sorted(key for key in set(own) & set(state) if own[key].shape != state[key].shape)
-    if odd:
-        raise CheckpointError(
-            f"train.start_from={path} holds another network ({info.model.architecture}, "
-            f"{info.model.encoder}): {len(odd)} tensors differ, the first is {odd[0]}; "
-            "give this run the same model settings"
-        )
-    with torch.no_grad():
-        for key, value in state.items():
-            own[key].copy_(value)
-    return info

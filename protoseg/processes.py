@@ -31,3 +31,14 @@ class Processes:
 
 ALONE = Processes()
 """One process on the CPU."""
+
+
+def sent(value: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on a device; the host does not wait for what the device is doing.
+
+    From memory that is not pinned it would. A compiled graph plans its own transfers.
+    """
+    cuda = device.type == "cuda"
+    if cuda and not torch.compiler.is_compiling():
+        value = value.pin_memory()
+    return value.to(device, non_blocking=cuda)

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = {
     "mask": ".png", "json": ".json", "rle": ".json", "polygons": ".json", "overlay": ".jpg",
-    "confidence": ".png", "agreement": ".png", "novelty": ".png", "hf": ".json",
+    "confidence": ".png", "agreement": ".png", "novelty": ".png", "explain": ".json", "hf": ".json",
 }  # fmt: skip
 # arrays are no pictures that a service decodes
 _IMAGES = frozenset({*IMAGE_SUFFIXES, ".gif"} - {".npy"})
@@ -137,11 +138,25 @@ class Client:
         raise AssertionError("the loop returns or raises")
 
     @overload
-    def __call__(self, image: ImageInput, *, scores: bool = True, windows: bool = False) -> Result: ...
+    def __call__(
+        self,
+        image: ImageInput,
+        *,
+        scores: bool = True,
+        windows: bool = False,
+        novelty: bool = False,
+        explain: bool = False,
+    ) -> Result: ...
 
     @overload
     def __call__(
-        self, image: list[Any] | tuple[Any, ...], *, scores: bool = True, windows: bool = False
+        self,
+        image: list[Any] | tuple[Any, ...],
+        *,
+        scores: bool = True,
+        windows: bool = False,
+        novelty: bool = False,
+        explain: bool = False,
     ) -> list[Result]: ...
 
     def __call__(
@@ -150,6 +165,8 @@ class Client:
         *,
         scores: bool = True,
         windows: bool = False,
+        novelty: bool = False,
+        explain: bool = False,
     ) -> Result | list[Result]:
         """Segment an image, or each of a list, through the service.
 
@@ -159,36 +176,52 @@ class Client:
             scores: Ask for confidence and agreement too, each with a request of its own and in steps of
                 1/255.
             windows: Let the service keep the image at its own size and compute it in tiles (``tile=1``).
+            novelty: Ask for novelty too, likewise.
+            explain: Ask why, too: of every cell of the feature map, similarities in steps of 1/255, and the
+                patches of the prototypes that are nearest somewhere.
 
         Raises:
             ClientError: If the service refuses the image or cannot be reached.
-            UserError: If the image cannot be read.
+            UserError: If the image cannot be read, or the service cannot tell what is asked for.
         """
         if isinstance(image, list | tuple):
+            ask = partial(self, scores=scores, windows=windows, novelty=novelty, explain=explain)
             with ThreadPoolExecutor(_CONCURRENT) as pool:
-                return list(pool.map(lambda item: self(item, scores=scores, windows=windows), image))
+                return list(pool.map(ask, image))
         # an image of the service holds this client without the library behind results
         from protoseg.api.inputs import origin_of
         from protoseg.api.result import Result
-        from serving.remote import Served, read_map, upload
+        from serving.remote import Served, read_grounds, read_map, upload
 
-        origin = origin_of(image)
+        origin, grounds = origin_of(image), None
         asked = {"tile": "1"} if windows else {}
         for _ in range(3):
             served = self._served = self._served or Served.of(self.model())
+            served.check(novelty=novelty, explain=explain)
             data, load = upload(image, served.rule)
             names = ["mask", *(n for n in ("confidence", "agreement") if scores and served.has(n))]
+            names += ["novelty"] if novelty else []
+            versions = set()
+            if explain:
+                # first, so that patches are fetched between two answers of one version
+                reply = self._post(data, {**asked, "output": "explain", "grid": "1"})
+                versions.add(reply.headers.get("x-model-version", ""))
+                grounds = read_grounds(reply.json(), served, self._fetch)
             answers = {name: self._post(data, {**asked, "output": name}) for name in names}
-            versions = {answer.headers.get("x-model-version", "") for answer in answers.values()}
+            versions |= {answer.headers.get("x-model-version", "") for answer in answers.values()}
             if versions == {served.info.version}:
                 maps = {name: read_map(answer.content) for name, answer in answers.items()}
                 grey = {name: np.asarray(maps[name] / 255, np.float32) for name in names[1:]}
                 return Result(
-                    maps["mask"], grey.get("confidence"), grey.get("agreement"), served.info, origin, load
-                )
+                    maps["mask"], grey.get("confidence"), grey.get("agreement"), served.info, origin, load,
+                    grey.get("novelty"), grounds,
+                )  # fmt: skip
             # another model has been swapped in meanwhile
             self._served = None
         raise ClientError(0, "model_changed", f"{self._http.base_url}: its model changes all the time")
+
+    def _fetch(self, path: str) -> bytes:
+        return self._send("GET", path).content
 
     def _post(self, data: bytes, parameters: dict[str, str]) -> httpx.Response:
         headers = {"content-type": "application/octet-stream"}

@@ -24,6 +24,14 @@ DEFAULT_CODES = {
 }
 
 
+# what a bundle may lack, and how it is made
+LACKING = {
+    "novelty": "no novelty; fit it with: python -m protoseg.novelty CKPT; then export it with: python -m "
+    "export.onnx CKPT --outputs agreement,novelty",
+    "explain": "nothing to explain by; export it with: python -m export.onnx CKPT --explain",
+}
+
+
 class ServingError(Exception):
     """An error with its HTTP status, a stable code, and a message for the client.
 

@@ -8,15 +8,17 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from protoseg.api.inputs import FileReader, Pixels
-from protoseg.api.model import Maps, Model, plain_reader
+from protoseg.api.model import Maps, Model, Wanted, plain_reader
 from protoseg.api.result import ModelInfo
+from protoseg.cores import usable_cores
 from protoseg.data.pictures import PLAIN
 from protoseg.errors import DataError, ManifestError, UserError
+from protoseg.explain.reasons import Grounds
 from protoseg.manifest import MANIFEST_NAME, Head, Precision, read_manifest, validation_problems
-from serving.errors import ServingError
+from serving.errors import LACKING, ServingError
 from serving.model.open import open_model
 from serving.pixels.decode import ImageLimits, decode, sniff
-from serving.settings import FORMATS, Settings, SettingsError, available_cores
+from serving.settings import FORMATS, Settings, SettingsError
 
 # one's own files, not a stranger's: what training takes
 _LIMITS = ImageLimits(PLAIN.max_pixels, max_side=PLAIN.max_pixels, formats=FORMATS)
@@ -52,7 +54,7 @@ class Bundle(Model):
         folder, file = _folder_and_file(Path(path).expanduser())
         raw: dict[str, Any] = {
             "model": str(folder), "device": device or "auto", "precision": precision, "batch_max": 1,
-            "intra_threads": min(available_cores(), 256) if threads is None else threads,
+            "intra_threads": min(usable_cores(), 256) if threads is None else threads,
         }  # fmt: skip
         if file is not None:
             raw |= _settings_of(folder, file, precision)
@@ -70,6 +72,14 @@ class Bundle(Model):
         super().__init__(folder, info, manifest.input, metrics, _Reader(reader), how)
 
     @property
+    def tells(self) -> frozenset[str]:
+        """What it can tell beside labels."""
+        model = self._model
+        can = {"confidence": model.has_confidence, "agreement": model.has_label_probability,
+               "novelty": model.has_novelty}  # fmt: skip
+        return frozenset(name for name, has in can.items() if has)
+
+    @property
     def device(self) -> str:
         """What it computes on, with the runtime's name."""
         return self._model.runtime
@@ -79,10 +89,25 @@ class Bundle(Model):
         """Name of the network file in use."""
         return self._model.bundle.artifact.name
 
-    def _predict(self, image: Pixels, *, scores: bool, windows: bool) -> Maps:
-        with self._model as model:
-            found = model.predict(image, confidence=scores, label_probability=scores, tile=windows)
-        return Maps(found.labels, found.confidence, found.label_probability)
+    def _check(self, wanted: Wanted) -> None:
+        if wanted.novelty and not self._model.has_novelty:
+            raise UserError(f"{self.path} has {LACKING['novelty']}")
+        if wanted.explain and self._model.atlas is None:
+            raise UserError(f"{self.path} has {LACKING['explain']}")
+
+    def _predict(self, image: Pixels, wanted: Wanted) -> Maps:
+        try:
+            with self._model as model:
+                found = model.predict(
+                    image, confidence=wanted.scores, label_probability=wanted.scores, nearest=wanted.explain,
+                    novelty=wanted.novelty, tile=wanted.windows,
+                )  # fmt: skip
+        except ServingError as error:
+            raise UserError(error.message) from error
+        grounds, files = None, self._model.manifest.atlas
+        if found.nearest is not None and self._model.atlas is not None and files is not None:
+            grounds = Grounds.of(found.nearest, self.path / files.folder, self._model.atlas)
+        return Maps(found.labels, found.confidence, found.label_probability, found.novelty, grounds)
 
     def close(self) -> None:
         """Free the runtime."""

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from protoseg.cores import usable_cores
 from protoseg.errors import UserError
 from protoseg.manifest import Section, validation_problems
 
@@ -34,13 +35,6 @@ _OWN_PORT = {"http": ":80", "https": ":443"}
 
 class SettingsError(UserError):
     """Settings that cannot be used; the text is one line."""
-
-
-def available_cores() -> int:
-    """CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Settings(Section):
@@ -183,7 +177,7 @@ class Settings(Section):
         """Requests that a worker computes at a time, on a CPU."""
         if self.threads is not None:
             return self.threads
-        return max(1, available_cores() // (self.workers * self.intra_threads))
+        return max(1, usable_cores() // (self.workers * self.intra_threads))
 
     def key_hashes(self) -> frozenset[bytes]:
         """Accepted API keys as SHA-256 hex, from the setting and the file.

@@ -9,7 +9,8 @@ import yaml
 from tiny import TINY
 
 from benchmarks.accuracy.records import Best, Places, PseudoLabels, Record
-from benchmarks.accuracy.study import Cell, Run, Study, load_study, plan, unique_runs
+from benchmarks.accuracy.runs import Cell, Run, plan, unique_runs
+from benchmarks.accuracy.study import Study, load_study
 
 STAGES = {"start": {"steps": 6, "overrides": {"method.preset": "supervised", "optim.lr": 0.001}}}
 

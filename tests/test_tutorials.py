@@ -67,7 +67,7 @@ def test_few_labels_compares_two_runs(tmp_path: Path) -> None:
 def test_pictures_are_all_shown(tmp_path: Path) -> None:
     text, outputs = run("pictures", tmp_path, STEPS="8")
     shown = [output for output in outputs if "image/jpeg" in output.get("data", {})]
-    assert len(shown) == 6
+    assert len(shown) == 8
     for name in ("pictures/step_00000008.png", "curves.png", "confusion.png"):
         assert name in text
 

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from protoseg.checkpoint import CheckpointInfo, package_versions
+from protoseg.checkpoint import CheckpointInfo
 from protoseg.config.load import parse_config
 from protoseg.config.sections import Config
 from protoseg.manifest import ClassInfo, InputRule
 from protoseg.models.segmenter import Segmenter, build_segmenter
+from protoseg.versions import package_versions
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from benchmarks.accuracy.records import Places
 from benchmarks.accuracy.runner import Runner, short
-from benchmarks.accuracy.study import Run, Study, StudyError, load_study, plan, unique_runs, with_starts
+from benchmarks.accuracy.runs import Run, plan, unique_runs, with_starts
+from benchmarks.accuracy.study import Study, StudyError, load_study
 from benchmarks.accuracy.summary import Found, find_records, summarize
 from benchmarks.common import ASSETS, RESULTS, ROOT, parser, write_result
 from protoseg.errors import guarded

@@ -11,7 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from benchmarks.accuracy.study import Run, Study, StudyError, changed_settings, config_hash
+from benchmarks.accuracy.runs import Run
+from benchmarks.accuracy.settings import changed_settings, config_hash
+from benchmarks.accuracy.study import Study, StudyError
 from benchmarks.common import machine, versions
 from protoseg.config.load import load_config
 from protoseg.errors import ConfigError

@@ -25,7 +25,9 @@ from benchmarks.accuracy.records import (
     folder_hash,
     read_record,
 )
-from benchmarks.accuracy.study import START, Run, Study, changed_settings, with_starts
+from benchmarks.accuracy.runs import Run, with_starts
+from benchmarks.accuracy.settings import changed_settings
+from benchmarks.accuracy.study import START, Study
 from benchmarks.common import ROOT
 from protoseg.files import write_text_whole
 

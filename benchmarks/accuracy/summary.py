@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.accuracy.records import Places, Record, read_record
-from benchmarks.accuracy.study import Cell, Study, StudyError, cost_of, unique_runs
+from benchmarks.accuracy.runs import Cell, cost_of, unique_runs
+from benchmarks.accuracy.study import Study, StudyError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy.records import folder_hash
-from benchmarks.accuracy.study import config_hash
+from benchmarks.accuracy.settings import config_hash
 from benchmarks.common import ROOT
 from benchmarks.suggest_study.figures import figures, rare_classes
 from protoseg.config.load import load_config

@@ -16,20 +16,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
-from accelerate import PartialState
-
-from protoseg.adapt.adapt import OTHER_IMAGES, Adapted, Change, Kind, adapt
-from protoseg.adapt.measure import compare, format_comparison
-from protoseg.adapt.write import write_adapted
-from protoseg.checkpoint import CHECKPOINT_DIR, Checkpoint, load_checkpoint
-from protoseg.data.classes import parse_color
-from protoseg.errors import ConfigError
-from protoseg.inference import guarded_on_device, usable_device
-
-KINDS: tuple[Kind, ...] = ("add", "mend", "merge", "remove", "rename")
+from protoseg.adapt.adapt import OTHER_IMAGES
+from protoseg.adapt.run import change_checkpoint, change_of
+from protoseg.inference import guarded_on_device
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -78,78 +69,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def change_of(arguments: argparse.Namespace) -> Change:
-    """What the command line asks for.
-
-    Raises:
-        UserError: If options do not go together.
-    """
-    kind = next(kind for kind in KINDS if getattr(arguments, kind) is not None)
-    given = getattr(arguments, kind)
-    name, other = given if isinstance(given, list) else (given, "")
-    needs_images = kind in ("add", "mend")
-    for option in ("images", "masks", "value"):
-        if not needs_images and getattr(arguments, option) is not None:
-            raise ConfigError(f"--{option} has no meaning with --{kind}; leave it out")
-    if arguments.color is not None and kind != "add":
-        raise ConfigError(f"--color has no meaning with --{kind}; leave it out")
-    color = None if arguments.color is None else parse_color(arguments.color, "--color")
-    return Change(
-        kind, name, other, images=arguments.images, masks=arguments.masks, value=arguments.value, color=color,
-        others=arguments.others, other_images=arguments.other_images,
-    )  # fmt: skip
-
-
-def check_output(out: Path) -> None:
-    """Refuse a folder that holds a checkpoint.
-
-    Raises:
-        ConfigError: With what to do.
-    """
-    if (out / CHECKPOINT_DIR).exists():
-        raise ConfigError(f"{out} holds a checkpoint already; name another folder with -o")
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Change, measure, write.
 
     Raises:
         UserError, OSError, ValueError: With a text for the user.
     """
-    wanted, out = change_of(arguments), arguments.output
-    if not arguments.dry_run:
-        check_output(out)
-    source = load_checkpoint(arguments.checkpoint)
-    source.segmenter.to(usable_device(arguments.device) if arguments.device else PartialState().device)
-    start = time.perf_counter()
-    name = source.info.name if out is None else out.absolute().name
-    found = adapt(source, wanted, name)
-    seconds = time.perf_counter() - start
-    found.checkpoint.segmenter.to(source.segmenter.bank.prototypes.device)
-    sys.stdout.write("".join(f"{note}\n" for note in [*found.notes, told(source, found, wanted, seconds)]))
-    comparison = None
-    if arguments.val is not None:
-        comparison = compare(source, found.checkpoint, arguments.val)
-        sys.stdout.write(f"\n{format_comparison(comparison)}\n\n")
-    if arguments.dry_run:
-        sys.stdout.write("nothing was written (--dry-run)\n")
-        return
-    for line in write_adapted(out, source, found, comparison):
-        sys.stdout.write(f"{line}\n")
-
-
-def told(source: Checkpoint, found: Adapted, wanted: Change, seconds: float) -> str:
-    """What was done, in a line."""
-    names = [item.name for item in found.checkpoint.info.classes]
-    done = {
-        "add": f"{wanted.name} added as class {found.label} from {len(found.given)} images",
-        "mend": f"{wanted.name} mended from {len(found.given)} images",
-        "merge": f"{wanted.other} merged into {wanted.name}, class {found.label}",
-        "remove": f"{wanted.name} removed",
-        "rename": f"{wanted.name} renamed to {wanted.other}",
-    }[wanted.kind]
-    before = f"{source.info.name} had {len(source.info.classes)} classes"
-    return f"{done} in {seconds:.1f} s; {before}, now there are {len(names)}"
+    change_checkpoint(
+        arguments.checkpoint, change_of(vars(arguments)), None if arguments.dry_run else arguments.output,
+        val=arguments.val, device=arguments.device, say=lambda line: sys.stdout.write(f"{line}\n"),
+    )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:

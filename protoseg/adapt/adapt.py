@@ -13,6 +13,7 @@ from protoseg.adapt.given import Given, choose_meaning, find_pairs, hashes, read
 from protoseg.adapt.others import other_cells
 from protoseg.adapt.rows import read_heads, with_heads
 from protoseg.checkpoint import Checkpoint
+from protoseg.data.lines import Entry
 from protoseg.data.palette import Color
 from protoseg.errors import ConfigError, DataError
 from protoseg.manifest import Adaptation, ClassInfo
@@ -33,16 +34,16 @@ class Change:
     """The class."""
     other: str = ""
     """``merge``: the class that goes into it; ``rename``: its new name."""
-    images: Path | None = None
-    """Folder of images, or a list of ``image mask`` lines (``add`` and ``mend``)."""
+    images: Path | Sequence[Entry] | None = None
+    """Folder of images, a list of ``image mask`` lines, or images with their masks (``add`` and ``mend``)."""
     masks: Path | None = None
-    """Folder of masks; None for a list."""
+    """Folder of masks; None for anything but a folder of images."""
     value: str | None = None
     """Value or colour of the class in the masks; None finds it out."""
     color: Color | None = None
     """Colour of a new class; None takes a free one."""
-    others: Path | None = None
-    """Folder of images without the class; None takes the labelled images of the training."""
+    others: Path | Sequence[Path] | None = None
+    """Folder of images without the class, or such images; None takes the labelled images of the training."""
     other_images: int = OTHER_IMAGES
     """Such images to look at, at most; 0: none."""
 
@@ -88,7 +89,11 @@ def adapt(source: Checkpoint, wanted: Change, name: str) -> Adapted:
         if wanted.kind == "add":
             classes.append(describe.new_class(info, wanted.name, wanted.color))
         assert wanted.images is not None
-        entries = find_pairs(info.data, wanted.images, wanted.masks)
+        entries: Sequence[Entry]
+        if isinstance(wanted.images, Path):
+            entries = find_pairs(info.data, wanted.images, wanted.masks)
+        else:
+            entries = wanted.images
         meaning = choose_meaning(info, entries, wanted.name, wanted.value)
         notes.append(f"masks: {meaning.text}")
         given = read_given(info, entries, meaning, wanted.name)
@@ -167,7 +172,8 @@ def _others(
             "seen where it is not; name a folder of images without it with --others"
         )
         return None, 0
-    notes.append(f"others: {count} images of {wanted.others or 'the training'}")
+    given = wanted.others if wanted.others is None or isinstance(wanted.others, Path) else "those given"
+    notes.append(f"others: {count} images of {given or 'the training'}")
     return cells, count
 
 

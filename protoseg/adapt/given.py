@@ -15,7 +15,7 @@ from protoseg.data.classes import parse_color
 from protoseg.data.find import list_roots
 from protoseg.data.images import read_image, resize_image, resize_mask
 from protoseg.data.lines import Entry
-from protoseg.data.lists import read_entries
+from protoseg.data.lists import read_entries, scan_entries
 from protoseg.data.masks import MaskReader, mask_reader
 from protoseg.data.pictures import Reading, reading
 from protoseg.errors import DataError
@@ -95,7 +95,13 @@ def find_pairs(data: DataConfig, images: Path, masks: Path | None) -> Sequence[E
         return read_entries(listed_data(data, images), "labeled").entries
     pair = FolderPair(images=str(images.absolute()), masks=str(masks.absolute()))
     update = {"kind": "files", "root": str(images.absolute()), "labeled": pair}
-    return read_entries(data.model_copy(update=update), "labeled").entries
+    found, problems = scan_entries(data.model_copy(update=update), "labeled")
+    if problems:
+        raise DataError(
+            f"{problems[0].removeprefix('data.labeled: ')} ({len(problems)} such image(s)); leave out of "
+            "--images what has no mask, or give a list of `image mask` lines"
+        )
+    return found.entries
 
 
 def listed_data(data: DataConfig, path: Path) -> DataConfig:
@@ -154,10 +160,11 @@ def choose_meaning(info: CheckpointInfo, entries: Sequence[Entry], name: str, va
         only = str(info.ignore_index)
     if only is not None and (only in ("1", "255")) and not (name in names and only == "1"):
         return _told(info, how, name, only)
+    example = only or next((text for text in (str(label), *sorted(rest)) if text in rest), "255")
     shown = ", ".join(sorted(found, key=lambda text: (len(text), text))[:12])
     raise DataError(
         f"the masks hold the values {shown}: none is surely {name}. Say which with --value, as --value "
-        f"{only or (sorted(rest)[0] if rest else 255)}"
+        f"{example}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,14 @@ CELLS = 12_000
 """Cells that are kept of all images together: more change the time and nothing else."""
 
 
-def other_cells(source: Checkpoint, folder: Path | None, most: int, label: int | None) -> tuple[Cells, int]:
+def other_cells(
+    source: Checkpoint, given: Path | Sequence[Path] | None, most: int, label: int | None
+) -> tuple[Cells, int]:
     """Cells of up to ``most`` images, evenly spread over all there are, and how many images they are.
 
     Args:
-        source: Its labelled images are taken where no folder is named.
-        folder: Images that do not show the class, or None.
+        source: Its labelled images are taken where none are given.
+        given: Folder of images that do not show the class, or such images, or None.
         most: Images to look at, at least 1.
         label: The class in the training's masks; None for one that they do not know.
 
@@ -31,8 +34,9 @@ def other_cells(source: Checkpoint, folder: Path | None, most: int, label: int |
     """
     info = source.info
     how, rule = reading(info.data, info.input), info.input.resize
-    labeled = open_source(info.data, "labeled", info.classes) if folder is None else None
-    found = find_images([folder], folder).images if folder is not None else []
+    labeled = open_source(info.data, "labeled", info.classes) if given is None else None
+    places = [given] if isinstance(given, Path) else list(given or [])
+    found = find_images(places, places[0]).images if places else []
     total = len(found) if labeled is None else len(labeled)
     count, parts = min(most, total), []
     for number in range(count):

@@ -9,8 +9,9 @@ from typing import Any
 from protoseg.adapt.adapt import Adapted
 from protoseg.adapt.measure import Comparison
 from protoseg.adapt.sheet import change_sheet
-from protoseg.checkpoint import CHECKPOINT_DIR, Checkpoint, git_revision, package_versions, save_checkpoint
+from protoseg.checkpoint import CHECKPOINT_DIR, Checkpoint, save_checkpoint
 from protoseg.data.images import save_whole, write_text
+from protoseg.versions import git_revision, package_versions
 
 SHEET_NAME, FIGURES_NAME = "adapt.png", "adapt.json"
 

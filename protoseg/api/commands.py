@@ -1,4 +1,4 @@
-"""The commands as functions: ``protoseg.train``, ``protoseg.evaluate``, ``protoseg.export``.
+"""The commands as functions: ``protoseg.train``, ``protoseg.evaluate``, ``protoseg.export`` and others.
 
 Each does what its command does with the same code, raises ``UserError`` where the command prints one, and
 leaves signals and logging of the calling program as they were. Torch is imported when one is called.
@@ -7,18 +7,15 @@ leaves signals and logging of the calling program as they were. Torch is importe
 from __future__ import annotations
 
 import argparse
-import json
-import logging
-import os
-import signal
-import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from protoseg.api.program import PathLike, messages, setting_texts, signals_restored
+from protoseg.api.prototypes import adapt as adapt
+from protoseg.api.prototypes import explain as explain
+from protoseg.api.prototypes import novelty as novelty
 from protoseg.config.load import find_config, merge, parse_config, read_config
 from protoseg.config.sections import Config
 from protoseg.config.yaml_names import find_spots
@@ -29,9 +26,7 @@ if TYPE_CHECKING:
     from export.onnx import Exported
     from protoseg.evaluate.report import Evaluation, Split
 
-PathLike = str | os.PathLike[str]
 Settings = Mapping[str, Any]
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,7 @@ def train(
 
     folder, stopped = resolved.run.path, 1
     before = dict(AcceleratorState._shared_state)
-    with _messages("protoseg"), _signals_restored():
+    with messages("protoseg"), signals_restored():
         try:
             code = run_training(resolved, resume=resume, stopped_code=stopped, own_logging=False)
         finally:
@@ -179,7 +174,7 @@ def evaluate(
     check_choice("mode", mode, ("whole", "sliding", None))
     return evaluate_checkpoint(
         checkpoint, split=split, heads=list(heads or get_args(Head)), mode=mode, student=student,
-        boundary=boundary, device=device, data=[f"{k}={_text(v)}" for k, v in (data or {}).items()],
+        boundary=boundary, device=device, data=setting_texts(data),
         json_path=json_path, confusion_path=confusion_path,
     )  # fmt: skip
 
@@ -207,7 +202,7 @@ def export(
         head: What labels and confidence come from; None: what has the highest validation mIoU in the
             checkpoint.
         outputs: Graph outputs beside labels and confidence: ``agreement``, ``logits``, ``logits_stride``,
-            ``prototype``, ``embedding``, ``similarity``.
+            ``prototype``, ``embedding``, ``similarity``, and after ``protoseg.novelty`` ``novelty``.
         image: The graph's input: ``uint8`` NCHW, ``nhwc`` (uint8), or ``float32`` NCHW in [0, 255].
         static: Fixed (batch, height, width); None for dynamic axes.
         opset: ONNX operator set; None for the command's default.
@@ -236,7 +231,7 @@ def export(
         names = command.parse_outputs(_listed(outputs))
     except argparse.ArgumentTypeError as error:
         raise ExportError(str(error)) from None
-    with _messages("protoseg", "export"):
+    with messages("protoseg", "export"):
         exported = command.export_checkpoint(
             checkpoint, output, head=head, precisions=precisions, outputs=names,
             layout=command.LAYOUTS[image], static=static, calibrate=calibrate, explain=explain,
@@ -249,46 +244,3 @@ def export(
 
 def _listed(names: str | Sequence[str]) -> str:
     return names if isinstance(names, str) else ",".join(names)
-
-
-def _text(value: object) -> str:
-    """A value as ``key=value`` has it."""
-    return json.dumps(value) if isinstance(value, list | tuple | dict) or value is None else str(value)
-
-
-@contextmanager
-def _messages(*names: str) -> Iterator[None]:
-    """Messages of our loggers on the standard output, where the program has no logging of its own."""
-    loggers = [logging.getLogger(name) for name in names]
-    if any(logger.hasHandlers() for logger in loggers):
-        yield
-        return
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    levels = [logger.level for logger in loggers]
-    # of several processes the first one speaks, but for errors
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(level)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-
-
-@contextmanager
-def _signals_restored() -> Iterator[None]:
-    """Give the program its signal handlers back, also after an error."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # nothing can have been changed
-        return
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if handler is not None:  # else it is no handler of Python's, and cannot be given back
-                signal.signal(number, handler)

@@ -88,7 +88,7 @@ class FileReader:
         """
         # the readers go by files: TIFF, .npy and HEIC are read with other packages than the rest
         with tempfile.TemporaryDirectory(prefix="protoseg-") as folder:
-            path = Path(folder) / f"image{_suffix(data)}"
+            path = Path(folder) / f"image{file_suffix(data)}"
             path.write_bytes(data)
             try:
                 return self.file(path)
@@ -96,7 +96,8 @@ class FileReader:
                 raise DataError(str(error).replace(str(path), f"of {len(data)} bytes")) from None
 
 
-def _suffix(data: bytes) -> str:
+def file_suffix(data: bytes) -> str:
+    """The suffix by which readers know what the bytes of a file hold."""
     if data.startswith(b"\x93NUMPY"):
         return ".npy"
     return ".heic" if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1") else ".img"

@@ -87,7 +87,7 @@ def load(
     if is_address(os.fspath(reference)) and find_spec("torch") is None:
         prefer = "bundle"  # rather than a download that nothing here can open
     path = local_path(reference, prefer, student=student)
-    bundle = _bundle_in(path, prefer)
+    bundle = bundle_in(path, prefer)
     chosen: dict[str, Any] = {"head": head, "device": device}
     if precision is not None:
         chosen["precision"] = precision
@@ -111,7 +111,7 @@ def load(
         raise type(error)(f"{error} ({reference}; delete {path} to download it again)") from error
 
 
-def _bundle_in(path: Path, prefer: str) -> Path | None:
+def bundle_in(path: Path, prefer: str) -> Path | None:
     """The bundle, or the file in it, that is meant; None for a checkpoint."""
     if path.is_file():
         return path if path.name == MANIFEST_NAME or path.suffix in _NETWORK_FILES else None

@@ -8,23 +8,22 @@ from __future__ import annotations
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from protoseg.ahead import ahead_in_order
 from protoseg.api.inputs import FileReader, ImageInput, Origin, Pixels, origin_of, read_pixels
 from protoseg.api.result import ModelInfo, Result
 from protoseg.data.find import find_images
 from protoseg.data.pictures import Reading
 from protoseg.errors import DataError, UserError, check_choice
+from protoseg.explain.reasons import Grounds
 from protoseg.manifest import ClassInfo, InputRule
 
 logger = logging.getLogger(__name__)
@@ -41,6 +40,24 @@ class Maps:
     """``(H, W)`` probability of the label in [0, 1]."""
     agreement: NDArray[np.float32] | None
     """``(H, W)`` probability that the linear head gives to the label, in [0, 1]."""
+    novelty: NDArray[np.float32] | None = None
+    """``(H, W)`` in [0, 1], novel from 0.5 on."""
+    grounds: Grounds | None = None
+    """What the image is explained by."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for beside labels, and how."""
+
+    scores: bool = True
+    """Confidence and agreement."""
+    windows: bool = False
+    """Overlapping windows of the image at its own size."""
+    novelty: bool = False
+    """Novelty."""
+    explain: bool = False
+    """What the image is explained by."""
 
 
 class Model(ABC):
@@ -88,19 +105,46 @@ class Model(ABC):
 
     @property
     @abstractmethod
+    def tells(self) -> frozenset[str]:
+        """What it can tell beside labels: of ``confidence``, ``agreement`` and ``novelty``."""
+
+    @property
+    @abstractmethod
     def device(self) -> str:
         """What it computes on."""
 
     @abstractmethod
-    def _predict(self, image: Pixels, *, scores: bool, windows: bool) -> Maps:
+    def _check(self, wanted: Wanted) -> None:
+        """Refuse what this model cannot tell, before an image is read.
+
+        Raises:
+            UserError: With the command that makes what is missing.
+        """
+
+    @abstractmethod
+    def _predict(self, image: Pixels, wanted: Wanted) -> Maps:
         """Segment ``(H, W, C)`` uint8; without ``scores`` the labels are enough."""
 
     @overload
-    def __call__(self, image: ImageInput, *, scores: bool = True, windows: bool = False) -> Result: ...
+    def __call__(
+        self,
+        image: ImageInput,
+        *,
+        scores: bool = True,
+        windows: bool = False,
+        novelty: bool = False,
+        explain: bool = False,
+    ) -> Result: ...
 
     @overload
     def __call__(
-        self, image: list[Any] | tuple[Any, ...], *, scores: bool = True, windows: bool = False
+        self,
+        image: list[Any] | tuple[Any, ...],
+        *,
+        scores: bool = True,
+        windows: bool = False,
+        novelty: bool = False,
+        explain: bool = False,
     ) -> list[Result]: ...
 
     def __call__(
@@ -109,6 +153,8 @@ class Model(ABC):
         *,
         scores: bool = True,
         windows: bool = False,
+        novelty: bool = False,
+        explain: bool = False,
     ) -> Result | list[Result]:
         """Segment an image, or each of a list.
 
@@ -121,14 +167,22 @@ class Model(ABC):
             windows: Keep a large image at its own size and compute it in overlapping windows (a checkpoint:
                 as ``protoseg.predict --sliding``; a bundle: as the service's ``tile=1``). A bundle does so by
                 itself with images of more than 2.1 million pixels, as the service does.
+            novelty: Tell how unlike everything labelled each pixel is (``Result.novelty``). A checkpoint can
+                after ``protoseg novelty``, a bundle that was exported with the output ``novelty``.
+            explain: Tell why pixels have their class (``Result.explain``). A checkpoint can where
+                ``protoseg explain`` or its training has left the patches of its prototypes, a bundle that was
+                exported with ``--explain`` (and there not of tiles).
 
         Raises:
-            UserError: If the image cannot be read or does not fit the network.
+            UserError: If the image cannot be read or does not fit the network, or the model cannot tell what
+                is asked for.
         """
+        wanted = Wanted(scores, windows, novelty, explain)
         if isinstance(image, list | tuple):
-            return list(self.stream(image, scores=scores, windows=windows))
+            return list(self.stream(image, **vars(wanted)))
+        self._check(wanted)
         origin = origin_of(image)
-        return self._segment(origin, self._read(image), scores=scores, windows=windows)
+        return self._segment(origin, self._read(image), wanted)
 
     def stream(
         self,
@@ -136,6 +190,8 @@ class Model(ABC):
         *,
         scores: bool = True,
         windows: bool = False,
+        novelty: bool = False,
+        explain: bool = False,
         on_error: Literal["raise", "skip"] = "raise",
         ahead: int = 4,
     ) -> Iterator[Result]:
@@ -149,6 +205,8 @@ class Model(ABC):
                 results by the path below it), a file, or any iterable of what a call takes.
             scores: As in a call.
             windows: As in a call.
+            novelty: As in a call.
+            explain: As in a call.
             on_error: What to do about an image that cannot be read: ``raise`` an error that names it, or
                 ``skip`` it with a warning in the log.
             ahead: Images that are read in advance, at least 1; as many are in memory at a time.
@@ -162,8 +220,9 @@ class Model(ABC):
         check_choice("on_error", on_error, ("raise", "skip"))
         if ahead < 1:
             raise UserError(f"ahead must be at least 1, got {ahead}")
-        items = self._items(images)
-        return self._stream(items, scores=scores, windows=windows, skip=on_error == "skip", ahead=ahead)
+        wanted = Wanted(scores, windows, novelty, explain)
+        self._check(wanted)
+        return self._stream(self._items(images), wanted, skip=on_error == "skip", ahead=ahead)
 
     def _items(self, images: str | os.PathLike[str] | Iterable[ImageInput]) -> Iterator[ImageInput]:
         if isinstance(images, str | os.PathLike):
@@ -179,37 +238,35 @@ class Model(ABC):
         return iter(images)
 
     def _stream(
-        self, items: Iterator[ImageInput], *, scores: bool, windows: bool, skip: bool, ahead: int
+        self, items: Iterator[ImageInput], wanted: Wanted, *, skip: bool, ahead: int
     ) -> Iterator[Result]:
-        waiting: deque[Future[tuple[Origin, Pixels]]] = deque()
-        pool = ThreadPoolExecutor(min(NUM_READERS, ahead), thread_name_prefix="protoseg-read")
-
         def read(item: ImageInput) -> tuple[Origin, Pixels]:
             return origin_of(item), self._read(item)
 
+        given = ahead_in_order(read, items, workers=NUM_READERS, ahead=ahead, name="protoseg-read")
         try:
-            while True:
-                waiting.extend(pool.submit(read, item) for item in islice(items, ahead - len(waiting)))
-                if not waiting:
-                    break
+            for _, found in given:
                 try:
-                    origin, pixels = waiting.popleft().result()
+                    origin, pixels = found.result()
                 except DataError as error:
                     if not skip:
                         raise
                     logger.warning("skipped: %s", error)
                     continue
-                yield self._segment(origin, pixels, scores=scores, windows=windows)
+                yield self._segment(origin, pixels, wanted)
         finally:
             # also when the caller stops early: nothing more is read
-            pool.shutdown(wait=False, cancel_futures=True)
+            given.close()
 
     def _read(self, image: ImageInput) -> Pixels:
         return read_pixels(image, self.input.channels, self._reader, self._how)
 
-    def _segment(self, origin: Origin, pixels: Pixels, *, scores: bool, windows: bool) -> Result:
-        maps = self._predict(pixels, scores=scores, windows=windows)
-        return Result(maps.labels, maps.confidence, maps.agreement, self.info, origin, partial(_same, pixels))
+    def _segment(self, origin: Origin, pixels: Pixels, wanted: Wanted) -> Result:
+        maps = self._predict(pixels, wanted)
+        return Result(
+            maps.labels, maps.confidence, maps.agreement, self.info, origin, partial(_same, pixels),
+            maps.novelty, maps.grounds,
+        )  # fmt: skip
 
     @abstractmethod
     def close(self) -> None:

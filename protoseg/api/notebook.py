@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ Row = tuple[str, Color, tuple[float | None, ...]]
 
 
 def small_overlay(
-    image: NDArray[np.uint8] | None, labels: NDArray[np.uint8], colors: Sequence[Color]
+    image: NDArray[np.uint8] | None, labels: NDArray[Any], colors: Sequence[Color]
 ) -> Image.Image:
     """The overlay of ``(H, W, C)`` and ``(H, W)``, of at most ``LONGEST_SIDE``; without an image the mask."""
     height, width = labels.shape

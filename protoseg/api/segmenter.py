@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 import torch
 
 from protoseg.api.inputs import FileReader, Pixels
-from protoseg.api.model import Maps, Model
+from protoseg.api.model import Maps, Model, Wanted
 from protoseg.api.result import ModelInfo
 from protoseg.checkpoint import CHECKPOINT_DIR, load_checkpoint
 from protoseg.data.pictures import reading
@@ -19,6 +19,7 @@ from protoseg.errors import UserError, check_choice
 from protoseg.inference import HEADS, available_heads, usable_device
 from protoseg.manifest import Head
 from protoseg.predict.images import predict_image
+from protoseg.predict.reasons import Explainer
 from protoseg.share.address import is_address, parse_address
 from protoseg.share.download import download
 from protoseg.share.push import prepare, send
@@ -61,6 +62,8 @@ class Segmenter(Model):
         where = usable_device(device or _found_device())
         checkpoint = load_checkpoint(path, student=student)
         info, self._network = checkpoint.info, checkpoint.segmenter.to(where).eval()
+        self._checkpoint, self._student = checkpoint, student
+        self._explainer: Explainer | None = None
         self._head: Head = head or info.best_head()
         if self._head not in available_heads(self._network):
             raise UserError(
@@ -149,23 +152,46 @@ class Segmenter(Model):
         return send(upload, public=not private, message=commit_message, token=token)[0]
 
     @property
+    def tells(self) -> frozenset[str]:
+        """What it can tell beside labels."""
+        fitted = self._network.novelty is not None
+        return frozenset(("confidence", "agreement", *(["novelty"] if fitted else [])))
+
+    @property
     def device(self) -> str:
         """What it computes on."""
         return str(self._device)
 
-    def _predict(self, image: Pixels, *, scores: bool, windows: bool) -> Maps:
-        config = self._eval.model_copy(update={"mode": "sliding" if windows else "whole"})
+    def _check(self, wanted: Wanted) -> None:
+        if wanted.novelty and self._network.novelty is None:
+            if self._student:
+                raise UserError("novelty is told by the teacher only; load it without student=True")
+            raise UserError(
+                f"{self.path} has no novelty; fit it with: protoseg novelty {self.path}; then load it again"
+            )
+        if wanted.explain and self._explainer is None:
+            self._explainer = Explainer.of(self._checkpoint)
+
+    def _predict(self, image: Pixels, wanted: Wanted) -> Maps:
+        config = self._eval.model_copy(update={"mode": "sliding" if wanted.windows else "whole"})
+        grounds = None
         try:
             found = predict_image(
                 self._network, image, self.input, head=self._head, config=config, autocast=self._autocast
             )
+            if wanted.explain and self._explainer is not None:
+                grounds = self._explainer.grounds(self._network, image, self.input, self._autocast)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"the memory of {self.device} is full; use windows=True, or load(..., device='cpu')"
             ) from error
-        if not scores:
-            return Maps(found.labels, None, None)
-        return Maps(found.labels, found.confidence, found.label_probability)
+        return Maps(
+            found.labels,
+            found.confidence if wanted.scores else None,
+            found.label_probability if wanted.scores else None,
+            found.novelty if wanted.novelty else None,
+            grounds,
+        )
 
     def close(self) -> None:
         """Give the device's memory back."""

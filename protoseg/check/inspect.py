@@ -76,7 +76,9 @@ def inspect(config: Config, *, quick: bool, processes: int = 1, progress: bool =
         from protoseg.check.memory import estimate_memory
 
         report.facts["memory"] = (
-            estimate_memory(config, segmenter)
+            estimate_memory(
+                config, segmenter, *(tallies[split].sizes if split in tallies else {} for split in SPLITS[:2])
+            )
             if segmenter is not None
             else {"not estimated": "the network cannot be built"}
         )

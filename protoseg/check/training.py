@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from protoseg.check.findings import Report
-from protoseg.checkpoint import start_from_checkpoint
 from protoseg.config.plan import make_schedule
 from protoseg.config.sections import Config
 from protoseg.errors import UserError
 from protoseg.manifest import ClassInfo
 from protoseg.models.encoders import check_encoder, normalization
 from protoseg.models.segmenter import Segmenter, build_segmenter
+from protoseg.start_from import start_from_checkpoint
 
 
 def check_training(

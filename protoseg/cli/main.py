@@ -47,7 +47,7 @@ def help_text() -> str:
     for command in COMMANDS.values():
         label = "" if command.group == group else command.group
         group = command.group
-        lines.append(f"  {label:<9} {command.name:<11} {command.summary}")
+        lines.append(f"  {label:<9} {command.name:<20} {command.summary}")
     return "\n".join(lines) + "\n"
 
 

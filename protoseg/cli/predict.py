@@ -1,13 +1,16 @@
-"""``protoseg predict``: in this process, or with ``--ray`` on the machines of a Ray cluster."""
+"""``protoseg predict``: from a checkpoint or a bundle here; with ``--ray`` on machines of a cluster."""
 
 from __future__ import annotations
 
 import sys
 
+from protoseg.api.predict import is_bundle
 from protoseg.cli.commands import Command
 from protoseg.cli.parsers import called, main_of
+from protoseg.predict.command import parse_arguments
 
 HERE = Command("predict", "protoseg.predict.__main__", "", "")
+BUNDLE = Command("predict", "protoseg.api.predict", "", "")
 CLUSTER = Command("predict", "protoseg.distributed.__main__", "", "")
 
 
@@ -16,5 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     on_cluster = any(text == "--ray" or text.startswith("--ray=") for text in given)
     chosen = CLUSTER if on_cluster else HERE
-    with called(chosen.own_name, "protoseg predict"):
+    with called("-m protoseg.predict" if not on_cluster else CLUSTER.own_name, "protoseg predict"):
+        if not on_cluster and is_bundle(parse_arguments(given).model):
+            chosen = BUNDLE
         return main_of(chosen)(given)

@@ -9,6 +9,8 @@ def ignored_settings(config: Config) -> list[str]:
     """A sentence for each group of settings without effect."""
     found = []
     labels, prototypes = config.pseudo_labels, config.prototypes
+    if config.data.cache == "device" and config.data.num_workers:
+        found.append("data.num_workers: no effect with data.cache=device, which leaves nothing to load")
     if not config.method.unlabeled:
         given = [key for key in ("teacher", "folder", "target_precision") if getattr(labels, key) is not None]
         given += [] if labels.calibration == "none" else ["calibration"]

@@ -131,8 +131,9 @@ class DataConfig(Section):
     """Settings of the embedded data set."""
     on_error: Literal["raise", "skip"] = "raise"
     """What an unreadable training image does: stop with its name, or be replaced and counted."""
-    cache: bool = False
-    """Keep decoded images of the working size in memory (saves decoding on small sets)."""
+    cache: bool | Literal["device"] = False
+    """Keep decoded images of the working size in memory (saves decoding on small sets). ``device``: in the
+    memory of the training device, where the views are made, too; see docs/training.md."""
     num_workers: int = Field(0, ge=0)
     """Loader processes for each process; 0 loads in the training process."""
 
@@ -501,9 +502,11 @@ class TrainConfig(Section):
     exp((1 - f_c) / this), f_c its share of the labelled pixels, then an image that shows it [DAFormer, 0.01].
     Null: each image once a pass."""
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
-    """Null leaves it to ``accelerate launch``."""
-    channels_last: bool = False
-    """Memory layout for convolutions on CUDA tensor cores."""
+    """Null: bf16 or fp16 if ``accelerate launch`` says so, else bf16 on a CUDA device that computes it and no
+    on others. The launcher's ``no`` is its default, too, and does not count: say it here."""
+    channels_last: bool | None = None
+    """Memory layout for convolutions on tensor cores, and for bf16 on CPUs that compute it. Null: true on a
+    CUDA device that computes bf16."""
     cpu_threads: int | None = Field(None, ge=1)
     """Threads of a process that trains on a CPU; null: the cores it may use / processes on the machine,
     unless ``OMP_NUM_THREADS`` says otherwise. Another number changes the last digits of results."""

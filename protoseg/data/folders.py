@@ -77,63 +77,80 @@ def scan_folder(root: Path, suffixes: Iterable[str], skip: Mapping[Path, str] | 
     Raises:
         OSError: If the folder cannot be listed.
     """
-    wanted = frozenset(suffixes)
-    left = LeftOut()
-    names: list[str] = []
-    file_links: list[str] = []
-    skip = skip or {}
-    start = root.resolve()
-    seen = {start}
-    links: list[Path] = []
-    folders = [root]
-    while folders or links:
-        if not folders:
-            # folders of their own first: a link to one of them is the second way to it
-            link = links.pop(0)
-            place = link.resolve()
-            if place in seen or start.is_relative_to(place):
-                left.add("link(s) to a folder that is read already or lies above", link)
-                continue
-            seen.add(place)
-            folders.append(link)
-        folder = folders.pop()
+    scan = _Scan(root, frozenset(suffixes), skip or {})
+    while scan.folders or scan.links:
+        if not scan.folders:
+            scan.follow(scan.links.pop(0))
+            continue
+        folder = scan.folders.pop()
         try:
             items = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             if folder == root:
                 raise
-            left.add(f"folder(s) that cannot be opened ({error.strerror})", folder)
+            scan.left.add(f"folder(s) that cannot be opened ({error.strerror})", folder)
             continue
-        within = folder.relative_to(root).as_posix()
+        scan.take(folder, items)
+    # folder by folder: a slash comes before every letter
+    scan.names.sort(key=lambda name: name.replace("/", "\0"))
+    return Folder(root, scan.names, scan.left, frozenset(scan.file_links))
+
+
+class _Scan:
+    """What a search has found, and the folders that it has still to read."""
+
+    def __init__(self, root: Path, wanted: frozenset[str], skip: Mapping[Path, str]) -> None:
+        self.root, self.wanted, self.skip = root, wanted, skip
+        self.left = LeftOut()
+        self.names: list[str] = []
+        self.file_links: list[str] = []
+        self.folders = [root]
+        # read last: a link to a folder of the tree's own is the second way to it
+        self.links: list[Path] = []
+        self.seen = {root.resolve()}
+
+    def follow(self, link: Path) -> None:
+        """Go where a link to a folder leads, unless it is read already or holds the whole tree."""
+        place = link.resolve()
+        if place in self.seen or self.root.resolve().is_relative_to(place):
+            self.left.add("link(s) to a folder that is read already or lies above", link)
+            return
+        self.seen.add(place)
+        self.folders.append(link)
+
+    def take(self, folder: Path, items: Iterable[os.DirEntry[str]]) -> None:
+        """Sort a folder's content into files, further folders and what is left out."""
+        within = folder.relative_to(self.root).as_posix()
         prefix = "" if within == "." else f"{within}/"
         for item in items:
             # the type is in the listing: no file is looked at, and none becomes an object
-            if not item.name.startswith(".") and _suffix(item.name) in wanted and item.is_file():
-                names.append(prefix + item.name)
+            if not item.name.startswith(".") and _suffix(item.name) in self.wanted and item.is_file():
+                self.names.append(prefix + item.name)
                 if item.is_symlink():
-                    file_links.append(prefix + item.name)
+                    self.file_links.append(prefix + item.name)
                 continue
             path = folder / item.name
             if item.name.startswith("."):
-                left.add("hidden", path)
+                self.left.add("hidden", path)
             elif item.is_dir():
-                place = path.resolve()
-                reason = skip.get(place)
-                if reason is not None:
-                    if reason:
-                        left.add(reason, path)
-                elif item.is_symlink():
-                    links.append(path)
-                elif place not in seen:
-                    seen.add(place)
-                    folders.append(path)
+                self._enter(path, linked=item.is_symlink())
             elif not item.is_file():
-                left.add("link(s) to nothing" if item.is_symlink() else "neither file nor folder", path)
+                reason = "link(s) to nothing" if item.is_symlink() else "neither file nor folder"
+                self.left.add(reason, path)
             else:
-                left.add(_unwanted(path), path)
-    # folder by folder: a slash comes before every letter
-    names.sort(key=lambda name: name.replace("/", "\0"))
-    return Folder(root, names, left, frozenset(file_links))
+                self.left.add(_unwanted(path), path)
+
+    def _enter(self, path: Path, *, linked: bool) -> None:
+        place = path.resolve()
+        reason = self.skip.get(place)
+        if reason is not None:
+            if reason:
+                self.left.add(reason, path)
+        elif linked:
+            self.links.append(path)
+        elif place not in self.seen:
+            self.seen.add(place)
+            self.folders.append(path)
 
 
 def _suffix(name: str) -> str:

@@ -159,7 +159,7 @@ def read_entries(config: DataConfig, split: Split) -> EntryList:
     """
     found, problems = scan_entries(config, split)
     if problems:
-        more = f"\n({len(problems)} such problems; the doctor lists them all)" if problems[1:] else ""
+        more = f"\n({len(problems)} such problems; protoseg check lists them all)" if problems[1:] else ""
         raise DataError(problems[0] + more)
     return found
 

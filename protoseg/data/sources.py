@@ -211,6 +211,11 @@ class CachedSource:
             self._keep(("mask", index), found)
         return found
 
+    def forget(self, index: int) -> None:
+        """Keep an image and its mask no longer."""
+        for kind in ("image", "mask"):
+            self.kept.pop((kind, index), None)
+
     def _keep(self, key: tuple[str, int], value: Pixels) -> None:
         if self.config.cache:
             self.kept[key] = value

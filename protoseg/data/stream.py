@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -92,10 +92,7 @@ class TrainDataset(Dataset[Sample]):
                 continue
             sample["replaced"] = torch.tensor(attempt)
             return sample
-        raise DataError(
-            f"{MAX_REPLACEMENTS} images in a row cannot be read, the last one "
-            f"{self.source.source.name((index + attempt) % len(self))}; run python -m protoseg.check"
-        )
+        raise too_many_unreadable(self.source, index)
 
     def _sample(self, index: int, rng: np.random.Generator) -> Sample:
         image = to_tensor(self.source.image(index))
@@ -104,10 +101,7 @@ class TrainDataset(Dataset[Sample]):
         if self.stream == "labeled":
             mask = torch.from_numpy(np.ascontiguousarray(self.source.mask(index)))[None]
             if mask.shape[1:] != image.shape[1:]:
-                raise DataError(
-                    f"{self.source.source.name(index)}: the image is {image.shape[1]}x{image.shape[2]}, its "
-                    f"mask {mask.shape[1]}x{mask.shape[2]} (height x width); they must be equal"
-                )
+                raise unequal_sizes(self.source.source.name(index), image.shape[1:], mask.shape[1:])
             ignore = torch.tensor([self.ignore_index], dtype=torch.uint8)
             target = apply_geometry(mask, geometry, self.views.crop, ignore, nearest=True)[0]
             if self.views.labeled_jitter:
@@ -123,6 +117,23 @@ class TrainDataset(Dataset[Sample]):
             nothing = torch.zeros(3, dtype=torch.uint8)
             sample["given"] = apply_geometry(given, geometry, self.views.crop, nothing, nearest=True)
         return sample
+
+
+def too_many_unreadable(source: CachedSource, index: int) -> DataError:
+    """``MAX_REPLACEMENTS`` images from ``index`` on cannot be read."""
+    last = source.source.name((index + MAX_REPLACEMENTS - 1) % len(source))
+    return DataError(
+        f"{MAX_REPLACEMENTS} images in a row cannot be read, the last one {last}; run python -m "
+        "protoseg.check"
+    )
+
+
+def unequal_sizes(name: str, image: Sequence[int], mask: Sequence[int]) -> DataError:
+    """Image and mask differ in (height, width)."""
+    return DataError(
+        f"{name}: the image is {image[0]}x{image[1]}, its mask {mask[0]}x{mask[1]} (height x width); they "
+        "must be equal"
+    )
 
 
 def to_tensor(image: NDArray[np.uint8]) -> Tensor:

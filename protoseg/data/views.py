@@ -92,10 +92,11 @@ def apply_geometry(
     if list(window.shape[1:]) != size:
         # torch's antialiased resize of bytes fails an internal assertion on images one pixel wide
         thin = not nearest and 1 in (*window.shape[1:], *size)
-        resized = T.resize(
-            window.float() if thin else window, size, interpolation=mode, antialias=not nearest
+        window = (
+            _resize_thin(window, size)
+            if thin
+            else T.resize(window, size, interpolation=mode, antialias=not nearest)
         )
-        window = resized.round().to(torch.uint8) if thin else resized
     if g.flip:
         window = window.flip(-1)
     if window.shape[1:] == crop:
@@ -105,43 +106,86 @@ def apply_geometry(
     return result
 
 
-def color_view(image: Tensor, config: ViewConfig, rng: np.random.Generator) -> Tensor:
-    """Strong view: colour jitter, grey, blur, each with its probability.
+def _resize_thin(image: Tensor, size: list[int]) -> Tensor:
+    if size[1] == 1 < size[0]:  # torch 2.14 gives every row of a result one pixel wide the value of the first
+        return _resize_thin(image.mT, size[::-1]).mT
+    resized: Tensor = T.resize(image.float(), size, antialias=True)
+    return resized.round().to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class ColorDraw:
+    """One draw of the strong view's colour operations."""
+
+    jitter: bool
+    gray: bool
+    blur: bool
+    factors: tuple[float, float, float]
+    """Of brightness, contrast and saturation, at least 0."""
+    shift: float
+    """Of the hue, in turns."""
+    order: tuple[int, int, int, int]
+    """In which brightness (0), contrast (1), saturation (2) and hue (3) are changed."""
+    sigma: float
+    """Standard deviation of the blur, pixels."""
+
+    @property
+    def radius(self) -> int:
+        """Pixels to each side that the blur takes in."""
+        return max(1, round(2 * self.sigma))
+
+
+def draw_color(config: ViewConfig, rng: np.random.Generator) -> ColorDraw:
+    """Colour jitter, grey and blur, each with its probability; all numbers are drawn whatever happens.
+
+    Args:
+        config: View settings.
+        rng: Source of randomness.
+    """
+    brightness, contrast, saturation, hue = config.jitter_strength
+    jitter, gray, blur = map(bool, rng.random(3) < (config.jitter, config.gray, config.blur))
+    factors = 1 + rng.uniform(-1, 1, 3) * (brightness, contrast, saturation)
+    first, second, third = map(float, np.maximum(factors, 0.0))
+    shift = float(rng.uniform(-hue, hue))
+    a, b, c, d = map(int, rng.permutation(4))
+    sigma = float(rng.uniform(*config.blur_sigma))
+    return ColorDraw(jitter, gray, blur, (first, second, third), shift, (a, b, c, d), sigma)
+
+
+def apply_color(image: Tensor, draw: ColorDraw) -> Tensor:
+    """The strong view of an image.
 
     Operations that mean nothing without three channels (saturation, hue, grey) are left out for
-    other images; the numbers are drawn all the same.
+    other images.
 
     Args:
         image: (C, H, W) uint8.
-        config: View settings.
-        rng: Source of randomness.
+        draw: The draw.
 
     Returns:
         (C, H, W) uint8.
     """
     rgb = image.shape[0] == 3
-    brightness, contrast, saturation, hue = config.jitter_strength
-    apply_jitter, apply_gray, apply_blur = rng.random(3) < (config.jitter, config.gray, config.blur)
-    factors = 1 + rng.uniform(-1, 1, 3) * (brightness, contrast, saturation)
-    factors = np.maximum(factors, 0.0)
-    shift = float(rng.uniform(-hue, hue))
-    order = rng.permutation(4)
-    sigma = float(rng.uniform(*config.blur_sigma))
-    if apply_jitter:
+    if draw.jitter:
+        brightness, contrast, saturation = draw.factors
         operations: list[Callable[[Tensor], Tensor]] = [
-            lambda x: adjust_brightness(x, float(factors[0])),
-            lambda x: adjust_contrast(x, float(factors[1])),
-            lambda x: T.adjust_saturation(x, float(factors[2])) if rgb else x,
-            lambda x: T.adjust_hue(x, shift) if rgb else x,
+            lambda x: adjust_brightness(x, brightness),
+            lambda x: adjust_contrast(x, contrast),
+            lambda x: T.adjust_saturation(x, saturation) if rgb else x,
+            lambda x: T.adjust_hue(x, draw.shift) if rgb else x,
         ]
-        for index in order:
+        for index in draw.order:
             image = operations[index](image)
-    if apply_gray and rgb:
+    if draw.gray and rgb:
         image = T.rgb_to_grayscale(image, num_output_channels=3)
-    if apply_blur:
-        radius = max(1, round(2 * sigma))
-        image = T.gaussian_blur(image, [2 * radius + 1] * 2, [sigma, sigma])
+    if draw.blur:
+        image = T.gaussian_blur(image, [2 * draw.radius + 1] * 2, [draw.sigma, draw.sigma])
     return image
+
+
+def color_view(image: Tensor, config: ViewConfig, rng: np.random.Generator) -> Tensor:
+    """Strong view (C, H, W) of an image by the next numbers of ``rng``; see the two parts."""
+    return apply_color(image, draw_color(config, rng))
 
 
 def adjust_brightness(image: Tensor, factor: float) -> Tensor:

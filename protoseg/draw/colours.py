@@ -48,18 +48,19 @@ def palette_picture(labels: NDArray[Any], colors: Sequence[Color]) -> Picture:
 
 
 def overlay_picture(
-    image: Picture, labels: Picture, colors: Sequence[Color], opacity: float = OVERLAY_OPACITY
+    image: Picture, labels: NDArray[Any], colors: Sequence[Color], opacity: float = OVERLAY_OPACITY
 ) -> Picture:
     """Label colours over the image, their outlines in full: (H, W, C_in), (H, W) -> (H, W, 3).
 
-    A black class (the background, in most palettes) leaves the image as it is.
+    A black class (the background, in most palettes) leaves the image as it is; ids without a colour are
+    hatched.
     """
     rgb, mask = as_rgb(image).astype(np.float32), palette_picture(labels, colors).astype(np.float32)
     share = np.where(_outline(labels), 1.0, opacity)[..., None] * mask.any(2, keepdims=True)
     return np.round((1 - share) * rgb + share * mask).astype(np.uint8)
 
 
-def _outline(labels: Picture) -> NDArray[np.bool_]:
+def _outline(labels: NDArray[Any]) -> NDArray[np.bool_]:
     """Pixels with another label to the left, right, above or below."""
     edge = np.zeros(labels.shape, np.bool_)
     across, down = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]

@@ -15,16 +15,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-from accelerate import PartialState
-
-from protoseg.checkpoint import load_checkpoint
-from protoseg.evaluate.measure import override_data
 from protoseg.explain.atlas import SHEET_NAME, Atlas
-from protoseg.explain.make import NUM_IMAGES, checkpoint_atlas
-from protoseg.inference import guarded_on_device, usable_device
+from protoseg.explain.make import NUM_IMAGES, explain_checkpoint
+from protoseg.inference import guarded_on_device
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -53,6 +48,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
+KEY = """(use: labelled pixels of its class that are nearest to it, of the class's prototypes; own: of the
+pixels that are nearest to it, of all prototypes, those of its class; cosine: of its patches)"""
+
+
 def table(atlas: Atlas) -> str:
     """A line for each prototype."""
     lines = [f"{'prototype':<28} {'use':>6}  {'own':>6}  {'cosine':>13}  doubts"]
@@ -71,19 +70,17 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UserError, OSError, ValueError: With a text for the user.
     """
-    checkpoint = load_checkpoint(arguments.checkpoint)
-    data = override_data(checkpoint.info.data, arguments.data)
-    checkpoint = replace(checkpoint, info=checkpoint.info.model_copy(update={"data": data}))
-    device = usable_device(arguments.device) if arguments.device else PartialState().device
-    checkpoint.segmenter.to(device)
-    made = checkpoint_atlas(checkpoint, arguments.output, num_images=arguments.images, patch=arguments.patch)
-    for text in made.skipped:
-        sys.stderr.write(f"skipped: {text}\n")
+    made = explain_checkpoint(
+        arguments.checkpoint, arguments.output, num_images=arguments.images, patch=arguments.patch,
+        device=arguments.device, data=arguments.data,
+    )  # fmt: skip
+    for text in made.notes:
+        sys.stderr.write(f"{text}\n")
     atlas = made.atlas
     doubtful = sum(bool(item.doubts) for item in atlas.prototypes)
     sys.stdout.write(
-        f"{table(atlas)}\n\n{len(atlas.prototypes)} prototypes, {doubtful} doubtful; {atlas.num_images} "
-        f"labelled images; look at {made.folder / SHEET_NAME}\n"
+        f"{table(atlas)}\n{KEY}\n\n{len(atlas.prototypes)} prototypes, {doubtful} doubtful; "
+        f"{atlas.num_images} labelled images; look at {made.folder / SHEET_NAME}\n"
         f"next: python -m protoseg.predict {arguments.checkpoint} IMAGES -o out --explain\n"
     )
 

@@ -148,8 +148,12 @@ def read_thumbnails(folder: Path, atlas: Atlas, index: int) -> list[Image.Image]
         raise DataError(
             f"{path} cannot be read ({error}); make it again with: protoseg explain RUN"
         ) from error
-    side = atlas.side
-    return [strip.crop((n * side, 0, (n + 1) * side, side)) for n in range(len(item.patches))]
+    return cut_strip(strip, atlas.side, len(item.patches))
+
+
+def cut_strip(strip: Image.Image, side: int, count: int) -> list[Image.Image]:
+    """The thumbnails of a strip, each ``side`` pixels wide and high."""
+    return [strip.crop((n * side, 0, (n + 1) * side, side)) for n in range(count)]
 
 
 def encode_strip(thumbnails: list[Image.Image], side: int, quality: int) -> bytes:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from accelerate import PartialState
 from tqdm import tqdm
 
-from protoseg.checkpoint import Checkpoint, CheckpointInfo
+from protoseg.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
 from protoseg.data.images import save_whole
 from protoseg.data.sources import Source, open_source
 from protoseg.errors import DataError, UserError
+from protoseg.evaluate.measure import override_data
 from protoseg.explain.atlas import ATLAS_DIR, ATLAS_NAME, SHEET_NAME, Atlas, run_strips, write_atlas
 from protoseg.explain.search import find_patches
 from protoseg.explain.sheet import atlas_sheet
 from protoseg.files import folder_whole
+from protoseg.inference import usable_device
 from protoseg.models.segmenter import Segmenter
 
 NUM_IMAGES = 512
 """Largest number of labelled images that are looked at, unless asked otherwise."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Made:
     """An atlas that was written."""
 
@@ -33,6 +37,28 @@ class Made:
     """What it says."""
     skipped: Sequence[str]
     """A text for each image that could not be used."""
+
+    def __repr__(self) -> str:
+        atlas = self.atlas
+        doubtful = sum(bool(item.doubts) for item in atlas.prototypes)
+        return (
+            f"<Atlas of {atlas.name} in {self.folder}: {len(atlas.prototypes)} prototypes, {doubtful} "
+            f"doubtful; {atlas.num_images} labelled images>"
+        )
+
+    def _repr_png_(self) -> bytes:
+        """The picture for a notebook."""
+        return (self.folder / SHEET_NAME).read_bytes()
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know: images that were passed over, and classes that none shows."""
+        classes = sorted({item.class_id for item in self.atlas.prototypes if item.use_share is None})
+        return [f"skipped: {text}" for text in self.skipped] + [
+            f"note: no labelled pixel of {self.atlas.classes[index]} was seen, so that its patches are of "
+            "other classes; name a list that shows it with --data labeled=LIST"
+            for index in classes
+        ]
 
 
 def atlas_folder(checkpoint: Path) -> Path:
@@ -76,6 +102,34 @@ def make_atlas(
         write_atlas(partial, atlas, run_strips(found.thumbnails))
         save_whole(partial / SHEET_NAME, atlas_sheet(atlas, pictures, info.classes))
     return Made(folder, atlas, found.skipped)
+
+
+def explain_checkpoint(
+    path: str | os.PathLike[str],
+    folder: Path | None = None,
+    *,
+    num_images: int = NUM_IMAGES,
+    patch: int | None = None,
+    device: str | None = None,
+    data: Sequence[str] = (),
+) -> Made:
+    """The atlas of a checkpoint on the disk; see ``make_atlas``.
+
+    Args:
+        path: Run folder, checkpoint folder, or a file in it.
+        folder: Target; None takes the one where models look for it.
+        num_images: See ``make_atlas``.
+        patch: Likewise.
+        device: ``cpu``, ``cuda``, ...; None takes what accelerate finds.
+        data: Data settings over the stored ones, ``key.sub=value``.
+
+    Raises:
+        UserError: If it cannot be loaded, has no prototypes, or its images are not there.
+    """
+    checkpoint = load_checkpoint(Path(path))
+    info = checkpoint.info.model_copy(update={"data": override_data(checkpoint.info.data, data)})
+    checkpoint.segmenter.to(usable_device(device) if device else PartialState().device)
+    return checkpoint_atlas(replace(checkpoint, info=info), folder, num_images=num_images, patch=patch)
 
 
 def checkpoint_atlas(

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from protoseg.explain.atlas import Prototype
+from protoseg.explain.atlas import Atlas, Prototype, read_thumbnails
 
 ABSENT = -1.0
 """Similarity to a class without prototypes."""
@@ -78,6 +81,27 @@ def nearest_cells(
     return Nearest(
         prototype[:rows, :columns], similarity[:, :rows, :columns], (float(covered[0]), float(covered[1]))
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Grounds:
+    """What an image is explained by: its nearest prototypes, and what these stand for."""
+
+    nearest: Nearest
+    """Its nearest prototypes."""
+    prototypes: Mapping[int, Prototype]
+    """Training patches by the prototype's index."""
+    num_prototypes: int
+    """K."""
+    thumbnails: Callable[[int], Sequence[Image.Image]]
+    """Gives the patches of a prototype as pictures, by its index."""
+    regions: tuple[list[Reason], int] | None = None
+    """What ``Reasons.regions`` says, where somebody else has said it already; None: nobody has."""
+
+    @classmethod
+    def of(cls, nearest: Nearest, folder: Path, atlas: Atlas) -> Grounds:
+        """With the training patches of an atlas and its folder."""
+        return cls(nearest, atlas.by_index(), atlas.num_prototypes, partial(read_thumbnails, folder, atlas))
 
 
 class Reasons:
@@ -200,7 +224,8 @@ def prototype_records(
     records = []
     for index in sorted(set(indices) & set(atlas)):
         item = atlas[index]
-        record = item.model_dump(include={"index", "number", "use_share", "precision", "doubts", "patches"})
+        told = {"index", "number", "use_share", "precision", "doubts", "patches"}
+        record = item.model_dump(mode="json", include=told)
         records.append({**record, "class": classes[item.class_id]})
     return records
 

@@ -7,7 +7,6 @@ cells that lie on the image.
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,14 +116,11 @@ def find_patches(
     bank = segmenter.bank
     if not bool(bank.active.any()):
         raise ValueError("this network has no prototypes")
-    side = patch or default_patch(info.input.crop)
-    shape = (bank.num_classes, bank.num_prototypes)
-    best: list[list[_Found]] = [[] for _ in range(math.prod(shape))]
-    used, won, right = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    tally = _Tally(bank.num_classes, bank.num_prototypes, info, patch or default_patch(info.input.crop))
     skipped: list[str] = []
     chosen = np.unique(np.linspace(0, len(source) - 1, min(num_images, len(source))).round().astype(int))
     with inference(segmenter):
-        for order, index in enumerate(chosen.tolist()):
+        for index in chosen.tolist():
             try:
                 own, mask = _pair(source, index)
             except DataError as error:
@@ -135,35 +131,104 @@ def find_patches(
             image, target = resize_image(own, info.input.resize), resize_mask(mask, info.input.resize)
             nearest, cosine = nearest_of(segmenter, image)
             rows, columns = nearest.prototype.shape
+            rows_at, columns_at = nearest.pixels(target.shape)
             values = cosine[..., :rows, :columns].flatten(2).numpy()
-            at = nearest.pixels(target.shape)
-            label = target[np.ix_(*at)].reshape(-1)
-            _count(values, nearest.prototype.reshape(-1), label, used, won, right)
-            at_row, at_column = at
-            flat = values.reshape(-1, rows * columns)
-            for kept, cosines in zip(best, flat, strict=True):
-                cell = int(cosines.argmax())
-                value = float(cosines[cell])
-                if len(kept) == NUM_PATCHES and value <= kept[0].cosine:
-                    continue
-                place = int(at_row[cell // columns]), int(at_column[cell % columns])
-                cut = _cut(image, own.shape[:2], place, side)
-                patch_of = Patch(
-                    image=image_name(source.name(index), info), cosine=round(value, 4),
-                    label=_class_name(int(label[cell]), info), y=cut.y, x=cut.x, box=cut.box,
-                )  # fmt: skip
-                push = heapq.heappush if len(kept) < NUM_PATCHES else heapq.heappushpop
-                push(kept, _Found(value, -order, patch_of, cut.thumbnail))
+            label = target[np.ix_(rows_at, columns_at)].reshape(-1)
+            tally.count(values, nearest.prototype.reshape(-1), label)
+            cells = np.stack(np.meshgrid(rows_at, columns_at, indexing="ij"), -1).reshape(-1, 2)
+            tally.keep(values, cells, label, image, own.shape[:2], image_name(source.name(index), info))
     if len(skipped) == len(chosen):
         first = skipped[0] if skipped else "there are none"
         raise DataError(f"none of the {len(chosen)} labelled images can be used: {first}")
-    entries, thumbnails = _entries(best, bank.active.cpu().numpy(), used, won, right, info)
+    entries, thumbnails = tally.entries(bank.active.cpu().numpy())
     atlas = Atlas(
         name=info.name, step=info.step, weights_sha256=info.weights_sha256,
         classes=[item.name for item in info.classes], num_prototypes=bank.num_prototypes,
-        num_images=len(chosen) - len(skipped), patch=side, side=THUMBNAIL, prototypes=entries,
+        num_images=len(chosen) - len(skipped), patch=tally.side, side=THUMBNAIL, prototypes=entries,
     )  # fmt: skip
     return FoundPatches(atlas, thumbnails, skipped)
+
+
+class _Tally:
+    """What the images seen so far say of each prototype: its nearest patches, and whose pixels it wins."""
+
+    def __init__(self, classes: int, prototypes: int, info: CheckpointInfo, side: int) -> None:
+        self.info, self.side = info, side
+        self.best: list[list[_Found]] = [[] for _ in range(classes * prototypes)]
+        self.used, self.won, self.right = (np.zeros((classes, prototypes)) for _ in range(3))
+        self.images = 0
+
+    def count(
+        self, values: NDArray[np.float32], nearest: NDArray[np.int64], label: NDArray[np.uint8]
+    ) -> None:
+        """Add an image's cells: (C, K, N) cosines, (N,) flat index of the nearest, (N,) labels."""
+        classes, prototypes = self.used.shape
+        for class_id in np.unique(label):
+            if class_id >= classes:
+                continue
+            mine = label == class_id
+            own = values[class_id][:, mine].argmax(0)
+            self.used[class_id] += np.bincount(own, minlength=prototypes)
+            counts = np.bincount(nearest[mine], minlength=self.used.size).reshape(self.used.shape)
+            self.won += counts
+            self.right[class_id] += counts[class_id]
+
+    def keep(
+        self,
+        values: NDArray[np.float32],
+        cells: NDArray[np.int64],
+        label: NDArray[np.uint8],
+        image: NDArray[np.uint8],
+        own: tuple[int, ...],
+        name: str,
+    ) -> None:
+        """Keep an image's nearest cell for each prototype where it is among the nearest of all images.
+
+        Args:
+            values: (C, K, N) cosines.
+            cells: (N, 2) row and column of each cell in the working image.
+            label: (N,) labels.
+            image: (h, w, C_in) uint8, the working image.
+            own: (height, width) of the original.
+            name: What to call it.
+        """
+        self.images += 1
+        for kept, cosines in zip(self.best, values.reshape(-1, len(cells)), strict=True):
+            cell = int(cosines.argmax())
+            value = float(cosines[cell])
+            if len(kept) == NUM_PATCHES and value <= kept[0].cosine:
+                continue
+            cut = _cut(image, own, (int(cells[cell, 0]), int(cells[cell, 1])), self.side)
+            patch = Patch(
+                image=name, cosine=round(value, 4), label=_class_name(int(label[cell]), self.info),
+                y=cut.y, x=cut.x, box=cut.box,
+            )  # fmt: skip
+            push = heapq.heappush if len(kept) < NUM_PATCHES else heapq.heappushpop
+            push(kept, _Found(value, -self.images, patch, cut.thumbnail))
+
+    def entries(self, active: NDArray[np.bool_]) -> tuple[list[Prototype], dict[str, list[Image.Image]]]:
+        """The prototypes of (C,) active classes, and their thumbnails by the name of the strip."""
+        entries, thumbnails = [], {}
+        for index, kept in enumerate(self.best):
+            class_id, number = divmod(index, self.used.shape[1])
+            if not active[class_id]:
+                continue
+            ordered = sorted(kept, reverse=True)
+            patches = [item.patch for item in ordered]
+            total, wins = self.used[class_id].sum(), self.won[class_id, number]
+            share = float(self.used[class_id, number] / total) if total else None
+            precision = float(self.right[class_id, number] / wins) if wins else None
+            name = f"{index:04d}.jpg"
+            thumbnails[name] = [item.thumbnail for item in ordered]
+            entries.append(
+                Prototype(
+                    index=index, class_id=class_id, number=number, patches=patches, strip=name,
+                    use_share=None if share is None else round(share, 4),
+                    precision=None if precision is None else round(precision, 4),
+                    doubts=_doubts(patches, self.info.classes[class_id].name, share, precision),
+                )
+            )  # fmt: skip
+        return entries, thumbnails
 
 
 def _pair(source: Source, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -196,22 +261,6 @@ def image_name(name: str, info: CheckpointInfo) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
-def _count(
-    values: NDArray[np.float32], nearest: NDArray[np.int64], label: NDArray[np.uint8],
-    used: NDArray[np.float64], won: NDArray[np.float64], right: NDArray[np.float64],
-) -> None:  # fmt: skip
-    """Add an image's cells, (C, K, N) cosines, to the (C, K) counts."""
-    classes, prototypes = used.shape
-    for class_id in np.unique(label):
-        if class_id >= classes:
-            continue
-        mine = label == class_id
-        used[class_id] += np.bincount(values[class_id][:, mine].argmax(0), minlength=prototypes)
-        counts = np.bincount(nearest[mine], minlength=used.size).reshape(used.shape)
-        won += counts
-        right[class_id] += counts[class_id]
-
-
 @dataclass(frozen=True)
 class _Cut:
     y: int
@@ -231,33 +280,6 @@ def _cut(image: NDArray[np.uint8], own: tuple[int, ...], at: tuple[int, int], si
     box = (round(top * down), round(left * across), round((top + tall) * down), round((left + wide) * across))
     y, x = int((at[0] + 0.5) * down), int((at[1] + 0.5) * across)
     return _Cut(y, x, box, cut.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR))
-
-
-def _entries(
-    best: list[list[_Found]], active: NDArray[np.bool_], used: NDArray[np.float64],
-    won: NDArray[np.float64], right: NDArray[np.float64], info: CheckpointInfo,
-) -> tuple[list[Prototype], dict[str, list[Image.Image]]]:  # fmt: skip
-    entries, thumbnails = [], {}
-    for index, kept in enumerate(best):
-        class_id, number = divmod(index, used.shape[1])
-        if not active[class_id]:
-            continue
-        ordered = sorted(kept, reverse=True)
-        patches = [item.patch for item in ordered]
-        total, wins = used[class_id].sum(), won[class_id, number]
-        share = float(used[class_id, number] / total) if total else None
-        precision = float(right[class_id, number] / wins) if wins else None
-        name = f"{index:04d}.jpg"
-        thumbnails[name] = [item.thumbnail for item in ordered]
-        entries.append(
-            Prototype(
-                index=index, class_id=class_id, number=number, patches=patches, strip=name,
-                use_share=None if share is None else round(share, 4),
-                precision=None if precision is None else round(precision, 4),
-                doubts=_doubts(patches, info.classes[class_id].name, share, precision),
-            )
-        )  # fmt: skip
-    return entries, thumbnails
 
 
 def _doubts(patches: list[Patch], own: str, share: float | None, precision: float | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""The two pictures: the atlas of a run, and why an image was segmented as it was."""
+"""The pictures: the atlas of a run, and why an image, or a pixel, was segmented as it was."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from protoseg.draw.colours import (
 )
 from protoseg.draw.tiles import CELL, PAPER, Tile, draw_sheet, small
 from protoseg.explain.atlas import Atlas, Prototype
-from protoseg.explain.reasons import Nearest, Reason
+from protoseg.explain.reasons import Grounds, Reason
 from protoseg.manifest import ClassInfo
 
 _DOUBT = (214, 40, 57)
@@ -67,11 +67,9 @@ def reason_sheet(
     title: str,
     image: Picture,
     labels: NDArray[np.uint8],
-    nearest: Nearest,
+    grounds: Grounds,
     regions: Sequence[Reason],
     classes: Sequence[ClassInfo],
-    num_prototypes: int,
-    thumbnails: Thumbnails,
 ) -> Image.Image:
     """What was predicted, what it resembles, and the largest regions with the patches that they resemble.
 
@@ -79,14 +77,13 @@ def reason_sheet(
         title: First line.
         image: (H, W, C_in).
         labels: (H, W) predicted class ids.
-        nearest: Its nearest prototypes.
+        grounds: What the image is explained by.
         regions: Records of ``Reasons.regions``, the largest first.
         classes: Names and colours.
-        num_prototypes: K.
-        thumbnails: Patches; empty without an atlas.
     """
+    nearest, count = grounds.nearest, grounds.num_prototypes
     colors = [item.color for item in classes]
-    shades = [shade for color in colors for shade in prototype_colors(color, num_prototypes)]
+    shades = [shade for color in colors for shade in prototype_colors(color, count)]
     cells = np.ix_(*nearest.cells(labels.shape))
     best = nearest.similarity.max(0)
     pictures = [
@@ -97,18 +94,51 @@ def reason_sheet(
     ]
     tiles = [Tile(pictures, title, "the image, its classes, the nearest prototype, and how similar it is")]
     for item in shown_regions(regions):
-        name = f"{item['prototype_class']} {item['prototype'] % num_prototypes}"
-        text = (
-            f"{item['class']} ({item['share']:.0%} of the image) resembles {name}: {item['similarity']:.2f}"
-        )
-        second = f"then {item['runner_up']}: {item['runner_up_similarity']:.2f}" if item["runner_up"] else ""
-        patches = thumbnails.get(item["prototype"], ())[:_ACROSS]
-        tiles.append(
-            Tile([_framed(image, item["box"]), *(p.resize((_PATCH, _PATCH)) for p in patches)], text, second)
-        )
+        text = f"{item['class']} ({item['share']:.0%} of the image)"
+        tiles.append(_reason_tile(item, text, [_framed(image, item["box"])], grounds))
     return draw_sheet(
         tiles, classes, columns=1, headline="", key="cosine with the nearest prototype:",
-        num_prototypes=num_prototypes, hatched="",
+        num_prototypes=count, hatched="",
+    )  # fmt: skip
+
+
+def point_sheet(
+    title: str,
+    image: Picture,
+    labels: NDArray[np.uint8],
+    grounds: Grounds,
+    reason: Reason,
+    classes: Sequence[ClassInfo],
+) -> Image.Image:
+    """The image and its classes with a pixel marked, and the patches that the pixel resembles.
+
+    Args:
+        title: First line.
+        image: (H, W, C_in).
+        labels: (H, W) predicted class ids.
+        grounds: What the image is explained by.
+        reason: Record of ``Reasons.at``.
+        classes: Names and colours.
+    """
+    colors = [item.color for item in classes]
+    place = reason["x"] + 0.5, reason["y"] + 0.5
+    pictures = [_marked(picture, place) for picture in (image, overlay_picture(image, labels, colors))]
+    text = f"x={reason['x']}, y={reason['y']}: {reason['class']}"
+    tile = _reason_tile(reason, text, pictures, grounds)
+    return draw_sheet([tile], classes, columns=1, headline=title, hatched="")
+
+
+def _reason_tile(item: Reason, text: str, pictures: Sequence[Image.Image], grounds: Grounds) -> Tile:
+    """Pictures of what is explained, beside the patches that it resembles."""
+    name = f"{item['prototype_class']} {item['prototype'] % grounds.num_prototypes}"
+    notes = [f"then {item['runner_up']}: {item['runner_up_similarity']:.2f}"] if item["runner_up"] else []
+    known = grounds.prototypes.get(item["prototype"])
+    patches = grounds.thumbnails(known.index)[:_ACROSS] if known is not None else ()
+    if known is not None and known.doubts:
+        notes.append(f"the prototype is doubtful: {', '.join(known.doubts)}")
+    return Tile(
+        [*pictures, *(patch.resize((_PATCH, _PATCH)) for patch in patches)],
+        f"{text} resembles {name}: {item['similarity']:.2f}", "; ".join(notes),
     )  # fmt: skip
 
 
@@ -127,4 +157,14 @@ def _framed(image: Picture, box: Sequence[int]) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     draw.rectangle(place, outline=(0, 0, 0), width=4)
     draw.rectangle(place, outline=(255, 255, 255), width=2)
+    return picture
+
+
+def _marked(image: Picture, place: tuple[float, float]) -> Image.Image:
+    """The image with a ring around a point (x, y)."""
+    picture = small(as_rgb(image))
+    x, y = place[0] * picture.width / image.shape[1], place[1] * picture.height / image.shape[0]
+    draw = ImageDraw.Draw(picture)
+    for radius, color, width in ((8, (0, 0, 0), 4), (7, (255, 255, 255), 2)):
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=color, width=width)
     return picture

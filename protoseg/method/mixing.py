@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from protoseg.config.sections import ViewConfig
-from protoseg.processes import ALONE, Processes
+from protoseg.processes import ALONE, Processes, sent
 
 
 class MixDraw(NamedTuple):
@@ -82,7 +82,7 @@ def draw_mix(
     boxes = np.stack([top, left, top + box_height, left + box_width], 1)
     part = slice(processes.rank * batch, (processes.rank + 1) * batch)
     drawn = (apply[part], boxes[part], keep[part])
-    return MixDraw(*(torch.from_numpy(values).to(processes.device) for values in drawn))
+    return MixDraw(*(sent(torch.from_numpy(values), processes.device) for values in drawn))
 
 
 def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from protoseg.config.sections import PrototypeConfig
-from protoseg.processes import ALONE, Processes
+from protoseg.processes import ALONE, Processes, sent
 
 
 def choose_points(
@@ -44,9 +44,9 @@ def choose_points(
     own = torch.cat([torch.arange(start, start + batch) for start in first])
     if settings.sampling == "grid":
         drawn = grid_points(rng, total if settings.per_image_positions else 1, settings.grid, size)
-        return drawn.expand(total, -1)[own].to(targets.device)
+        return sent(drawn.expand(total, -1)[own], targets.device)
     uniform = torch.from_numpy(rng.random((total, settings.grid**2)))[own]
-    return balanced_points(uniform.to(targets.device), targets, num_classes, settings.balance)
+    return balanced_points(sent(uniform, targets.device), targets, num_classes, settings.balance)
 
 
 def grid_points(rng: np.random.Generator, batch: int, grid: int, size: tuple[int, int]) -> Tensor:

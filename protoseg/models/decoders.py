@@ -20,6 +20,7 @@ from protoseg.models.encoders import (
     read_package_weights,
     read_weight_file,
 )
+from protoseg.processes import sent
 
 # The architecture's own argument for the one number of decoder channels, where it has one.
 CHANNEL_ARGUMENT = {
@@ -159,8 +160,8 @@ def complementary_dropout(features: list[Tensor], paired: int) -> list[Tensor]:
         mask = 2.0 * torch.bernoulli(torch.full((paired, channels, 1, 1), 0.5))
         mask[untouched] = 1.0
         rest = torch.ones(batch - 2 * paired, channels, 1, 1)
-        scale = torch.cat([rest, mask, 2.0 - mask]).to(feature.device, feature.dtype)
-        result.append(feature * scale)
+        scale = torch.cat([rest, mask, 2.0 - mask]).to(feature.dtype)
+        result.append(feature * sent(scale, feature.device))
     return result
 
 

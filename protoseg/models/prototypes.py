@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from protoseg.processes import sent
+
 Pooling = Literal["max", "logsumexp"]
 Reduce = Callable[[Tensor], Tensor]
 
@@ -253,4 +255,4 @@ class PrototypeBank(nn.Module):
 def spread(count: int, dim: int, device: torch.device) -> Tensor:
     """(count, dim) small fixed offsets that let equal vectors part; the same on every process."""
     generator = torch.Generator().manual_seed(0)
-    return (0.1 / math.sqrt(dim) * torch.randn(count, dim, generator=generator)).to(device)
+    return sent(0.1 / math.sqrt(dim) * torch.randn(count, dim, generator=generator), device)

@@ -1,1 +1,8 @@
-"""What a network was never shown: the command is ``python -m protoseg.novelty``."""
+"""What a network was never shown (``python -m protoseg.novelty``).
+
+Called, ``protoseg.novelty(run)``, it is ``protoseg.api.commands.novelty``.
+"""
+
+from protoseg.calls import make_callable
+
+make_callable(__name__)

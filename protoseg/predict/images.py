@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
+from protoseg.ahead import ahead_in_order
 from protoseg.checkpoint import CheckpointInfo
 from protoseg.config.sections import EvalConfig
 from protoseg.data.find import EXPLAIN_FOLDER, RESULT_FOLDERS, FoundImage
@@ -17,6 +19,7 @@ from protoseg.data.images import read_image, resize_image
 from protoseg.data.pictures import reading
 from protoseg.data.soft_labels import write_soft_labels
 from protoseg.errors import DataError
+from protoseg.explain.record import write_reasons
 from protoseg.inference import Autocast, HeadName, image_batch, image_logits, inference, score, upsample
 from protoseg.manifest import InputRule
 from protoseg.method.pseudo_labels import fuse, label_probability
@@ -120,41 +123,59 @@ def predict_files(
     parts: Sequence[str] = PARTS,
     legend: bool = True,
     explainer: Explainer | None = None,
+    workers: int = 1,
 ) -> Iterator[tuple[Path, str | None]]:
-    """Segment files one by one, write the results, and note in ``out/predictions.csv`` what is whose.
+    """Segment files, write the results, and note in ``out/predictions.csv`` what is whose.
 
-    ``legend`` names the colours below each overlay; ``explainer`` says why, in ``out/explain``.
+    ``legend`` names the colours below each overlay; ``explainer`` says why, in ``out/explain``. ``workers``
+    images are read, computed and written at a time, in threads; a GPU computes one of them at a time.
 
     Yields:
-        Each path, with None, or why it was skipped.
+        Each path in order, with None, or why it was skipped.
 
     Raises:
         DataError: If a result cannot be written, or the table of an earlier call cannot be read.
     """
     table = ResultTable(out)
-    names, rules = table.reserve(images), reading(info.data, info.input)
-    try:
-        for item, name in zip(images, names, strict=True):
-            try:
-                image = read_image(item.path, info.input.channels, rules)
-            except DataError as error:
-                yield item.path, str(error)
-                continue
+    rules = reading(info.data, info.input)
+    on_cpu = segmenter.bank.prototypes.device.type == "cpu"
+    turn: AbstractContextManager[object] = nullcontext() if on_cpu else Lock()
+
+    def segment(given: tuple[FoundImage, str]) -> tuple[str | None, float | None]:
+        """Why an image was skipped, and the share of it that is novel."""
+        item, name = given
+        try:
+            image = read_image(item.path, info.input.channels, rules)
+        except DataError as error:
+            return str(error), None
+        with turn:
             prediction = predict_image(segmenter, image, info.input, head=head, config=config)
-            for part in parts:
-                if part == SOFT:
+        for part in parts:
+            if part == SOFT:
+                with turn:
                     probs = soft_labels(segmenter, image, info.input, head=head, config=config)
-                    classes = [item.name for item in info.classes]
-                    write_soft_labels(out / SOFT / f"{name}.npz", probs, classes)
-                    continue
-                save_part(out / part_file(part, name), part, prediction.labels, info.classes, legend=legend,
-                          image=image, confidence=prediction.confidence,
-                          label_probability=prediction.label_probability,
-                          novelty=prediction.novelty)  # fmt: skip
-            if explainer is not None:
-                explainer.write(out / EXPLAIN_FOLDER / name, item.name, segmenter, info, image,
-                                prediction.labels, head)  # fmt: skip
-            table.done(name, parts, head, info.name, info.step, novel_share(prediction.novelty))
-            yield item.path, None
+                write_soft_labels(out / SOFT / f"{name}.npz", probs, [item.name for item in info.classes])
+                continue
+            save_part(out / part_file(part, name), part, prediction.labels, info.classes, legend=legend,
+                      image=image, confidence=prediction.confidence,
+                      label_probability=prediction.label_probability,
+                      novelty=prediction.novelty)  # fmt: skip
+        if explainer is not None:
+            with turn:
+                grounds = explainer.grounds(segmenter, image, info.input)
+            about = {"image": item.name, "run": info.name, "step": info.step, "head": head}
+            base = out / EXPLAIN_FOLDER / name
+            write_reasons(base, image, prediction.labels, grounds, info.classes, about)
+        return None, novel_share(prediction.novelty)
+
+    given = zip(images, table.reserve(images), strict=True)
+    results = ahead_in_order(segment, given, workers=workers, ahead=workers + 1, name="protoseg-predict")
+    try:
+        for (item, name), found in results:
+            skipped, share = found.result()
+            if skipped is None:
+                table.done(name, parts, head, info.name, info.step, share)
+            yield item.path, skipped
     finally:
+        results.close()
         table.write()

@@ -85,7 +85,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="head that labels (default: the one with the highest validation mIoU)")  # fmt: skip
     add("--device", help="cpu, cuda, cuda:1, ... (default: what accelerate finds)")
     add_arguments(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     if arguments.encoder is not None:
         arguments.inputs.insert(0, Path(arguments.checkpoint))
         of_network = {"--score": arguments.score is not None, "--head": arguments.head != "auto",

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from protoseg.config.plan import Schedule
 from protoseg.config.sections import Config, DataConfig, TrainConfig, ViewConfig
 from protoseg.data.classes import read_classes
+from protoseg.data.device_stream import make_device_stream
 from protoseg.data.lists import EntryList, Split
 from protoseg.data.ranges import with_value_range
 from protoseg.data.sources import CachedSource, Labels, Pixels, Source, listed_source, open_source
@@ -276,8 +278,9 @@ class Batches:
         second = next(self.unlabeled) if unlabeled and self.unlabeled is not None else None
         self.waited += time.perf_counter() - began
         for sample in filter(None, (first, second)):
-            self.images += len(sample["replaced"])
-            self.replaced += int(sample["replaced"].sum())
+            replaced = sample.pop("replaced")  # on the host, where it stays
+            self.images += len(replaced)
+            self.replaced += int(replaced.sum())
         return self._move(first), None if second is None else self._move(second)
 
     def take_replaced(self, processes: Processes) -> int:
@@ -311,8 +314,12 @@ def open_batches(
         shown = shown_classes(data.labeled, len(data.classes))
         pick = rare_class_picker(shown, data.labeled_count.shares, train.rare_class_temperature, train.seed)
 
+    make = make_stream
+    if settings.cache == "device":
+        make = partial(make_device_stream, device=processes.device)
+
     def stream(source: CachedSource, name: Literal["labeled", "unlabeled"], first: int) -> Iterator[Sample]:
-        return make_stream(
+        return make(
             source, name, data=settings, views=views, batch_size=train.batch_size, seed=train.seed,
             mean=data.mean, start=first * train.accumulate, stop=stop, rank=processes.rank,
             world=processes.world, pick=pick if name == "labeled" else None,

@@ -14,8 +14,9 @@ from protoseg.train.data import RunData
 
 
 def facts(
-    folder: Path, info: CheckpointInfo, data: RunData, schedule: Schedule, accelerator: Accelerator
-) -> dict[str, Any]:
+    folder: Path, info: CheckpointInfo, data: RunData, schedule: Schedule, accelerator: Accelerator, *,
+    channels_last: bool,
+) -> dict[str, Any]:  # fmt: skip
     """What ``describe`` says, for machines."""
     return {
         "run": str(folder),
@@ -29,13 +30,16 @@ def facts(
         "warmup_steps": schedule.warmup_steps,
         "device": str(accelerator.device),
         "processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
+        "channels_last": channels_last,
         "versions": info.versions,
     }
 
 
 def describe(
-    folder: Path, info: CheckpointInfo, data: RunData, schedule: Schedule, accelerator: Accelerator, seed: int
-) -> str:
+    folder: Path, info: CheckpointInfo, data: RunData, schedule: Schedule, accelerator: Accelerator,
+    seed: int, *, channels_last: bool,
+) -> str:  # fmt: skip
     """The first lines of a run."""
     counts = (
         f"{len(data.labeled)} labelled, {data.num_unlabeled} unlabelled, {len(data.val)} validation images"
@@ -50,6 +54,7 @@ def describe(
         f"schedule: {steps} steps of {batch} + {batch} images ({per_epoch} steps an epoch), "
         f"{schedule.warmup_steps} of them supervised\n"
         f"device: {accelerator.device} x {accelerator.num_processes}, precision "
-        f"{accelerator.mixed_precision}, {torch.get_num_threads()} threads\n"
+        f"{accelerator.mixed_precision}{', channels last' if channels_last else ''}, "
+        f"{torch.get_num_threads()} threads\n"
         f"versions: {versions}; git {info.git_revision or 'none'}"
     )

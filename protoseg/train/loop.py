@@ -9,7 +9,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from protoseg.checkpoint import NEW_PARTS
 from protoseg.config.sections import Config
 from protoseg.method.prototype_branch import move_prototypes
 from protoseg.method.prototype_start import start_prototypes
@@ -17,6 +16,7 @@ from protoseg.method.step import compute_step
 from protoseg.method.teacher import follow, update_teacher
 from protoseg.processes import Processes
 from protoseg.seeds import generator
+from protoseg.start_from import NEW_PARTS
 from protoseg.train.monitor import FaultWatch
 from protoseg.train.results import end_report, where
 from protoseg.train.setup import make_accelerator

@@ -14,8 +14,6 @@ from protoseg.checkpoint import (
     BEST_DIR,
     CHECKPOINT_DIR,
     CheckpointInfo,
-    git_revision,
-    package_versions,
     read_info,
     save_checkpoint,
 )
@@ -41,6 +39,7 @@ from protoseg.train.progress import Progress
 from protoseg.train.sharing import copy_checkpoint
 from protoseg.train.state import States
 from protoseg.train.tracker_kinds import PICTURE
+from protoseg.versions import git_revision, package_versions
 
 PICTURE_DIR = "pictures"
 PANEL_IMAGES = 4

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, parse_flag_from_env
 from torch import nn
 
-from protoseg.checkpoint import CHECKPOINT_DIR, resolve_checkpoint, start_from_checkpoint
+from protoseg.checkpoint import CHECKPOINT_DIR, resolve_checkpoint
 from protoseg.config.ignored import ignored_settings
 from protoseg.config.plan import Schedule
 from protoseg.config.sections import Config, ModelConfig, OptimConfig, PrototypeConfig, TrainConfig
@@ -26,8 +26,10 @@ from protoseg.method.teacher import make_teacher, update_teacher, updates_behind
 from protoseg.models.depthwise import cheap_depthwise
 from protoseg.models.segmenter import build_segmenter
 from protoseg.processes import Processes
+from protoseg.start_from import start_from_checkpoint
 from protoseg.train.allocator import keep_freed_memory
 from protoseg.train.data import RunData
+from protoseg.train.numerics import channels_last, precision
 from protoseg.train.optim import make_optimizer, make_scheduler
 from protoseg.train.state import CONFIG_NAME, FINISHED_NAME, STATE_DIR, States, state_folders
 from protoseg.train.teacher import Outside, calibrate
@@ -46,9 +48,11 @@ def make_accelerator(train: TrainConfig, folder: Path) -> Accelerator:
     """
     torch.backends.cuda.matmul.allow_tf32 = train.tf32
     torch.backends.cudnn.allow_tf32 = train.tf32
+    cuda = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    expected = torch.device("cuda" if cuda else "cpu")
     try:
         accelerator = Accelerator(
-            mixed_precision=train.mixed_precision,
+            mixed_precision=precision(train.mixed_precision, expected),
             # a prepared scheduler would otherwise step once for each process
             step_scheduler_with_optimizer=False,
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
@@ -129,7 +133,7 @@ def build_networks(
     if train.sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
         network = convert(network)
-    if train.channels_last:
+    if channels_last(train.channels_last, accelerator.device):
         network = network.to(memory_format=torch.channels_last)
     if accelerator.device.type == "cpu":
         cheap_depthwise(network)

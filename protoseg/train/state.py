@@ -40,9 +40,9 @@ TEACHER_NAME = "teacher.safetensors"
 FINISHED_NAME = "finished.json"
 # settings that may change between a state and the run that goes on from it
 FREE_ON_RESUME = frozenset({
-    "data.cache", "data.num_workers", "train.atlas_images", "train.epochs", "train.eval_every",
-    "train.keep_states", "train.log_every", "train.max_bad_steps", "train.max_steps", "train.min_delta",
-    "train.patience", "train.save_every", "train.start_from", "train.trackers",
+    "data.cache", "data.num_workers", "train.atlas_images", "train.channels_last", "train.epochs",
+    "train.eval_every", "train.keep_states", "train.log_every", "train.max_bad_steps", "train.max_steps",
+    "train.min_delta", "train.patience", "train.save_every", "train.start_from", "train.trackers",
 })  # fmt: skip
 # optimiser settings that are not part of its state
 READ_EACH_STEP = frozenset({"optim.max_grad_norm"})

@@ -28,6 +28,7 @@ from protoseg.method.pseudo_labels import fuse
 from protoseg.models.depthwise import cheap_depthwise
 from protoseg.processes import Processes
 from protoseg.train.data import RunData
+from protoseg.train.numerics import channels_last
 
 logger = logging.getLogger("protoseg")
 
@@ -42,17 +43,17 @@ class FrozenTeacher:
         checkpoint: The network; its best head labels.
         scale: Factors of height and width by which images are resized for it.
         device: Where it computes.
-        channels_last: Memory layout, as the student's.
+        layout: Whether memory is channels last, as the student's.
         autocast: Gives the context of the forward pass.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, scale: tuple[float, float], device: torch.device, *,
-        channels_last: bool, autocast: Autocast,
+        layout: bool, autocast: Autocast,
     ) -> None:  # fmt: skip
         self.segmenter = checkpoint.segmenter.requires_grad_(False).eval()
         self.head, self.scale, self.autocast = checkpoint.info.best_head(), scale, autocast
-        if channels_last:
+        if layout:
             self.segmenter.network.to(memory_format=torch.channels_last)
         if device.type == "cpu":
             cheap_depthwise(self.segmenter.network)
@@ -153,7 +154,7 @@ def open_outside(config: Config, data: RunData, device: torch.device, autocast: 
             assert measured is not None
             return measured.scores(index, (image.shape[2], image.shape[3]))[None]
 
-        labels = FolderLabels(own, len(names), cache=config.data.cache)
+        labels = FolderLabels(own, len(names), cache=config.data.cache is True)
         logger.info("pseudo-labels come from %d files of %s", len(own), folder)
         return Outside(f"pseudo_labels.folder={settings.folder}", own.fingerprint(), scores, labels=labels)
     assert settings.teacher is not None
@@ -162,7 +163,7 @@ def open_outside(config: Config, data: RunData, device: torch.device, autocast: 
     crop, size = config.views.crop, settings.teacher_size or config.views.crop
     network = FrozenTeacher(
         checkpoint, (size[0] / crop[0], size[1] / crop[1]), device,
-        channels_last=config.train.channels_last, autocast=autocast,
+        layout=channels_last(config.train.channels_last, device), autocast=autocast,
     )  # fmt: skip
     info = checkpoint.info
     logger.info("pseudo-labels come from %s (%s on %s, step %d, %s head), weak views at %dx%d",

@@ -18,6 +18,7 @@ from protoseg.train.data import Batches, RunData, open_batches, open_run_data
 from protoseg.train.describe import describe, facts
 from protoseg.train.log import RunLog
 from protoseg.train.monitor import Monitor
+from protoseg.train.numerics import channels_last, cpu_hint
 from protoseg.train.progress import Progress
 from protoseg.train.results import Results, network_info
 from protoseg.train.state import States
@@ -85,12 +86,15 @@ def open_training(
                            unlabeled=config.method.unlabeled,
                            labels=outside.labels if outside is not None else None)  # fmt: skip
     setup.take_run_folder(accelerator, states)
+    layout = {"channels_last": channels_last(settings.channels_last, accelerator.device)}
     if output != "json":
-        logger.info("%s", describe(folder, info, data, schedule, accelerator, seed))
+        logger.info("%s", describe(folder, info, data, schedule, accelerator, seed, **layout))
+        if hint := cpu_hint(settings.mixed_precision, accelerator.device):
+            logger.info("hint: %s", hint)
     terminal = Terminal(
         output, main=accelerator.is_main_process, step=progress.step, max_steps=schedule.max_steps
     )
-    terminal.event("start", step=progress.step, **facts(folder, info, data, schedule, accelerator))
+    terminal.event("start", step=progress.step, **facts(folder, info, data, schedule, accelerator, **layout))
     monitor = Monitor([c.name for c in data.classes], data.labeled_count.shares, best=progress.best)
     log = RunLog(folder, setup.start_trackers(config, accelerator, progress.step), processes, monitor,
                  terminal, step=progress.step, eval_every=schedule.eval_every)  # fmt: skip

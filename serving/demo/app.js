@@ -83,6 +83,8 @@ async function readScores(response, { width, height }) {
   return scores;
 }
 
+const tellsNovelty = () => state.model.outputs.includes("novelty");
+
 const layer = () => document.querySelector("input[name=layer]:checked").value;
 
 function drawMask(pixels, { width, height, labels }) {
@@ -98,12 +100,13 @@ function drawMask(pixels, { width, height, labels }) {
   }
 }
 
-function drawScores(pixels, { labels }, scores) {
+// strong where a mask may be wrong: at low scores, but at high novelty
+function drawScores(pixels, { labels }, scores, high) {
   for (let i = 0; i < labels.length; i++) {
     if (state.hidden.has(labels[i]) || (state.only !== null && state.only !== labels[i])) continue;
     pixels[4 * i] = 255;
     pixels[4 * i + 2] = 128;
-    pixels[4 * i + 3] = Math.min(255, 2 * (255 - scores[i]));
+    pixels[4 * i + 3] = Math.min(255, 2 * (high ? scores[i] : 255 - scores[i]));
   }
 }
 
@@ -117,7 +120,7 @@ function draw() {
   const image = context.createImageData(view.width, view.height);
   const chosen = layer();
   if (chosen === "mask") drawMask(image.data, view);
-  else if (view.scores[chosen]) drawScores(image.data, view, view.scores[chosen]);
+  else if (view.scores[chosen]) drawScores(image.data, view, view.scores[chosen], chosen === "novelty");
   context.putImageData(image, 0, 0);
   $("stage").classList.toggle("scores", chosen !== "mask");
   explainLayer(chosen);
@@ -125,7 +128,8 @@ function draw() {
 
 function explainLayer(chosen) {
   const missing = ["agreement", "confidence"].filter((name) => state.shown.missing.has(name));
-  const words = { agreement: ["linear head agrees", "it does not"], confidence: ["sure", "unsure"] }[chosen];
+  const words = { agreement: ["linear head agrees", "it does not"], confidence: ["sure", "unsure"],
+    novelty: ["like what was labelled", "novel"] }[chosen];
   if (words) {
     const scale = document.createElement("span");
     scale.className = "scale";
@@ -207,6 +211,7 @@ function drawFacts(milliseconds) {
   const rows = [["Image", `${result.width} × ${result.height}`], ["Time", `${milliseconds.toFixed(0)} ms`]];
   if (result.mean_confidence !== null) rows.push(["Mean confidence", result.mean_confidence.toFixed(2)]);
   if (result.mean_agreement !== null) rows.push(["Mean agreement", result.mean_agreement.toFixed(2)]);
+  if (result.novel_share !== undefined) rows.push(["Novel", `${(100 * result.novel_share).toFixed(1)} %`]);
   if (result.tiles > 1) rows.push(["Tiles", result.tiles]);
   $("facts").replaceChildren(...rows.map(([name, value]) => {
     const row = document.createElement("div");
@@ -367,7 +372,7 @@ async function show(blob, name) {
 
 async function loadScores(run) {
   const { blob, view, missing } = state.shown;
-  for (const name of ["confidence", "agreement"]) {
+  for (const name of ["confidence", "agreement", ...(tellsNovelty() ? ["novelty"] : [])]) {
     const radio = document.querySelector(`input[value=${name}]`);
     try {
       const scores = await readScores(await segment(blob, name), view);
@@ -417,6 +422,7 @@ async function loadModel() {
   try {
     state.model = await (await call("v1/model")).json();
     state.strips.clear();
+    $("novelty-layer").hidden = !tellsNovelty();
     tell(null);
     $("key-row").hidden = true;
     const { name, version, runtime, classes, limits } = state.model;

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from protoseg.data.regions import geojson
-from serving.errors import RequestState, ServingError
+from serving.errors import LACKING, RequestState, ServingError
 from serving.http.body import MAX_BATCH_FILES, Part, is_form, read_body
 from serving.http.options import Options, parse_options
 from serving.http.respond import Answer, Incoming, model_record, stage, to_json
@@ -26,7 +26,7 @@ from serving.pixels.regions import polygons_by_class, rle_by_class
 from serving.worker.metrics import metrics
 from serving.worker.state import ServingState, check_alive
 
-NOT_EXPLAINED = "this bundle has nothing to explain by; export it with: python -m export.onnx CKPT --explain"
+NOT_EXPLAINED = f"this bundle has {LACKING['explain']}"
 
 
 def _timing(request: RequestState) -> dict[str, float]:
@@ -173,7 +173,7 @@ def _read(incoming: Incoming, model: Model, accept: str, max_files: int) -> tupl
     if options.output == "explain" and model.atlas is None:
         raise ServingError(422, "bad_output", NOT_EXPLAINED)
     if options.output == "novelty" and not model.has_novelty:
-        raise _missing("novelty")
+        raise ServingError(422, "bad_output", f"this bundle has {LACKING['novelty']}")
     return files, options
 
 

@@ -137,8 +137,8 @@ class Model:
             most = math.prod(window) if self.static_size else self._settings.max_network_pixels
             raise ServingError(
                 422, "bad_parameter",
-                f"output=explain does not work in tiles: the network would see {width}x{height} pixels; send "
-                f"an image of at most {most} pixels, without tile=1",
+                f"pixels are not explained in tiles: the network would see {width}x{height} pixels; give an "
+                f"image of at most {most} pixels, and ask for no tiles or windows",
             )  # fmt: skip
         names = {"logits"} if "logits" in self.outputs else {"labels", "confidence"} & set(self.outputs)
         names |= {LABEL_PROBABILITY} if label_probability else set()

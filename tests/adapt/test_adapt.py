@@ -175,6 +175,58 @@ def test_refused(run, tmp_path, capsys, arguments, said):
     assert not (tmp_path / "out").exists()
 
 
+def test_images_without_a_mask_and_masks_of_several_classes_are_told(run, boxes, tmp_path, capsys):
+    few = draw(tmp_path / "few", 3)
+    (few / "ids" / "2.png").unlink()
+    call(
+        run,
+        "--add",
+        "box",
+        "--images",
+        few / "images",
+        "--masks",
+        few / "ids",
+        "-o",
+        tmp_path / "out",
+        code=1,
+    )
+    said = capsys.readouterr().err
+    assert "2.png" in said
+    assert "(1 such image(s)); leave out of --images what has no mask" in said
+    for path in (few / "ids").iterdir():
+        ids = np.array(Image.open(path))
+        ids[0, 0] = 7
+        Image.fromarray(ids).save(path)
+    (few / "images" / "2.png").unlink()
+    call(
+        run,
+        "--add",
+        "box",
+        "--images",
+        few / "images",
+        "--masks",
+        few / "ids",
+        "-o",
+        tmp_path / "out",
+        code=1,
+    )
+    # of several values that of the next class
+    assert "none is surely box. Say which with --value, as --value 3" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_the_new_weights_is_named(run, tmp_path, capsys):
+    source = tmp_path / "run"
+    save_checkpoint(source / "checkpoint", load_checkpoint(run).segmenter, load_checkpoint(run).info)
+    protoseg.explain(source, images=1, device="cpu")
+    call(source, "--rename", "sky", "heaven", "-o", tmp_path / "a")
+    assert f"next: protoseg explain {tmp_path / 'a'}: what tiny has" in capsys.readouterr().out
+    protoseg.novelty(source, device="cpu")
+    call(source, "--rename", "sky", "heaven", "-o", tmp_path / "b")
+    assert (
+        f"protoseg explain {tmp_path / 'b'} and protoseg novelty {tmp_path / 'b'}" in capsys.readouterr().out
+    )
+
+
 def test_a_checkpoint_is_never_overwritten(run, tmp_path, capsys):
     call(run, "--remove", "sky", "-o", run, code=1)
     assert "holds a checkpoint already" in capsys.readouterr().err

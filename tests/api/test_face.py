@@ -55,23 +55,27 @@ def test_a_subpackage_is_a_function_whatever_was_imported_before(first: str) -> 
 import protoseg
 import protoseg.api.commands as commands
 called = []
-for name in ("train", "evaluate"):
+for name in ("train", "evaluate", "adapt", "explain", "novelty"):
     setattr(commands, name, lambda *a, _name=name, **k: called.append((_name, a, k)))
 protoseg.train(1, two=2)
 protoseg.evaluate(3)
+protoseg.adapt(4), protoseg.explain(5), protoseg.novelty(6)
 from protoseg import evaluate, train
 import protoseg.train as again
 again(1, two=2)
 import protoseg.train.__main__ as main, protoseg.evaluate.metrics as metrics
 assert train is protoseg.train is again and evaluate is protoseg.evaluate
-assert called == [("train", (1,), {{"two": 2}}), ("evaluate", (3,), {{}}), ("train", (1,), {{"two": 2}})]
+others = [("adapt", (4,), {{}}), ("explain", (5,), {{}}), ("novelty", (6,), {{}})]
+trained = ("train", (1,), {{"two": 2}})
+assert called == [trained, ("evaluate", (3,), {{}}), *others, trained]
+import protoseg.explain.reasons
 assert main.parse_arguments and metrics
 """
     run(program)
 
 
 def test_a_called_subpackage_shows_the_functions_signature() -> None:
-    for name in ("train", "evaluate"):
+    for name in ("train", "evaluate", "adapt", "explain", "novelty"):
         module = getattr(protoseg, name)
         assert isinstance(module, ModuleType)
         assert inspect.signature(module) == inspect.signature(getattr(commands, name))
@@ -99,16 +103,22 @@ def test_a_type_checker_knows_the_face(tmp_path) -> None:  # type: ignore[no-unt
         "reveal_type(load('x')(['a.jpg']))\n"
         "protoseg.evaluate(run, split='test')\n"
         "import serving\n"
-        "reveal_type(serving.Client('x')(b''))\n"
+        "reveal_type(serving.Client('x')(b'', explain=True))\n"
+        "reveal_type(protoseg.adapt(run, 'out', remove='a'))\n"
+        "reveal_type(load('x')('a.jpg', explain=True).explain(1, 2).prototype.doubts)\n"
+        "reveal_type(protoseg.novelty(run).false_alarms)\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--config-file", "", str(tmp_path / "user.py")],
         cwd=PROJECT_ROOT, env=quiet_environment(), capture_output=True, text=True,
     )  # fmt: skip
     said = [line.split("user.py:")[1] for line in done.stdout.splitlines() if "user.py:" in line]
-    assert len(said) == 5, done.stdout
+    assert len(said) == 8, done.stdout
     assert 'Revealed type is "pathlib.Path"' in said[0]
     assert 'Revealed type is "protoseg.api.result.Result"' in said[1]
     assert 'list[protoseg.api.result.Result]"' in said[2]
     assert 'Revealed type is "protoseg.api.result.Result"' in said[4]
+    assert "protoseg.api.segmenter.Segmenter" in said[5]
+    assert "list[" in said[6]
+    assert "dict[" in said[7]
     assert 'Argument "split" to "evaluate" has incompatible type' in said[3]

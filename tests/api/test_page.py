@@ -16,18 +16,33 @@ import protoseg
 from benchmarks.serving_server import Server
 from export.onnx import Exported
 from protoseg.api.commands import Run
+from protoseg.api.explanation import Explanation
 from protoseg.evaluate.report import Evaluation
+from protoseg.explain.make import Made
+from protoseg.novelty.make import FittedNovelty
 
 PAGE = (PROJECT_ROOT / "docs" / "api.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 
 @pytest.mark.parametrize(
-    "kind", [protoseg.Model, protoseg.Bundle, protoseg.Result, Run, Evaluation, Exported]
+    "kind",
+    [
+        protoseg.Model,
+        protoseg.Bundle,
+        protoseg.Result,
+        Explanation,
+        Run,
+        Evaluation,
+        Exported,
+        FittedNovelty,
+        Made,
+    ],
 )
 def test_the_page_names_every_attribute(kind: Any) -> None:
     fields = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
-    names = {name for name in {*vars(kind), *fields} if not name.startswith("_")} - {"load_image"}
+    private = {"load_image", "load_thumbnails", "draw"}
+    names = {name for name in {*vars(kind), *fields} if not name.startswith("_")} - private
     assert names
     for name in names:
         assert re.search(rf"[`.]{name}[`(]", PAGE), name
@@ -58,3 +73,5 @@ def test_the_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "photo.png",
     ]
     assert names["run"].metrics["step"] == 8
+    assert names["why"].prototype.index == names["remote"].explain(20, 30).prototype.index
+    assert names["with_fox"].names[-1] == "fox"

@@ -4,7 +4,8 @@ import pytest
 from small_study import write_record, write_study
 
 from benchmarks.accuracy.records import Places
-from benchmarks.accuracy.study import StudyError, load_study, plan, unique_runs
+from benchmarks.accuracy.runs import plan, unique_runs
+from benchmarks.accuracy.study import StudyError, load_study
 from benchmarks.taught import compare, main, table, verdict
 
 METHODS = [

@@ -12,6 +12,7 @@ from PIL import Image
 from protoseg.check.__main__ import main
 from protoseg.check.findings import Report
 from protoseg.check.inspect import inspect
+from protoseg.check.memory import image_bytes
 from protoseg.config.load import parse_config
 from protoseg.config.sections import Config, ModelConfig
 from protoseg.data.images import save_image, save_mask
@@ -432,6 +433,19 @@ def test_memory_is_counted_from_the_network(good: Path) -> None:
     other = inspect(half, quick=False).facts["memory"]["activations"]
     full = int(memory["activations"].split()[1])
     assert abs(int(other.split()[1]) - full / 2) <= 1
+
+
+def test_images_that_lie_on_the_device_are_counted(good: Path) -> None:
+    raw = raw_config(good)
+    memory = [
+        inspect(parse_config({**raw, "data": raw["data"] | {"cache": cache}}), quick=False).facts["memory"]
+        for cache in (True, "device")
+    ]
+    assert "images, on the device" not in memory[0]
+    assert memory[1]["images, on the device"] == "0 MiB (data.cache=device)"
+    sizes = {(480, 640): 1000, (500, 500): 8}
+    found = parse_config({**raw, "data": raw["data"] | {"resize": {"mode": "short_side", "size": 240}}})
+    assert image_bytes(found, sizes, 1) == 4 * (1000 * 240 * 320 + 8 * 240 * 240)
 
 
 def test_embedded_data_is_checked_too(tmp_path: Path) -> None:

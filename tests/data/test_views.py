@@ -40,6 +40,17 @@ def test_geometry_by_hand():
     assert view[0].tolist() == [[99, 99, 99], [5, 4, 99], [9, 8, 99]]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_view_one_pixel_wide_by_hand(turned):
+    image = torch.tensor([[[10], [20], [60], [80]]], dtype=torch.uint8)
+    geometry = Geometry(0, 0, 4, 1, 2, 1, 0, 0, False)
+    if turned:
+        image, geometry = image.mT, Geometry(0, 0, 1, 4, 1, 2, 0, 0, False)
+    view = apply_geometry(image, geometry, (2, 2), torch.tensor([0], dtype=torch.uint8))
+    # triangles of width 4 about 1 and 3: weights 3, 3, 1 of seven, and their mirror image
+    assert view[view > 0].tolist() == [round(150 / 7), round(440 / 7)]
+
+
 def test_half_the_scales_shrink():
     config = ViewConfig(crop=(1000, 1000), scale=(0.5, 2.0))
     rng = np.random.default_rng(0)

@@ -18,7 +18,6 @@ from protoseg.checkpoint import (
     Checkpoint,
     CheckpointInfo,
     load_checkpoint,
-    package_versions,
     save_checkpoint,
 )
 from protoseg.config.load import load_config
@@ -28,6 +27,7 @@ from protoseg.files import PROJECT_ROOT
 from protoseg.manifest import InputRule
 from protoseg.models.kmeans import spherical_kmeans
 from protoseg.models.segmenter import Segmenter, build_segmenter
+from protoseg.versions import package_versions
 
 TINY = (
     "model.encoder=test_efficientnet", "model.decoder_channels=16", "data.synthetic.height=64",

@@ -256,6 +256,21 @@ def test_command(trained, inputs, tmp_path, capsys):
         assert mask.getpalette()[:9] == [value for color in COLORS for value in color]
 
 
+def test_several_at_a_time_write_what_one_does(trained, inputs, tmp_path, capsys):
+    threads = torch.get_num_threads()
+    written = []
+    for workers in ("1", "3"):
+        out = tmp_path / workers
+        command = [str(trained), str(inputs), "-o", str(out), "--device", "cpu", "--soft"]
+        assert main([*command, "--workers", workers]) == 1  # one of them is cut short
+        assert "3 of 4 images" in capsys.readouterr().out
+        written.append({p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()})
+    assert written[0] == written[1]
+    assert torch.get_num_threads() == threads
+    assert main([*command, "--workers", "0"]) == 1
+    assert "--workers must be at least 1, got 0" in capsys.readouterr().err
+
+
 def test_written_maps_hold_the_prediction(trained, segmenter, inputs, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = [trained, inputs / "a.png", "-o", out, "--head", "fused", "--no-overlay", "--device", "cpu"]

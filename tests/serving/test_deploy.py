@@ -138,6 +138,32 @@ def test_queries_use_metrics_that_exist() -> None:
     assert queue["name"]["as"] in metric_names()
 
 
+def test_every_drift_that_rings_is_on_the_dashboard() -> None:
+    board = json.loads((DEPLOY / "grafana/dashboards/protoseg.json").read_text())
+    shown = " ".join(target["expr"] for panel in board["panels"] for target in panel["targets"])
+    rules = documents("prometheus/rules.yml")[0]["groups"][0]["rules"]
+    alerts = {rule["alert"]: rule["expr"] for rule in rules if "alert" in rule}
+    recorded = set(re.findall(r"protoseg:[a-z_]+", " ".join(alerts.values())))
+    assert {"protoseg:class_psi", "protoseg:novel_fraction", "protoseg:novel_limit"} <= recorded
+    for name in recorded:
+        assert name in shown, name
+    matched = re.findall(r'ALERTS\{alertname=~"([^"]+)"', shown)
+    assert all(any(re.fullmatch(pattern, name) for pattern in matched) for name in alerts)
+
+
+def test_queries_are_promql() -> None:
+    """Prometheus refuses a file of rules in which one expression has a wrong type."""
+    promql_parser = pytest.importorskip("promql_parser", reason='pip install -e ".[dev]"')
+    board = json.loads((DEPLOY / "grafana/dashboards/protoseg.json").read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    queries += [rule["expr"] for rule in documents("prometheus/rules.yml")[0]["groups"][0]["rules"]]
+    assert len(queries) > 25
+    for query in queries:
+        promql_parser.parse(query)
+    with pytest.raises(ValueError, match="expected type vector"):
+        promql_parser.parse("clamp_min(2 * scalar(max(up)), 0.1)")
+
+
 def test_dashboard_has_no_overlapping_panels() -> None:
     board = json.loads((DEPLOY / "grafana/dashboards/protoseg.json").read_text())
     cells = set()

@@ -204,3 +204,98 @@ def test_a_real_server_says_the_same(bundle: Path, model: Bundle, tmp_path: Path
         with Client(server.url) as client:
             for found in client([tmp_path / "a.png", png]):
                 same(found, model(png))
+
+
+@pytest.fixture(scope="module")
+def telling(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that tells novelty, and explains."""
+    outputs = ("labels", "confidence", "agreement", "novelty")
+    return make_bundle(tmp_path_factory.mktemp("telling") / "bundle", outputs=outputs, explains=True)
+
+
+def test_novelty_and_reasons_are_one_answer_too(
+    telling: Path, serve: Any, helpers: Any, image: Pixels, tmp_path: Path
+) -> None:
+    client = serve(model=str(telling))
+    remote = client_of(client)
+    image = image.copy()
+    image[:12, :16] = (165, 150, 145)  # as far from one colour of the network as from four
+    png = helpers.encode(image)
+    with protoseg.load(telling) as model:
+        found = model(png, novelty=True, explain=True)
+    far, _ = remote([png, png], novelty=True, explain=True)
+    same(far, found)
+    assert found.novelty is not None
+    assert far.novelty is not None
+    assert found.novelty.max() > 0.1
+    assert far.novel_share == found.novel_share
+    np.testing.assert_allclose(far.novelty, found.novelty, atol=0.51 / 255)
+    np.testing.assert_array_equal(far.novel, found.novel)
+    asked = {"x": "3,88,40", "y": "2,57,31", "output": "explain"}
+    headers = {"content-type": "application/octet-stream"}
+    told = client.post("/v1/segment", content=png, params=asked, headers=headers).json()
+    for point in told["points"]:
+        x, y = point["x"], point["y"]
+        near, there = found.explain(x, y), far.explain(x, y)
+        for key in ("prototype_class", "similarity", "runner_up", "runner_up_similarity"):
+            assert getattr(near, key) == point[key], key
+        assert (near.prototype.index, near.name, near.id) == (
+            point["prototype"],
+            point["class"],
+            point["class_id"],
+        )
+        assert there.prototype.model_copy(update={"strip": near.prototype.strip}) == near.prototype
+        assert (there.name, there.prototype_class) == (near.name, near.prototype_class)
+        assert there.similarity == pytest.approx(near.similarity, abs=0.51 / 255 + 1e-4)
+        if near.runner_up_similarity and near.runner_up_similarity > 1 / 255:
+            assert there.runner_up == near.runner_up
+        assert [np.asarray(item).tolist() for item in there.thumbnails()] == [
+            np.asarray(item).tolist() for item in near.thumbnails()
+        ]
+        assert there.to_pil().size == near.to_pil().size
+    whole = client.post("/v1/segment", content=png, params={"output": "explain"}, headers=headers).json()
+    assert found.reasons()["regions"] == far.reasons()["regions"] == whole["regions"]
+    files = [
+        path.relative_to(tmp_path / name).as_posix()
+        for name, result in (("near", found), ("far", far))
+        for path in result.save(tmp_path / name, novelty=True, explain=True)
+    ]
+    assert files == 2 * ["masks/image.png", "novelty/image.png", "explain/image.json", "explain/image.png",
+                         "explain/image.jpg"]  # fmt: skip
+    record = (tmp_path / "near" / "explain" / "image.json").read_text()
+    assert '"step": 1' in record
+
+
+def test_patches_are_fetched_once_for_a_model(telling: Path, serve: Any, png: bytes) -> None:
+    service, asked = serve(model=str(telling)), []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        headers = dict(request.headers)
+        answer = service.request(request.method, str(request.url), content=request.read(), headers=headers)
+        return httpx.Response(answer.status_code, headers=dict(answer.headers), content=answer.content)
+
+    with Client("http://testserver", transport=httpx.MockTransport(handle)) as remote:
+        first = remote(png, explain=True)
+        number = sum(path.startswith("/v1/prototypes/") for path in asked)
+        assert 0 < number <= 5
+        remote(png, explain=True)
+        assert sum(path.startswith("/v1/prototypes/") for path in asked) == number
+    assert first.explain(4, 4).thumbnails(), "also when the client is closed"
+
+
+def test_what_a_bundle_lacks_is_told_with_its_cure(
+    model: Bundle, remote: Client, telling: Path, serve: Any, png: bytes
+) -> None:
+    cures = {"novelty": r"python -m protoseg\.novelty CKPT.*--outputs agreement,novelty",
+             "explain": r"python -m export\.onnx CKPT --explain"}  # fmt: skip
+    for asked, cure in cures.items():
+        for call in (model, remote):
+            with pytest.raises(UserError, match=cure):
+                call(png, **{asked: True})
+    large = sample_image(60, 600)
+    client = client_of(serve(model=str(telling)))
+    with protoseg.load(telling) as opened:
+        for call in (opened, client):
+            with pytest.raises(UserError, match="not explained in tiles"):
+                call(large, windows=True, explain=True)

@@ -109,7 +109,7 @@ def test_keys_from_setting_and_file(tmp_path: Path) -> None:
 
 
 def test_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.settings.available_cores", lambda: 8)
+    monkeypatch.setattr("serving.settings.usable_cores", lambda: 8)
     assert Settings(workers=2).pool_threads == 4
     assert Settings(workers=2, intra_threads=4).pool_threads == 1
     assert Settings(workers=16).pool_threads == 1

@@ -319,6 +319,13 @@ def test_what_needs_a_network_is_refused_without_one(extra, capsys):
     assert f"{extra[0]} needs a trained network" in capsys.readouterr().err
 
 
+def test_images_stand_on_both_sides_of_options():
+    found = command.parse_arguments(["RUN", "-n", "3", "a.png", "-o", "out", "b.png"])
+    assert (found.checkpoint, found.inputs) == ("RUN", [Path("a.png"), Path("b.png")])
+    found = command.parse_arguments(["a.png", "--encoder", "resnet18", "b.png"])
+    assert found.inputs == [Path("a.png"), Path("b.png")]
+
+
 def test_images_are_required(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["runs/first"])

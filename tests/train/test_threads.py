@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny import quiet_environment
 
-from protoseg.train.threads import cpu_threads, given_threads, usable_cores
+from protoseg.train.threads import cpu_threads, given_threads
 
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}
 
@@ -45,42 +44,12 @@ def test_a_setting_goes_first_and_processes_share_the_cores(monkeypatch: pytest.
     assert cpu_threads(5, 1) == 5
 
 
-UNIFIED, SPLIT = "proc/self/cgroup", "groups/cpu/x/cpu.cfs_"
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({}, 6),
-        ({UNIFIED: "0::/\n", "groups/cpu.max": "max 100000\n"}, 6),
-        ({UNIFIED: "0::/\n", "groups/cpu.max": "250000 100000\n"}, 3),
-        ({UNIFIED: "0::/\n", "groups/cpu.max": "20000 100000\n"}, 1),
-        ({UNIFIED: "0::/\n", "groups/cpu.max": "800000 100000\n"}, 6),
-        # the tightest of the groups above counts
-        ({UNIFIED: "0::/a/b\n", "groups/a/cpu.max": "200000 100000", "groups/a/b/cpu.max": "max 1"}, 2),
-        (
-            {UNIFIED: "5:cpuacct,cpu:/x\n3:memory:/x\n"}
-            | {f"{SPLIT}quota_us": "400000\n", f"{SPLIT}period_us": "100000\n"},
-            4,
-        ),
-        ({UNIFIED: "2:cpu:/x\n", f"{SPLIT}quota_us": "-1\n", f"{SPLIT}period_us": "100000\n"}, 6),
-    ],
-)
-def test_no_more_cores_than_the_control_group_pays_for(
-    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert usable_cores(tmp_path / "proc", tmp_path / "groups") == cores
-
-
 @pytest.mark.slow
 def test_the_launcher_does_not_take_the_cores_away(tmp_path: Path) -> None:
     script = tmp_path / "threads.py"
     script.write_text(
-        "import json, os; from protoseg.train.threads import cpu_threads, usable_cores\n"
+        "import json, os; from protoseg.cores import usable_cores\n"
+        "from protoseg.train.threads import cpu_threads\n"
         "print(json.dumps([os.environ['OMP_NUM_THREADS'], cpu_threads(None, 1), usable_cores()]))\n"
     )
     command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--quiet", str(script)]

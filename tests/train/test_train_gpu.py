@@ -1,17 +1,29 @@
 """The trainer on CUDA: precisions, memory format, compilation, resume. Needs a device."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from small_step import batches, run_step, step_of
-from tiny import tiny_config
+from tiny import tiny_config, tiny_segmenter
 
 from protoseg.checkpoint import load_checkpoint
+from protoseg.config.sections import DataConfig, SyntheticConfig, ViewConfig
+from protoseg.data.device_stream import make_device_stream
+from protoseg.data.sources import CachedSource, open_source
+from protoseg.data.stream import make_stream
+from protoseg.data.synthetic import synthetic_classes
 from protoseg.errors import TrainingStoppedError
+from protoseg.processes import Processes
 from protoseg.train.log import read_metrics
-from protoseg.train.loop import train
+from protoseg.train.loop import change_phase, take_step, train
+from protoseg.train.monitor import FaultWatch
+from protoseg.train.numerics import channels_last
+from protoseg.train.optim import make_optimizer
+from protoseg.train.setup import make_accelerator
+from protoseg.train.training import open_training
 
 pytestmark = pytest.mark.gpu
 
@@ -23,9 +35,10 @@ def fresh_accelerator():
     GradientState._reset_state()
 
 
-def run(tmp_path, resume=False, **settings):
+def run(tmp_path, resume=False, cache=False, **settings):
     config = tiny_config(
         run={"name": "gpu", "dir": str(tmp_path)},
+        data={"cache": cache},
         train={"max_steps": 6, "eval_every": 3, "save_every": 3, "keep_states": 2, **settings},
     )
     assert train(config, resume=resume) == 0
@@ -36,12 +49,13 @@ def run(tmp_path, resume=False, **settings):
     "settings",
     [
         {},
-        {"mixed_precision": "bf16", "channels_last": True},
+        {"mixed_precision": "no", "channels_last": False},
         {"mixed_precision": "fp16"},
         {"compile": True},
         {"accumulate": 2},
+        {"cache": "device"},
     ],
-    ids=lambda s: "-".join(s) or "fp32",
+    ids=lambda s: "-".join(s) or "chosen",
 )
 def test_precisions_and_layouts(tmp_path, settings):
     folder = run(tmp_path, **settings)
@@ -51,15 +65,85 @@ def test_precisions_and_layouts(tmp_path, settings):
     assert load_checkpoint(folder).info.step == 6
 
 
+def test_precision_and_layout_are_chosen_by_the_device(tmp_path):
+    able = torch.cuda.get_device_capability() >= (8, 0)
+    accelerator = make_accelerator(tiny_config().train, tmp_path)
+    assert accelerator.mixed_precision == ("bf16" if able else "no")
+    assert channels_last(None, accelerator.device) is able
+    assert make_optimizer(tiny_segmenter().network.cuda(), tiny_config().optim).defaults["fused"]
+
+
+@pytest.mark.parametrize("cache", [False, "device"])
+@pytest.mark.parametrize("preset", ["unimatch_v2", "protoseg"])
+def test_no_step_waits_for_the_device(tmp_path, preset, cache):
+    """Between log lines, and once prototypes have started and memory is there."""
+    config = tiny_config(
+        run={"name": "gpu", "dir": str(tmp_path)}, method={"preset": preset}, data={"cache": cache},
+        train={"max_steps": 40, "warmup_steps": 2},
+    )  # fmt: skip
+    accelerator = make_accelerator(config.train, config.run.path)
+    processes = Processes(device=accelerator.device)
+    opened = open_training(config, accelerator, processes, resume=False, output="quiet")
+    faults = FaultWatch(processes.device, opened.states)
+
+    def steps(numbers):
+        for step in numbers:
+            change_phase(opened, step)
+            take_step(opened, step, faults)
+
+    steps(range(8))
+    torch.cuda.synchronize()
+    torch.set_warn_always(True)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            steps(range(8, 24))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.set_warn_always(False)
+    waits = {f"{item.filename}:{item.lineno}" for item in found if "synchronizing" in str(item.message)}
+    assert waits == set()
+
+
+@pytest.mark.parametrize("stream", ["labeled", "unlabeled"])
+@pytest.mark.parametrize("tf32", [False, True])
+def test_batches_made_there_are_those_of_the_cpu(monkeypatch, stream, tf32):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    data = DataConfig(synthetic=SyntheticConfig(num_labeled=8, num_unlabeled=8))
+    views = ViewConfig(crop=(64, 80), strong_views=2, labeled_jitter=True)
+    place = {"data": data, "views": views, "batch_size": 4, "seed": 0, "mean": [0.5] * 3, "start": 0,
+             "stop": 4, "rank": 0, "world": 1}  # fmt: skip
+    source = CachedSource(open_source(data, stream, synthetic_classes(data.synthetic)), data)
+    try:
+        here = list(make_stream(source, stream, **place))
+        there = list(make_device_stream(source, stream, device=torch.device("cuda", 0), **place))
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    for one, two in zip(here, there, strict=True):
+        for key, value in one.items():
+            off = (value.int() - two[key].cpu().int()).abs()
+            if key == "weak":
+                assert off.max() <= 1
+                assert (off > 0).float().mean() < 1e-3
+            elif key in ("image", "strong"):
+                assert (off > 1).float().mean() < 1e-3
+                assert off.max() <= 12
+            else:
+                assert off.max() == 0, key
+
+
 def test_resume_is_close_to_the_straight_run(tmp_path):
     # atomics make CUDA sums order-dependent: equality to a tolerance, not to the bit
-    straight = run(tmp_path / "a")
-    other = run(tmp_path / "b")
+    straight = run(tmp_path / "a", mixed_precision="no")
+    other = run(tmp_path / "b", mixed_precision="no")
     last = sorted((other / "state").iterdir())[-1]
     for file in last.iterdir():
         file.unlink()
     last.rmdir()
-    run(tmp_path / "b", resume=True)
+    run(tmp_path / "b", resume=True, mixed_precision="no")
     one, two = (
         [r["loss/total"] for r in read_metrics(f / "metrics.jsonl") if "loss/total" in r][-1]
         for f in (straight, other)

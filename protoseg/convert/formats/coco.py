@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 from protoseg.convert.draw import Drawer, Region, Shape, as_points, bitmap, outline
@@ -47,66 +48,84 @@ def read(tree: Tree, choices: Choices, notes: Notes) -> Export:
         raise DataError(f"{tree.root}: no JSON with images, annotations and categories")
     samples: list[Sample] = []
     classes: dict[str, str] = {}
-    used: Counter[str] = Counter()
     parents: set[str] = set()
-    outlines = boxes = 0
+    found = _Found()
     for file in names:
         value = tree.json(file)
-        with expected(str(tree.root / file)):
-            category = {item["id"]: str(item["name"]) for item in value["categories"]}
-            if len(set(category.values())) < len(value["categories"]):
-                raise DataError("two categories have the same name or the same id")
-            parents |= {
-                str(c.get("supercategory"))
-                for c in value["categories"]
-                if c.get("supercategory") != c["name"]
-            }
-            classes.update({name: str(number) for number, name in category.items() if name not in classes})
-            by_image: dict[Any, list[Any]] = {item["id"]: [] for item in value["images"]}
-        for item in value["annotations"]:
-            with expected(f"{tree.root / file}, annotation {_id(item)}"):
-                if "segments_info" in item:
-                    raise DataError("this is the panoptic form; export instances")
-                if item["image_id"] not in by_image or item["category_id"] not in category:
-                    raise DataError(
-                        f"image {item['image_id']} or category {item['category_id']} is not in the file"
-                    )
-                by_image[item["image_id"]].append(item)
+        category, above = _categories(value, str(tree.root / file))
+        parents |= above
+        classes.update({name: str(number) for number, name in category.items() if name not in classes})
+        by_image = _by_image(value, category, f"{tree.root / file}")
         for picture in value["images"]:
             with expected(f"{tree.root / file}, image {_id(picture)}"):
                 name = images.find(str(picture["file_name"]), file.rpartition("/")[0], file)
                 size = (int(picture["height"]), int(picture["width"])) if picture.get("height") else None
-            shapes = []
-            for item in by_image[picture["id"]]:
-                where = f"{file}, annotation {_id(item)}"
-                if not item.get("segmentation"):
-                    boxes += 1
-                    notes.warn("objects that are only a box and are not drawn", where)
-                    continue
-                outlines += 1
-                used[category[item["category_id"]]] += 1
-                shapes.append(_shape(item, category[item["category_id"]], where, choices))
+            shapes = found.shapes(by_image[picture["id"]], category, file, choices, notes)
             if name is not None:
-                samples.append(
-                    Sample(
-                        images.path(name),
-                        name,
-                        shapes,
-                        size=size,
-                        part=part_of(file, file=True) or part_of(name),
-                    )
-                )
-    if boxes and not outlines:
+                part = part_of(file, file=True) or part_of(name)
+                samples.append(Sample(images.path(name), name, shapes, size=size, part=part))
+    if found.boxes and not found.used:
         raise DataError(
-            f"{names[0]} has {boxes} boxes and no outlines; export segmentation (polygons or masks)"
+            f"{names[0]} has {found.boxes} boxes and no outlines; export segmentation (polygons or masks)"
         )
     # Roboflow adds a category that only groups the others
-    groups = [name for name in classes if name in parents and not used[name] and len(classes) > 1]
-    for name in groups:
+    for name in [n for n in classes if n in parents and not found.used[n] and len(classes) > 1]:
         notes.warn("categories that only group others and have no object: no class", name)
         del classes[name]
     samples += images.unannotated()
     return Export(samples, len(samples), list(classes), source_ids=classes)
+
+
+def _categories(value: Any, where: str) -> tuple[dict[Any, str], set[str]]:
+    """Names by id, and the names that others are grouped by."""
+    with expected(where):
+        category = {item["id"]: str(item["name"]) for item in value["categories"]}
+        if len(set(category.values())) < len(value["categories"]):
+            raise DataError("two categories have the same name or the same id")
+        above = {(str(c.get("supercategory")), c["name"]) for c in value["categories"]}
+    return category, {name for name, own in above if name != own}
+
+
+def _by_image(value: Any, category: dict[Any, str], where: str) -> dict[Any, list[Any]]:
+    """Annotations by the id of their image."""
+    with expected(where):
+        by_image: dict[Any, list[Any]] = {item["id"]: [] for item in value["images"]}
+    for item in value["annotations"]:
+        with expected(f"{where}, annotation {_id(item)}"):
+            if "segments_info" in item:
+                raise DataError("this is the panoptic form; export instances")
+            if item["image_id"] not in by_image or item["category_id"] not in category:
+                raise DataError(
+                    f"image {item['image_id']} or category {item['category_id']} is not in the file"
+                )
+            by_image[item["image_id"]].append(item)
+    return by_image
+
+
+@dataclass
+class _Found:
+    """What the objects so far were."""
+
+    used: Counter[str] = field(default_factory=Counter)
+    """Outlines by class."""
+    boxes: int = 0
+    """Objects without one."""
+
+    def shapes(
+        self, items: list[Any], category: dict[Any, str], file: str, choices: Choices, notes: Notes
+    ) -> list[Shape]:
+        """Outlines of an image's annotations; boxes are only counted."""
+        shapes = []
+        for item in items:
+            where = f"{file}, annotation {_id(item)}"
+            if not item.get("segmentation"):
+                self.boxes += 1
+                notes.warn("objects that are only a box and are not drawn", where)
+                continue
+            name = category[item["category_id"]]
+            self.used[name] += 1
+            shapes.append(_shape(item, name, where, choices))
+        return shapes
 
 
 def _id(item: Any) -> Any:

@@ -16,9 +16,7 @@ from tiny import PROJECT_ROOT, quiet_environment
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.records import Clock, Places, read_record
 from benchmarks.accuracy.runner import claim
-from benchmarks.accuracy.study import (
-    unique_runs,
-)
+from benchmarks.accuracy.runs import unique_runs
 from benchmarks.accuracy.summary import find_records
 
 

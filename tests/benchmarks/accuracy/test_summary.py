@@ -8,12 +8,8 @@ from small_study import STAGES, three_seeds, write_record, write_study
 
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.records import Final, Places, read_final
-from benchmarks.accuracy.study import (
-    StudyError,
-    load_study,
-    plan,
-    unique_runs,
-)
+from benchmarks.accuracy.runs import plan, unique_runs
+from benchmarks.accuracy.study import StudyError, load_study
 from benchmarks.accuracy.summary import find_records, spread, summarize
 from benchmarks.accuracy.tables import by_method
 

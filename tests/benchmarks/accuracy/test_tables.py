@@ -5,7 +5,8 @@ from small_study import write_record, write_study
 
 from benchmarks.accuracy import tables as blocks
 from benchmarks.accuracy.records import Places
-from benchmarks.accuracy.study import load_study, plan, unique_runs
+from benchmarks.accuracy.runs import plan, unique_runs
+from benchmarks.accuracy.study import load_study
 from benchmarks.accuracy.summary import find_records, summarize
 
 

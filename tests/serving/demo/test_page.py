@@ -241,6 +241,32 @@ def test_pointing_highlighting_and_comparing(server: Server, browser: Browser, t
     assert browser.errors == []
 
 
+def test_novelty_is_a_layer_where_the_bundle_tells_it(
+    server: Server, browser: Browser, two_colors: Path, tmp_path: Path
+) -> None:
+    browser.call("Page.navigate", url=server.url)
+    browser.until("document.querySelectorAll('#samples button').length === 1")
+    assert browser.run("$('novelty-layer').hidden && getComputedStyle($('novelty-layer')).display === 'none'")
+    outputs = ("labels", "confidence", "agreement", "novelty")
+    novel = make_bundle(tmp_path / "novel", outputs=outputs)
+    pixels = np.asarray(Image.open(two_colors)).copy()
+    pixels[:40] = (165, 150, 145)  # as far from one colour of the network as from four
+    Image.fromarray(pixels).save(two_colors)
+    with Server({"PROTOSEG_MODEL": str(novel)}) as running:
+        running.wait_ready()
+        browser.call("Page.navigate", url=running.url)
+        browser.until("document.querySelectorAll('#samples button').length === 1")
+        browser.pick_file("#file", two_colors)
+        browser.until("document.getElementById('result').dataset.scores === '1'")
+        browser.run("document.querySelector('input[value=novelty]').click()")
+        assert pixel(browser, 60, 10)[3] > 2 * pixel(browser, 60, 120)[3]
+        assert "novel" in browser.run("$('layer-note').textContent")
+        assert "Novel" in browser.run("$('facts').innerText")
+        browser.move_to(*browser.place("#canvas", 0.25, 0.5))
+        assert "novelty 0.0" in browser.run("$('tip').innerText").replace("\n", " ")
+    assert browser.errors == []
+
+
 def test_everything_can_be_reached_by_keyboard(server: Server, browser: Browser, two_colors: Path) -> None:
     browser.call("Page.navigate", url=server.url)
     browser.until("document.querySelectorAll('#samples button').length === 1")
