@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.common import ROOT, parser
-from benchmarks.suggest_study import run
+from benchmarks.suggest_study.runs import run
 from protoseg.data.lists import expand_path
 from protoseg.errors import guarded
 from protoseg.files import write_text_whole

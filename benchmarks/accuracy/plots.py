@@ -41,12 +41,13 @@ def draw(summary: dict[str, Any], folder: Path) -> list[Path]:
     makers = {"labels": by_labels, "steps": by_steps, "differences": to_baseline}
     with mpl.rc_context(STYLE):
         return [
-            _save(makers[name](summary), folder / f"accuracy_{summary['study']}_{name}.svg")
+            save(makers[name](summary), folder / f"accuracy_{summary['study']}_{name}.svg")
             for name in drawn(summary)
         ]
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as SVG."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())

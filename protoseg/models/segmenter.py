@@ -6,6 +6,8 @@ Shape legend: ``B`` batch, ``C`` classes, ``K`` prototypes for each class, ``D``
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -157,6 +159,15 @@ class SegmentationNetwork(nn.Module):
             )
         stage = stages[-1] if self.gives_stage else None
         return NetworkOutput(projected, self.linear_head(features), aux, stage)
+
+    @contextmanager
+    def giving_stage(self) -> Iterator[None]:
+        """Outputs have the encoder's last stage inside."""
+        before, self.gives_stage = self.gives_stage, True
+        try:
+            yield
+        finally:
+            self.gives_stage = before
 
     def upsample(self, low: Tensor, height: int, width: int) -> Tensor:
         """Scores at the decoder's stride -> scores of the (unpadded) image, bilinear."""

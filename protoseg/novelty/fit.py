@@ -5,8 +5,7 @@ Shape legend: ``N`` pixels, ``D`` channels of the encoder's last stage, ``P`` pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,7 @@ from protoseg.inference import image_batch, inference
 from protoseg.manifest import ResizeConfig
 from protoseg.method.prototype_start import starting_prototypes
 from protoseg.models.novelty import NoveltyHead, NoveltyScale, deviations
-from protoseg.models.segmenter import SegmentationNetwork, Segmenter
+from protoseg.models.segmenter import Segmenter
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 FIT_PIXELS = 24
@@ -58,7 +57,7 @@ def labelled_features(
     """
     network, classes = segmenter.network, segmenter.bank.num_classes
     found: dict[int, list[Tensor]] = {}
-    with inference(segmenter), _giving_stage(network):
+    with inference(segmenter), network.giving_stage():
         for image, mask in pairs:
             small, target = _working(image, mask, resize)
             stage = network(image_batch([small], segmenter.bank.prototypes.device)).stage
@@ -71,15 +70,6 @@ def labelled_features(
     if not found:
         raise DataError("no labelled pixel has a class; check the list and data.label_map")
     return {label: torch.cat(parts) for label, parts in sorted(found.items())}
-
-
-@contextmanager
-def _giving_stage(network: SegmentationNetwork) -> Iterator[None]:
-    before, network.gives_stage = network.gives_stage, True
-    try:
-        yield
-    finally:
-        network.gives_stage = before
 
 
 def _working(image: NDArray[np.uint8], mask: NDArray[np.uint8], resize: ResizeConfig) -> Pair:
@@ -138,7 +128,7 @@ def fit_scale(
     distances: list[Tensor] = []
     doubts: list[Tensor] = []
     labels: list[NDArray[np.uint8]] = []
-    with inference(segmenter), _giving_stage(network):
+    with inference(segmenter), network.giving_stage():
         for image, mask in pairs:
             small, target = _working(image, mask, resize)
             output = network(image_batch([small], segmenter.bank.prototypes.device))

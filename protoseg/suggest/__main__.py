@@ -1,7 +1,8 @@
 """Which images to label next: ``python -m protoseg.suggest CKPT IMAGES... [-n 24] [-o DIR]``.
 
-Scores each image by the errors to expect in its prediction and chooses images that are worth labelling and
-unlike each other and unlike those labelled already. Writes, all or nothing:
+Chooses images that show the prototypes of all classes evenly, labelled images included; where there are no
+prototypes, one of each cluster of the encoder's features, and so with ``--encoder`` before anything is
+trained. Writes, all or nothing:
 
 * ``DIR/suggested.txt``: the chosen images, one a line, most useful first;
 * ``DIR/suggested.json``: score, nearest image taken before, and the classes that are in doubt;
@@ -14,25 +15,33 @@ docs/suggest.md says how well this works and where it does not.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 
 from protoseg.annotate.draft import names_of
 from protoseg.annotate.write import Options, add_arguments, options_of, write
 from protoseg.checkpoint import Checkpoint, load_checkpoint
-from protoseg.data.images import save_whole, write_text
 from protoseg.draw.tiles import Tile
 from protoseg.errors import DataError, UserError
 from protoseg.inference import HEADS, HeadName, guarded_on_device, score, usable_device
 from protoseg.suggest.candidates import collect, listed_images, trained_images, without
-from protoseg.suggest.k_center import Pick, pick_diverse
+from protoseg.suggest.choice import Pick, pick_clustered, pick_diverse, pick_evenly
+from protoseg.suggest.first import PretrainedEncoder, suggest_first
+from protoseg.suggest.results import (
+    LIST_NAME,
+    SHEET_IMAGES,
+    SHEET_NAME,
+    all_evidence,
+    evidence,
+    headline,
+    write_results,
+)
 from protoseg.suggest.score_images import Scan, Suggester
 from protoseg.suggest.sheet import make_tile, suggestion_sheet
 from protoseg.suggest.uncertainty import NEED_PROTOTYPES, SCORES, ScoreName
@@ -40,26 +49,31 @@ from protoseg.suggest.uncertainty import NEED_PROTOTYPES, SCORES, ScoreName
 DEFAULT_SCORE: ScoreName = "linear"
 DEFAULT_DISTANCE = 0.06
 DEFAULT_OUT = Path("suggestions")
-LIST_NAME, RECORD_NAME, SHEET_NAME = "suggested.txt", "suggested.json", "sheet.png"
-SHEET_IMAGES = 48
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m protoseg.suggest",
-        description="Choose the images to label next: those with the most errors to expect that are unlike "
-        "each other and unlike the labelled ones.",
+        description="Choose the images to label next: those that show the classes' prototypes most evenly, "
+        "labelled images included; without prototypes, and with --encoder, one of each cluster of the "
+        "encoder's features.",
+        epilog=all_evidence(),
     )
     add = parser.add_argument
-    add("checkpoint", metavar="CKPT", help="run folder, checkpoint folder, or a file in it")
-    add("inputs", metavar="IMAGES", nargs="+", type=Path,
+    add("checkpoint", metavar="CKPT", help="run folder, checkpoint folder, or a file in it; none with "
+        "--encoder")  # fmt: skip
+    add("inputs", metavar="IMAGES", nargs="*", type=Path,
         help="images, folders of images, or lists as training reads them")  # fmt: skip
+    add("--encoder", metavar="NAME", help="the first images, before anything is trained: one of each "
+        "cluster of this pretrained encoder's features, as tf_efficientnet_lite0")  # fmt: skip
+    add("--weights", help="--encoder's weights: package, timm or a file (default: the package of those that "
+        "have one, else timm)")  # fmt: skip
     add("-n", "--count", type=int, default=24, help="images to suggest (default: 24)")
     add("-o", "--output", metavar="DIR", type=Path, default=DEFAULT_OUT, help=f"folder for the results "
         f"(default: {DEFAULT_OUT})")  # fmt: skip
-    add("--score", choices=SCORES, default=DEFAULT_SCORE,
-        help=f"what makes a pixel suspicious (default: {DEFAULT_SCORE})")  # fmt: skip
+    add("--score", choices=SCORES, help="choose by this doubt of pixels and the distance to what is taken, "
+        "in place of the way that beat random choices more clearly")  # fmt: skip
     add("--labeled", metavar="LIST", type=Path, help="images that are labelled already: never suggested, and "
         "suggestions are unlike them (default: those that the checkpoint was trained with)")  # fmt: skip
     add("--exclude", metavar="LIST", type=Path, help="images that are not to be suggested")
@@ -72,6 +86,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--device", help="cpu, cuda, cuda:1, ... (default: what accelerate finds)")
     add_arguments(parser)
     arguments = parser.parse_args(argv)
+    if arguments.encoder is not None:
+        arguments.inputs.insert(0, Path(arguments.checkpoint))
+        of_network = {"--score": arguments.score is not None, "--head": arguments.head != "auto",
+                      "--format": arguments.format is not None}  # fmt: skip
+        if needless := [name for name, is_given in of_network.items() if is_given]:
+            parser.error(f"{needless[0]} needs a trained network, leave it out with --encoder")
+        if arguments.weights == "none":
+            parser.error("--weights none has nothing to choose by; give package, timm or a file")
+    elif arguments.weights is not None:
+        parser.error("--weights needs --encoder")
+    elif not arguments.inputs:
+        parser.error("the following arguments are required: IMAGES")
     if arguments.count < 1:
         parser.error(f"--count must be at least 1, got {arguments.count}")
     if not 0 <= arguments.min_distance <= 1:
@@ -99,9 +125,8 @@ def open_suggester(arguments: argparse.Namespace) -> Suggester:
         sys.stderr.write(
             "note: no prototypes in this checkpoint; images are compared by their mean feature\n"
         )
-    device = usable_device(arguments.device) if arguments.device else PartialState().device
-    checkpoint.segmenter.to(device)
-    return Suggester(checkpoint, head, arguments.score)
+    checkpoint.segmenter.to(device_of(arguments))
+    return Suggester(checkpoint, head, arguments.score or DEFAULT_SCORE)
 
 
 def describe(
@@ -128,30 +153,13 @@ def describe(
                 "distance": round(pick.distance or 0.0, 4),
             }
         records.append({"rank": rank, "image": item.name, "score": round(value, 4), "nearest": nearest,
-                        "doubtful_classes": classes})  # fmt: skip
+                        "cluster_size": pick.cluster_size, "doubtful_classes": classes})  # fmt: skip
         if rank <= SHEET_IMAGES:
             tiles.append(make_tile(
                 f"{rank}   {item.name}", value, pick.distance, classes, image, labels.astype(np.uint8), doubt,
                 suggester.checkpoint.info.classes,
             ))  # fmt: skip
     return records, tiles
-
-
-def write_results(out: Path, names: Sequence[str], record: dict[str, Any], headline: str, tiles: list[Tile],
-                  suggester: Suggester) -> None:  # fmt: skip
-    """Write the three files; they take their places together, once all are complete.
-
-    Raises:
-        DataError, OSError: If they cannot be written; earlier results are then untouched.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".suggest-", dir=out) as beside:
-        folder = Path(beside)
-        write_text(folder / RECORD_NAME, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-        save_whole(folder / SHEET_NAME, suggestion_sheet(headline, tiles, suggester.checkpoint.info.classes))
-        write_text(folder / LIST_NAME, "".join(f"{name}\n" for name in names))
-        for name in (RECORD_NAME, SHEET_NAME, LIST_NAME):
-            (folder / name).replace(out / name)
 
 
 def write_drafts(out: Path, suggester: Suggester, chosen: Sequence[Path], given: Sequence[Path],
@@ -189,6 +197,27 @@ def next_step(out: Path, checkpoint: Checkpoint) -> str:
     )
 
 
+def device_of(arguments: argparse.Namespace) -> torch.device:
+    """The device that was named, or what accelerate finds.
+
+    Raises:
+        UserError: If it cannot be used.
+    """
+    return usable_device(arguments.device) if arguments.device else PartialState().device
+
+
+def run_first(arguments: argparse.Namespace) -> None:
+    """Suggest the first images and write.
+
+    Raises:
+        UserError, OSError, ValueError: With a text for the user.
+    """
+    encoder = PretrainedEncoder(arguments.encoder, arguments.weights, device_of(arguments))
+    known = [path for path in (arguments.labeled, arguments.exclude) if path is not None]
+    text = suggest_first(arguments.inputs, known, arguments.root, encoder, arguments.count, arguments.output)
+    sys.stdout.write(text)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Suggest and write.
 
@@ -204,24 +233,31 @@ def run(arguments: argparse.Namespace) -> None:
         sys.stderr.write(f"skipped: {text}\n")
     excluded = listed_images(arguments.exclude, root, data)
     named = listed_images(arguments.labeled, root, data)
-    labeled_images = trained_images(data) if arguments.labeled is None else named
-    candidates = without(given, [*labeled_images, *excluded])
+    labeled_images = trained_images(data, "labeled") if arguments.labeled is None else named
+    left = without(given, [*labeled_images, *excluded])
+    # what was chosen by a network and then labelled would make its validation look better than it is
+    candidates = without(left, trained_images(data, "val"))
     if not candidates:
-        raise DataError(f"all {len(given)} images are labelled or excluded already; give other images")
+        raise DataError(
+            f"all {len(given)} images are labelled or excluded already, or for validation; give other images"
+        )
     scan = suggester.scan(candidates, "score")
     skipped = [*problems, *scan.skipped]
     if not scan.images:
         raise DataError(f"none of the {len(candidates)} images could be read, see above")
     labeled = suggester.scan(labeled_images, "labeled") if labeled_images else Scan()
-    embeddings = scan.matrix(0)
-    picks, repeats = pick_diverse(
-        np.array(scan.scores, np.float32), embeddings, labeled.matrix(embeddings.shape[1]),
-        arguments.count, arguments.min_distance,
-    )  # fmt: skip
+    has_prototypes = bool(checkpoint.segmenter.bank.active.any())
+    rest = scan.matrix(0), labeled.matrix(len(scan.embeddings[0])), arguments.count, arguments.min_distance
+    if arguments.score is not None:
+        way, (picks, repeats) = "score", pick_diverse(np.array(scan.scores, np.float32), *rest)
+    elif has_prototypes:
+        way, (picks, repeats) = "prototypes", pick_evenly(*rest)
+    else:
+        way, (picks, repeats) = "clusters", pick_clustered(np.stack(scan.encoder), *rest)
     counts = {
-        "given": len(given) + len(problems), "labeled_or_excluded": len(given) - len(candidates),
-        "skipped": len(skipped), "scored": len(scan.images), "near_duplicates": repeats,
-        "suggested": len(picks), "labeled_compared": len(labeled.images),
+        "given": len(given) + len(problems), "labeled_or_excluded": len(given) - len(left),
+        "validation": len(left) - len(candidates), "skipped": len(skipped), "scored": len(scan.images),
+        "near_duplicates": repeats, "suggested": len(picks), "labeled_compared": len(labeled.images),
     }  # fmt: skip
     if not picks:
         sys.stdout.write(f"nothing to suggest: all {repeats} images are near duplicates of labelled ones; "
@@ -231,29 +267,31 @@ def run(arguments: argparse.Namespace) -> None:
     info = checkpoint.info
     record = {
         "checkpoint": info.name, "step": info.step, "weights_sha256": info.weights_sha256,
-        "score": suggester.score, "head": suggester.head, "min_distance": arguments.min_distance,
-        "embedding": "prototype shares" if bool(checkpoint.segmenter.bank.active.any()) else "mean feature",
+        "choice": way, "score": suggester.score, "head": suggester.head,
+        "min_distance": arguments.min_distance,
+        "embedding": "prototype shares" if has_prototypes else "mean feature",
         "counts": counts, "suggested": records, "skipped": skipped,
     }  # fmt: skip
-    headline = f"{len(picks)} of {len(scan.images)} images to label next, {info.name} at step {info.step}"
-    if len(picks) > len(tiles):
-        headline += f" (the first {len(tiles)})"
+    title = headline(len(picks), len(scan.images), f"next, {info.name} at step {info.step}")
     drafted = ""
     if drafting is not None:
         chosen = [scan.images[pick.index].path for pick in picks]
         drafted = write_drafts(out, suggester, chosen, [item.path for item in given], drafting)
-    write_results(out, [row["image"] for row in records], record, headline, tiles, suggester)
+    sheet = suggestion_sheet(title, tiles, info.classes)
+    write_results(out, [row["image"] for row in records], record, sheet)
     sys.stdout.write(
         f"{table(records)}\n\n{len(picks)} of {len(scan.images)} images in {out}; {repeats} others are near "
-        f"duplicates, {counts['labeled_or_excluded']} are labelled or excluded, {len(skipped)} could not be "
-        f"read\n{drafted}{next_step(out, checkpoint)}\n"
+        f"duplicates, {counts['labeled_or_excluded']} are labelled or excluded, {counts['validation']} for "
+        f"validation, {len(skipped)} could not be read\n"
+        f"{evidence(suggester.score if way == 'score' else way)}\n{drafted}{next_step(out, checkpoint)}\n"
     )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code: 1 when nothing could be read, 130 after Ctrl-C."""
     arguments = parse_arguments(argv)
-    return guarded_on_device(lambda: run(arguments))
+    body = run if arguments.encoder is None else run_first
+    return guarded_on_device(lambda: body(arguments))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
+from typing import Literal
 
 from protoseg.config.sections import DataConfig
 from protoseg.data.find import FoundImage, find_images, list_roots, read_list
 from protoseg.data.lists import scan_entries
 from protoseg.data.names import IMAGE_SUFFIXES
 from protoseg.errors import DataError
+
+_NOTES = {
+    "labeled": "labelled images of training are not here ({problem}); name them with --labeled",
+    "val": "validation images of training are not here ({problem}); name them with --exclude",
+}
 
 
 def collect(
@@ -66,12 +72,12 @@ def listed_images(path: Path | None, root: Path | None, data: DataConfig) -> lis
     return found
 
 
-def trained_images(data: DataConfig) -> list[FoundImage]:
-    """The labelled images of a training, those that are here; says so when some are not."""
+def trained_images(data: DataConfig, split: Literal["labeled", "val"]) -> list[FoundImage]:
+    """The labelled or validation images of a training, those that are here; says so when some are not."""
     if data.kind != "files":
         return []
     try:
-        listed, problems = scan_entries(data, "labeled")
+        listed, problems = scan_entries(data, split)
         found = [
             FoundImage(str(entry.image), entry.image, PurePath(entry.image.name))
             for entry in listed.entries
@@ -80,8 +86,9 @@ def trained_images(data: DataConfig) -> list[FoundImage]:
     except DataError as error:
         found, problems = [], [str(error)]
     if problems:
-        sys.stderr.write(f"note: labelled images of training are not here ({problems[0]}); name them with "
-                         "--labeled, or suggestions may repeat them\n")  # fmt: skip
+        sys.stderr.write(
+            f"note: {_NOTES[split].format(problem=problems[0])}, or suggestions may repeat them\n"
+        )
     return found
 
 

@@ -25,6 +25,8 @@ class Look:
     """(1, C, h, w) scores of both heads."""
     embedding: NDArray[np.float32]
     """Unit vector, (C * K,) with prototypes, else (D,)."""
+    encoder: NDArray[np.float32]
+    """Direction of the mean feature of the encoder's last stage, (D',) of length 1."""
 
 
 def look(segmenter: Segmenter, image: Tensor) -> Look:
@@ -36,20 +38,26 @@ def look(segmenter: Segmenter, image: Tensor) -> Look:
     """
     network, bank = segmenter.network, segmenter.bank
     height, width = image.shape[-2:]
-    output = network(image)
+    with network.giving_stage():
+        output = network(image)
+    assert output.stage is not None
     features, linear = output.features.float(), output.linear_logits.float()
     tall, wide = network.padded_size(height, width)
-    # rows and columns of the feature map that are image, not padding
-    rows = max(1, round(features.shape[2] * height / tall))
-    columns = max(1, round(features.shape[3] * width / wide))
-    inside = (slice(None), slice(0, rows), slice(0, columns))
+
+    def inside(found: Tensor) -> Tensor:
+        # rows and columns of a map that are image, not padding
+        rows = max(1, round(found.shape[-2] * height / tall))
+        columns = max(1, round(found.shape[-1] * width / wide))
+        return found[0, ..., :rows, :columns]
+
+    stage = mean_feature(inside(output.stage.float()))
     full = network.upsample(linear, height, width)
     if not bool(bank.active.any()):
-        return Look(HeadLogits(full, None), mean_feature(features[0][inside]))
+        return Look(HeadLogits(full, None), mean_feature(inside(features)), stage)
     similarity = bank.similarity_map(features)
     prototype = bank.pool(similarity.movedim(2, -1).movedim(1, -2)).movedim(-1, 1)
-    shares = prototype_shares(similarity[0][(slice(None), *inside)], bank.active, bank.temperature)
-    return Look(HeadLogits(full, network.upsample(prototype, height, width)), shares)
+    shares = prototype_shares(inside(similarity), bank.active, bank.temperature)
+    return Look(HeadLogits(full, network.upsample(prototype, height, width)), shares, stage)
 
 
 def prototype_shares(similarity_CKYX: Tensor, active_C: Tensor, temperature: float) -> NDArray[np.float32]:

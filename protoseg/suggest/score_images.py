@@ -37,6 +37,8 @@ class Scan:
     """Mean suspicion over the pixels of an image, in [0, 1]."""
     embeddings: list[NDArray[np.float32]] = field(default_factory=list)
     """Unit vectors, see ``protoseg.suggest.embedding``."""
+    encoder: list[NDArray[np.float32]] = field(default_factory=list)
+    """Directions of the mean feature of the encoder's last stage, unit vectors."""
     skipped: list[str] = field(default_factory=list)
     """Why each of the others could not be read."""
 
@@ -103,6 +105,7 @@ class Suggester:
                     found.images.append(item)
                     found.scores.append(float(doubt.mean(dtype=np.float64)))
                     found.embeddings.append(result.embedding)
+                    found.encoder.append(result.encoder)
                 bar.update()
         return found
 

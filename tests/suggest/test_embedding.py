@@ -32,6 +32,8 @@ def test_one_pass_gives_what_the_segmenter_gives():
     assert not np.allclose(found.embedding, padded.embedding), (
         "the border that an image is padded by is no image"
     )
+    assert np.linalg.norm(found.encoder) == pytest.approx(1, abs=1e-5)
+    assert not segmenter.network.gives_stage, "as it was before"
     segmenter.bank.active.fill_(False)
     with inference(segmenter):
         bare = look(segmenter, image)

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny import PROJECT_ROOT, photo, quiet_environment, tiny_info, tiny_segmenter
 
 from protoseg.checkpoint import save_checkpoint
@@ -64,11 +66,11 @@ def test_command(trained, pool, tmp_path, capsys):
     assert [row["image"] for row in record["suggested"]] == names
     assert [row["rank"] for row in record["suggested"]] == [1, 2, 3, 4, 5, 6]
     assert record["suggested"][0]["nearest"] is None
-    assert record["suggested"][0]["score"] == max(row["score"] for row in record["suggested"])
+    assert record["choice"] == "prototypes"
     assert all(row["nearest"]["image"] in names[:i] for i, row in enumerate(record["suggested"]) if i)
     assert record["counts"] == {
-        "given": 8, "labeled_or_excluded": 0, "skipped": 1, "scored": 7, "near_duplicates": 1, "suggested": 6,
-        "labeled_compared": 0,
+        "given": 8, "labeled_or_excluded": 0, "validation": 0, "skipped": 1, "scored": 7,
+        "near_duplicates": 1, "suggested": 6, "labeled_compared": 0,
     }  # fmt: skip
     assert "cut.png" in record["skipped"][0]
     with Image.open(out / "sheet.png") as sheet:
@@ -76,6 +78,15 @@ def test_command(trained, pool, tmp_path, capsys):
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     call(trained, *arguments)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before, "the same input gives the same bytes"
+
+
+def test_a_score_that_was_named_decides(trained, pool, tmp_path, capsys):
+    call(trained, pool, "-n", 3, "-o", tmp_path / "out", "--score", "entropy", "--min-distance", 1e-5)
+    record = json.loads((tmp_path / "out" / "suggested.json").read_text())
+    assert (record["choice"], record["score"]) == ("score", "entropy")
+    assert record["suggested"][0]["score"] == max(row["score"] for row in record["suggested"])
+    assert record["suggested"][0]["cluster_size"] is None
+    assert "not this score" in capsys.readouterr().out
 
 
 def test_score_is_the_mean_suspicion(trained, segmenter, pool, tmp_path):
@@ -127,6 +138,35 @@ def test_labels_of_the_training_are_known_without_being_named(segmenter, pool, t
     assert "name them with --labeled" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_validation_images_are_never_suggested(segmenter, pool, tmp_path, capsys, named):
+    (tmp_path / "masks").mkdir()
+    for number in (0, 3, 5):
+        (tmp_path / "masks" / f"{number}.png").touch()
+    (tmp_path / "labeled.txt").write_text("pool/3.png masks/3.png\n")
+    (tmp_path / "val.txt").write_text("pool/0.png masks/0.png\npool/5.png masks/5.png\n")
+    data = DataConfig(
+        kind="files", root=str(tmp_path), labeled="labeled.txt", val="val.txt", classes=["a", "b"]
+    )
+    save_checkpoint(tmp_path / "checkpoint", segmenter, tiny_info(3).model_copy(update={"data": data}))
+    # the same files under other names: a list of all images, and a link to their folder
+    (tmp_path / "all.txt").write_text("".join(f"pool/{number}.png\n" for number in range(6)))
+    (tmp_path / "linked").symlink_to(pool, target_is_directory=True)
+    extra = ["--labeled", tmp_path / "labeled.txt"] if named else []
+    for given in (tmp_path / "all.txt", tmp_path / "linked"):
+        call(tmp_path, given, "-o", tmp_path / "out", "--min-distance", 1e-5, *extra)
+        record = json.loads((tmp_path / "out" / "suggested.json").read_text())
+        assert record["counts"]["validation"] == 2
+        chosen = {Path(row["image"]).name for row in record["suggested"]}
+        assert chosen == {"1.png", "2.png", "4.png"}
+    assert "2 for validation" in capsys.readouterr().out
+    call(tmp_path, pool / "0.png", "-o", tmp_path / "out", code=1)
+    assert "or for validation; give other" in capsys.readouterr().err
+    (tmp_path / "val.txt").unlink()
+    call(tmp_path, pool / "0.png", "-o", tmp_path / "out")
+    assert "name them with --exclude" in capsys.readouterr().err
+
+
 def test_a_checkpoint_without_prototypes(pool, tmp_path, capsys):
     bare = tiny_segmenter(num_classes=3)
     bare.bank.active.fill_(False)
@@ -135,6 +175,10 @@ def test_a_checkpoint_without_prototypes(pool, tmp_path, capsys):
     assert "compared by their mean feature" in capsys.readouterr().err
     record = json.loads((tmp_path / "out" / "suggested.json").read_text())
     assert record["embedding"] == "mean feature"
+    assert record["choice"] == "clusters"
+    sizes = [row["cluster_size"] for row in record["suggested"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sum(sizes) == 7
     assert record["head"] == "linear"
     assert len(record["suggested"]) == 3
     for extra, message in (
@@ -231,6 +275,57 @@ def test_control_c_of_the_real_process(trained, tmp_path):
     assert "interrupted" in rest
     assert "Traceback" not in rest
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "encoder.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), path)
+    return path
+
+
+def test_first_images_without_a_checkpoint(pool, weights, tmp_path, capsys):
+    out = tmp_path / "out"
+    (tmp_path / "done.txt").write_text("pool/1.png\n")
+    encoder = ["--encoder", "test_resnet", "--weights", str(weights), "--device", "cpu"]
+    arguments = [str(pool), *encoder, "-n", "4", "-o", str(out), "--exclude", str(tmp_path / "done.txt")]
+    assert main(arguments) == 0
+    found = capsys.readouterr()
+    assert "cut.png cannot be decoded" in found.err
+    assert "4 of 6 images in" in found.out
+    assert "protoseg init" in found.out
+    names = (out / "suggested.txt").read_text().splitlines()
+    record = json.loads((out / "suggested.json").read_text())
+    assert [row["image"] for row in record["suggested"]] == names
+    assert len(set(names)) == 4
+    assert sum(row["cluster_size"] for row in record["suggested"]) == 6
+    assert not {"1.png", "cut.png"} & {Path(name).name for name in names}
+    assert len({"3.png", "copy of 3.bmp"} & {Path(name).name for name in names}) <= 1
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    assert set(before) == {"sheet.png", "suggested.json", "suggested.txt"}
+    assert main(arguments) == 0
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert main([str(pool / "cut.png"), *encoder, "-o", str(tmp_path / "none")]) == 1
+    assert "none of the 1 images could be read" in capsys.readouterr().err
+    assert main([str(pool), "--encoder", "vit_tiny_patch16_224", "-o", str(out)]) == 1
+    assert "convolutional" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("extra", [["--score", "entropy"], ["--head", "linear"], ["--format", "coco"]])
+def test_what_needs_a_network_is_refused_without_one(extra, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["photos", "--encoder", "tf_efficientnet_lite0", *extra])
+    assert f"{extra[0]} needs a trained network" in capsys.readouterr().err
+
+
+def test_images_are_required(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["runs/first"])
+    assert "required: IMAGES" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["runs/first", "photos", "--weights", "timm"])
+    assert "--weights needs --encoder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("extra", [["-n", "0"], ["--min-distance", "1.5"], ["--score", "luck"]])
