@@ -48,7 +48,7 @@ def test_data_settings_of_an_evaluation_add_up():
 
 def test_images_of_a_prediction_stand_on_both_sides_of_options():
     found = predict.parse_arguments(["RUN", "a.png", "-o", "out", "b.png", "--student", "c"])
-    assert (found.checkpoint, found.inputs) == ("RUN", [Path("a.png"), Path("b.png"), Path("c")])
+    assert (found.model, found.inputs) == ("RUN", [Path("a.png"), Path("b.png"), Path("c")])
     assert found.output == Path("out")
 
 

@@ -4,6 +4,7 @@ Tensors without values stand on a CUDA device that need not be there: whatever a
 transfer that waits is noted. The backward pass, which torch does not run so, has no code of ours.
 """
 
+import os
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +56,9 @@ class Waits(TorchDispatchMode):
 
 def asked_for():
     """The last two of our lines that lead to a transfer."""
-    ours = [item for item in traceback.extract_stack()[:-2] if item.filename.startswith(str(PROJECT_ROOT))]
+    # a virtual environment may lie in the project, too
+    places = tuple(f"{PROJECT_ROOT / name}{os.sep}" for name in ("protoseg", "tests"))
+    ours = [item for item in traceback.extract_stack()[:-2] if item.filename.startswith(places)]
     return [f"{Path(item.filename).name}:{item.lineno}" for item in ours[-2:]]
 
 
