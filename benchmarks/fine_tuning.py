@@ -103,9 +103,10 @@ def trained_head(source: Checkpoint, pools: Pools, seconds: float, seed: int) ->
 
 
 def trained_network(source: Checkpoint, pools: Pools, seconds: float, seed: int) -> tuple[Segmenter, int]:
-    """All of the network trained for so long with five more rows, on crops; and the steps.
+    """All of the network trained with five more rows, on crops; and the steps.
 
-    Batch norm keeps its statistics. Arguments as for ``trained_head``; a batch has 4 + 4 images.
+    Batch norm keeps its statistics. Arguments as for ``trained_head``, but that ``seconds`` are of processor
+    time, so that a busy machine makes no difference; a batch has 4 + 4 images.
     """
     import torch
     import torch.nn.functional as F
@@ -122,8 +123,8 @@ def trained_network(source: Checkpoint, pools: Pools, seconds: float, seed: int)
         {"params": list(network.backbone.encoder.parameters()), "lr": 5e-5},
     ]
     optimizer, rates = torch.optim.AdamW(groups, weight_decay=1e-4), [group["lr"] for group in groups]
-    start, steps = time.perf_counter(), 0
-    while (spent := time.perf_counter() - start) < seconds:
+    start, steps = time.process_time(), 0
+    while (spent := time.process_time() - start) < seconds:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (1 - spent / seconds) ** 0.9
         crops = [_crop(pool[int(rng.integers(len(pool)))], rng) for pool in pools for _ in range(4)]
