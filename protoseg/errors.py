@@ -9,10 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED = 130
+FIRST_SPEAKS_S = 10.0
+"""How long the other processes wait for the first one to say what is wrong."""
 
 
 class UserError(ValueError):
@@ -73,17 +76,18 @@ def explain(error: Exception) -> str:
 def report(error: Exception) -> int:
     """Print an error on standard error.
 
-    Of several processes the first prints it; the others only what they may be the only ones to have met: each
-    reads its own images.
+    Of several processes the first prints it, for which the others wait: a launcher ends all once one of them
+    has ended, and the first might be the slowest. What they may be the only ones to have met, for each reads
+    its own images, they print at once.
 
     Returns:
         1, the exit code.
     """
     rank = int(os.environ.get("RANK", "0"))
-    if rank == 0:
-        sys.stderr.write(f"error: {explain(error)}\n")
-    elif isinstance(error, DataError):
-        sys.stderr.write(f"error (process {rank}): {explain(error)}\n")
+    if rank and not isinstance(error, DataError):
+        time.sleep(FIRST_SPEAKS_S)
+    process = f" (process {rank})" if rank else ""
+    sys.stderr.write(f"error{process}: {explain(error)}\n")
     return 1
 
 
