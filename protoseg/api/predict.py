@@ -10,7 +10,6 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from protoseg.ahead import ahead_in_order
 from protoseg.api.load import bundle_in, load
 from protoseg.api.model import Model, Wanted
 from protoseg.cores import usable_cores
@@ -18,6 +17,7 @@ from protoseg.data.find import EXPLAIN_FOLDER, NOVELTY, FoundImage
 from protoseg.errors import UserError, guarded
 from protoseg.explain.record import write_reasons
 from protoseg.predict.command import (
+    Told,
     drafting_of,
     find_inputs,
     finish,
@@ -25,8 +25,9 @@ from protoseg.predict.command import (
     parse_arguments,
     wanted_parts,
     workers_for,
+    written_in_order,
 )
-from protoseg.predict.table import ResultTable, part_file
+from protoseg.predict.table import part_file
 from protoseg.predict.write import save_part
 
 SCORES = {"confidence": "confidence", "disagreement": "agreement", NOVELTY: NOVELTY}
@@ -59,21 +60,19 @@ def predict_files(
         legend: Name the colours below each overlay.
         workers: Images at a time.
 
-    Yields:
+    Returns:
         Each path in order, with None, or why it was skipped.
 
     Raises:
         DataError: If a result cannot be written, or the table of an earlier call cannot be read.
     """
-    table, info = ResultTable(out), model.info
+    info = model.info
 
-    def segment(given: tuple[FoundImage, str]) -> str | float | None:
-        """Why an image was skipped, or the share of it that is novel."""
-        item, name = given
+    def segment(item: FoundImage, name: str) -> Told:
         try:
             result = model(item.path, **vars(wanted))
         except UserError as error:
-            return str(error)
+            return Told(skipped=str(error))
         for part in parts:
             save_part(out / part_file(part, name), part, result.labels, info.classes, legend=legend,
                       image=result.image if part == "overlays" else None, confidence=result.confidence,
@@ -82,19 +81,11 @@ def predict_files(
             about = {"image": item.name, "run": info.name, "step": info.version, "head": info.head}
             base = out / EXPLAIN_FOLDER / name
             write_reasons(base, result.image, result.labels, result.grounds, info.classes, about)
-        return result.novel_share
+        return Told(novel_share=result.novel_share)
 
-    given = zip(images, table.reserve(images), strict=True)
-    results = ahead_in_order(segment, given, workers=workers, ahead=workers + 1, name="protoseg-predict")
-    try:
-        for (item, name), found in results:
-            told = found.result()
-            if not isinstance(told, str):
-                table.done(name, parts, info.head, info.name, info.version, told)
-            yield item.path, told if isinstance(told, str) else None
-    finally:
-        results.close()
-        table.write()
+    return written_in_order(
+        segment, images, out, parts, head=info.head, run=info.name, version=info.version, workers=workers
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

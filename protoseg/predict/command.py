@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from tqdm import tqdm
 
+from protoseg.ahead import ahead_in_order
 from protoseg.annotate.write import Options, add_arguments, options_of, write
-from protoseg.data.find import EXPLAIN_FOLDER, RESULT_FOLDERS, Found, find_images
+from protoseg.data.find import EXPLAIN_FOLDER, RESULT_FOLDERS, Found, FoundImage, find_images
 from protoseg.errors import UserError
 from protoseg.manifest import ClassInfo, Head
 from protoseg.predict.drafts import Drafted
-from protoseg.predict.table import TABLE_NAME
+from protoseg.predict.table import TABLE_NAME, ResultTable
+
+
+class Told(NamedTuple):
+    """What became of an image."""
+
+    skipped: str | None = None
+    """Why it was skipped."""
+    novel_share: float | None = None
+    """Share of its pixels that are novel, where that is known."""
+
 
 MOST_WORKERS = 8
 """Each holds the activations of an image."""
@@ -109,6 +120,51 @@ def find_inputs(arguments: argparse.Namespace) -> Found:
     for text in found.remarks:
         sys.stderr.write(f"note: {text}\n")
     return found
+
+
+def written_in_order(
+    segment: Callable[[FoundImage, str], Told],
+    images: Sequence[FoundImage],
+    out: Path,
+    parts: Sequence[str],
+    *,
+    head: str,
+    run: str,
+    version: int | str,
+    workers: int,
+) -> Iterator[tuple[Path, str | None]]:
+    """Segment files, several at a time, and note in ``out/predictions.csv`` what is whose.
+
+    Args:
+        segment: Writes the results of an image under a name, in a thread.
+        images: Files, with what to call them.
+        out: Folder of results.
+        parts: Folders of pictures that ``segment`` writes.
+        head: Head that labels.
+        run: Name of the run that trained the network.
+        version: Its optimiser step, or the version of its bundle.
+        workers: Images at a time.
+
+    Yields:
+        Each path in order, with None, or why it was skipped.
+
+    Raises:
+        DataError: If a result cannot be written, or the table of an earlier call cannot be read.
+    """
+    table = ResultTable(out)
+    given = zip(images, table.reserve(images), strict=True)
+    results = ahead_in_order(
+        lambda pair: segment(*pair), given, workers=workers, ahead=workers + 1, name="protoseg-predict"
+    )
+    try:
+        for (item, name), found in results:
+            told = found.result()
+            if told.skipped is None:
+                table.done(name, parts, head, run, version, told.novel_share)
+            yield item.path, told.skipped
+    finally:
+        results.close()
+        table.write()
 
 
 def follow(results: Iterable[tuple[Path, str | None]], total: int) -> int:

@@ -11,7 +11,6 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from protoseg.ahead import ahead_in_order
 from protoseg.checkpoint import CheckpointInfo
 from protoseg.config.sections import EvalConfig
 from protoseg.data.find import EXPLAIN_FOLDER, RESULT_FOLDERS, FoundImage
@@ -24,8 +23,9 @@ from protoseg.inference import Autocast, HeadName, image_batch, image_logits, in
 from protoseg.manifest import InputRule
 from protoseg.method.pseudo_labels import fuse, label_probability
 from protoseg.models.segmenter import Segmenter
+from protoseg.predict.command import Told, written_in_order
 from protoseg.predict.reasons import Explainer
-from protoseg.predict.table import ResultTable, part_file
+from protoseg.predict.table import part_file
 from protoseg.predict.write import novel_share, save_part
 
 DEFAULT_HEAD: HeadName = "linear"
@@ -130,24 +130,21 @@ def predict_files(
     ``legend`` names the colours below each overlay; ``explainer`` says why, in ``out/explain``. ``workers``
     images are read, computed and written at a time, in threads; a GPU computes one of them at a time.
 
-    Yields:
+    Returns:
         Each path in order, with None, or why it was skipped.
 
     Raises:
         DataError: If a result cannot be written, or the table of an earlier call cannot be read.
     """
-    table = ResultTable(out)
     rules = reading(info.data, info.input)
     on_cpu = segmenter.bank.prototypes.device.type == "cpu"
     turn: AbstractContextManager[object] = nullcontext() if on_cpu else Lock()
 
-    def segment(given: tuple[FoundImage, str]) -> tuple[str | None, float | None]:
-        """Why an image was skipped, and the share of it that is novel."""
-        item, name = given
+    def segment(item: FoundImage, name: str) -> Told:
         try:
             image = read_image(item.path, info.input.channels, rules)
         except DataError as error:
-            return str(error), None
+            return Told(skipped=str(error))
         with turn:
             prediction = predict_image(segmenter, image, info.input, head=head, config=config)
         for part in parts:
@@ -166,16 +163,8 @@ def predict_files(
             about = {"image": item.name, "run": info.name, "step": info.step, "head": head}
             base = out / EXPLAIN_FOLDER / name
             write_reasons(base, image, prediction.labels, grounds, info.classes, about)
-        return None, novel_share(prediction.novelty)
+        return Told(novel_share=novel_share(prediction.novelty))
 
-    given = zip(images, table.reserve(images), strict=True)
-    results = ahead_in_order(segment, given, workers=workers, ahead=workers + 1, name="protoseg-predict")
-    try:
-        for (item, name), found in results:
-            skipped, share = found.result()
-            if skipped is None:
-                table.done(name, parts, head, info.name, info.step, share)
-            yield item.path, skipped
-    finally:
-        results.close()
-        table.write()
+    return written_in_order(
+        segment, images, out, parts, head=head, run=info.name, version=info.step, workers=workers
+    )
