@@ -32,16 +32,18 @@ def self_test(model: Model, *, fuse: bool) -> None:
         blank = np.zeros((height, width, model.manifest.input.channels), np.uint8)
         model.predict(blank, confidence=True, label_probability=True)
         samples = _read_samples(bundle)
+        found = [_labels(model, image) for image, _ in samples]
         if fuse and samples and model.can_fuse:
-            plain = [_labels(model, image) for image, _ in samples]
             model.fused = True
             # a single differing pixel puts the graph's own labels back in charge
             model.fused = all(
                 np.array_equal(_labels(model, image), labels)
-                for (image, _), labels in zip(samples, plain, strict=True)
+                for (image, _), labels in zip(samples, found, strict=True)
             )
         model.network.keep_cuts_with("logits_stride" if model.fused else "labels")
-        shares = [float(np.mean(_labels(model, image) == labels)) for image, labels in samples]
+        shares = [
+            float(np.mean(mine == labels)) for mine, (_, labels) in zip(found, samples, strict=True)
+        ]
     except BundleError:
         raise
     # whatever the runtime raises, the bundle cannot be served here
