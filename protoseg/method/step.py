@@ -110,8 +110,10 @@ def prototype_terms(
     )  # fmt: skip
     if settings.update_from == "clean":
         right = labeled_logits.detach().max(1).indices == target
-        points = clean_points(settings, output.features.detach()[:local], classes[:local], right, size,
-                              num_classes=networks.bank.num_classes, rng=rng, processes=processes)  # fmt: skip
+        points = clean_points(
+            settings, output.features.detach()[:local], classes[:local], right, size,
+            num_classes=networks.bank.num_classes, rng=rng, processes=processes,
+        )  # fmt: skip
     else:
         taught = None if strong is None else strong.taught
         points = moving_points(settings, drawn, taught, target.shape[2], size, batch=local)

@@ -56,6 +56,7 @@ class GuardedProtocol(_ORIGINAL):  # type: ignore[misc]
             self.transport.abort()
 
     def connection_made(self, transport: Any) -> None:
+        """Cut a connection that is one too many; of all others a head is expected soon."""
         super().connection_made(transport)
         if len(self.connections) > self.settings.connections:
             transport.abort()
@@ -63,6 +64,7 @@ class GuardedProtocol(_ORIGINAL):  # type: ignore[misc]
         self._arm()
 
     def data_received(self, data: bytes) -> None:
+        """Hand bytes on, and cut a connection whose head is too long."""
         if self._between_requests():
             self._arm()
             self._head_bytes += len(data)
@@ -73,11 +75,13 @@ class GuardedProtocol(_ORIGINAL):  # type: ignore[misc]
             self.transport.abort()
 
     def pause_writing(self) -> None:
+        """Wait for the reader, but not for ever."""
         super().pause_writing()
         if self._write_timer is None:
             self._write_timer = self.loop.call_later(self.settings.write_timeout, self._write_late)
 
     def resume_writing(self) -> None:
+        """The reader has gone on."""
         super().resume_writing()
         self._stop_write_timer()
 
@@ -91,6 +95,7 @@ class GuardedProtocol(_ORIGINAL):  # type: ignore[misc]
             self._write_timer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Stop both clocks."""
         self._disarm()
         self._stop_write_timer()
         super().connection_lost(exc)
