@@ -37,7 +37,7 @@ class Points(NamedTuple):
 class DrawnPoints(NamedTuple):
     """Points of the whole batch, at which the losses are."""
 
-    index: Tensor
+    pixels: Tensor
     """(P*B, N) flat pixel index ``row * W + column``."""
     features: Tensor
     """(P*B, N, D) of the student."""
@@ -126,7 +126,7 @@ def moving_points(
         return Points(z.flatten(0, 1), classes.flatten(), drawn.similarity.detach())
     moving, kept = z[:batch], classes[:batch]
     if settings.update_from == "both" and taught is not None:
-        weak = drawn.index[batch : batch + len(taught[0])]
+        weak = drawn.pixels[batch : batch + len(taught[0])]
         moving = torch.cat([moving, features_at(taught[0], weak, width, padded_size)])
         kept = torch.cat([kept, taught[1].flatten(1).gather(1, weak)])
     return Points(moving.flatten(0, 1), kept.flatten(), None)
