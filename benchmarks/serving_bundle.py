@@ -34,6 +34,7 @@ from protoseg.explain.atlas import (
     write_atlas,
 )
 from protoseg.files import sha256_file
+from protoseg.input_rule import InputRule, ResizeConfig
 from protoseg.manifest import (
     MANIFEST_NAME,
     ArtifactFile,
@@ -41,11 +42,9 @@ from protoseg.manifest import (
     Baseline,
     ClassInfo,
     GraphSettings,
-    InputRule,
     Manifest,
     ParityCase,
     ParityReport,
-    ResizeConfig,
     Sample,
 )
 

@@ -24,17 +24,11 @@ from torch import Tensor, nn
 from protoseg.config.sections import DataConfig, EvalConfig, ModelConfig, PrototypeConfig
 from protoseg.errors import FULL_DISK, CheckpointError
 from protoseg.files import PREVIOUS_SUFFIX, folder_whole, sha256_file, write_whole
-from protoseg.manifest import (
-    MANIFEST_NAME,
-    Adaptation,
-    ClassInfo,
-    Head,
-    InputRule,
-    Record,
-    explain_validation,
-)
+from protoseg.input_rule import InputRule
+from protoseg.manifest import MANIFEST_NAME, Adaptation, ClassInfo, Head
 from protoseg.models.novelty import NoveltyHead, NoveltyScale
 from protoseg.models.segmenter import Segmenter, build_segmenter
+from protoseg.records import Record, explain_validation
 
 logger = logging.getLogger(__name__)
 CHECKPOINT_SCHEMA = 1

@@ -16,7 +16,8 @@ from protoseg.checkpoint import (
     resolve_checkpoint,
 )
 from protoseg.errors import CheckpointError
-from protoseg.manifest import ClassInfo, ValueRange
+from protoseg.input_rule import ValueRange
+from protoseg.manifest import ClassInfo
 
 # parts that a start from other weights may lack: they depend on the method and learn quickly
 NEW_PARTS = ("projection.", "aux_head.")

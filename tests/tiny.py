@@ -14,7 +14,8 @@ from PIL import Image
 from protoseg.checkpoint import CheckpointInfo
 from protoseg.config.load import parse_config
 from protoseg.config.sections import Config
-from protoseg.manifest import ClassInfo, InputRule
+from protoseg.input_rule import InputRule
+from protoseg.manifest import ClassInfo
 from protoseg.models.segmenter import Segmenter, build_segmenter
 from protoseg.versions import package_versions
 

@@ -14,7 +14,7 @@ from protoseg.config.sections import Config, MethodConfig
 from protoseg.config.yaml_names import Spots, find_spots, parse_yaml
 from protoseg.errors import ConfigError
 from protoseg.files import PROJECT_ROOT
-from protoseg.manifest import validation_problems
+from protoseg.records import validation_problems
 
 
 def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

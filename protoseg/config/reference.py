@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from protoseg.config.presets import METHOD_PRESETS, MODEL_PRESETS, preset_values
 from protoseg.config.sections import Config, MethodConfig
-from protoseg.manifest import Section
+from protoseg.records import Section
 
 BASIC = {int: "integer", float: "number", bool: "true or false", str: "text", type(None): "null"}
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "pattern": "matching"}

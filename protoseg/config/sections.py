@@ -10,18 +10,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from protoseg.manifest import Head, ResizeConfig, Section
-
-
-def _whole_number(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
-
-
-# overrides are text, which pydantic turns into numbers, but not into choices among numbers
-NumberChoice = BeforeValidator(_whole_number)
-
+from protoseg.input_rule import ResizeConfig
+from protoseg.manifest import Head
+from protoseg.records import NumberChoice, Section
 
 BUILT_IN_MAPS = ("cityscapes", "ade20k", "voc")
 """Label maps by name, which bring their classes with them."""

@@ -19,7 +19,7 @@ from protoseg.data.members import File, Member
 from protoseg.data.names import know_heif
 from protoseg.data.tiff import is_tiff, read_layout
 from protoseg.errors import DataError
-from protoseg.manifest import InputRule, ValueRange
+from protoseg.input_rule import InputRule, ValueRange
 
 if TYPE_CHECKING:
     from protoseg.config.sections import DataConfig

@@ -35,9 +35,10 @@ from protoseg.inference import (
     upsample,
     usable_device,
 )
-from protoseg.manifest import ResizeConfig, explain_validation
+from protoseg.input_rule import ResizeConfig
 from protoseg.models.segmenter import Segmenter
 from protoseg.processes import Processes
+from protoseg.records import explain_validation
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from protoseg.manifest import ArtifactFile, ClassInfo, InputRule, Manifest
+from protoseg.input_rule import InputRule
+from protoseg.manifest import ArtifactFile, ClassInfo, Manifest
 from protoseg.share.contents import Model, shareable
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from protoseg.data.ranges import with_value_range
 from protoseg.data.sources import CachedSource, Labels, Pixels, Source, listed_source, open_source
 from protoseg.data.stream import GiveLabels, Sample, make_stream
 from protoseg.errors import ConfigError, DataError
-from protoseg.manifest import ClassInfo, ValueRange
+from protoseg.input_rule import ValueRange
+from protoseg.manifest import ClassInfo
 from protoseg.models.encoders import normalization
 from protoseg.processes import Processes
 from protoseg.seeds import generator

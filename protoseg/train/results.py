@@ -28,7 +28,7 @@ from protoseg.evaluate.results import EvalResult, format_table
 from protoseg.explain.atlas import ATLAS_DIR, SHEET_NAME
 from protoseg.explain.make import make_atlas
 from protoseg.inference import Autocast
-from protoseg.manifest import InputRule
+from protoseg.input_rule import InputRule
 from protoseg.method.inputs import Networks
 from protoseg.method.labelling import StrongViews
 from protoseg.models.segmenter import Segmenter

@@ -27,7 +27,8 @@ from protoseg.inference import (
     whole_logits,
     window_starts,
 )
-from protoseg.manifest import ClassInfo, ResizeConfig
+from protoseg.input_rule import ResizeConfig
+from protoseg.manifest import ClassInfo
 from protoseg.processes import Processes
 
 CPU = torch.device("cpu")

@@ -24,7 +24,7 @@ from protoseg.config.load import load_config
 from protoseg.config.sections import Config
 from protoseg.data.synthetic import SyntheticScenes, synthetic_classes
 from protoseg.files import PROJECT_ROOT
-from protoseg.manifest import InputRule
+from protoseg.input_rule import InputRule
 from protoseg.models.kmeans import spherical_kmeans
 from protoseg.models.segmenter import Segmenter, build_segmenter
 from protoseg.versions import package_versions

@@ -12,7 +12,7 @@ from protoseg.checkpoint import save_checkpoint
 from protoseg.config.sections import EvalConfig
 from protoseg.data.find import FoundImage
 from protoseg.data.images import resize_image
-from protoseg.manifest import InputRule, ResizeConfig
+from protoseg.input_rule import InputRule, ResizeConfig
 from protoseg.method.pseudo_labels import fuse
 from protoseg.predict.__main__ import main
 from protoseg.predict.images import DEFAULT_HEAD, predict_image, soft_labels

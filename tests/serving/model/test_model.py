@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.serving_bundle import COLORS, make_bundle, sample_image
-from protoseg.manifest import ResizeConfig
+from protoseg.input_rule import ResizeConfig
 from serving.model.model import Model
 from serving.model.open import open_model
 from serving.settings import Settings
