@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.common import ASSETS, parser
 from protoseg.checkpoint import Checkpoint, load_checkpoint
-from protoseg.config.sections import EvalConfig
+from protoseg.config.training import EvalConfig
 from protoseg.data.images import save_whole
 from protoseg.data.lists import Split
 from protoseg.data.sources import Source, open_source

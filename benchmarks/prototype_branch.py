@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.common import ROOT, Answer, Block, Result, markdown_table, parser, spread, write_result
 from protoseg.config.load import load_config
-from protoseg.config.sections import PrototypeConfig
+from protoseg.config.method import PrototypeConfig
 
 if TYPE_CHECKING:  # the table needs no torch
     from torch import Tensor

@@ -21,7 +21,10 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from protoseg.config.sections import DataConfig, EvalConfig, ModelConfig, PrototypeConfig
+from protoseg.config.data import DataConfig
+from protoseg.config.method import PrototypeConfig
+from protoseg.config.model import ModelConfig
+from protoseg.config.training import EvalConfig
 from protoseg.errors import FULL_DISK, CheckpointError
 from protoseg.files import PREVIOUS_SUFFIX, folder_whole, sha256_file, write_whole
 from protoseg.input_rule import InputRule

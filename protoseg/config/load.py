@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from protoseg.config.method import MethodConfig
 from protoseg.config.presets import METHOD_PRESETS, MODEL_PRESETS
-from protoseg.config.sections import Config, MethodConfig
+from protoseg.config.sections import Config
 from protoseg.config.yaml_names import Spots, find_spots, parse_yaml
 from protoseg.errors import ConfigError
 from protoseg.files import PROJECT_ROOT

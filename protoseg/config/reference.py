@@ -10,8 +10,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from protoseg.config.method import MethodConfig
 from protoseg.config.presets import METHOD_PRESETS, MODEL_PRESETS, preset_values
-from protoseg.config.sections import Config, MethodConfig
+from protoseg.config.sections import Config
 from protoseg.records import Section
 
 BASIC = {int: "integer", float: "number", bool: "true or false", str: "text", type(None): "null"}

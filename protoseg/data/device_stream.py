@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from protoseg.config.sections import DataConfig, ViewConfig
+from protoseg.config.data import DataConfig, ViewConfig
 from protoseg.data.batched_views import make_views
 from protoseg.data.sources import CachedSource
 from protoseg.data.stream import (

@@ -28,7 +28,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from protoseg.config.sections import DataConfig, FolderPair
+from protoseg.config.data import DataConfig, FolderPair
 from protoseg.data.compact import join_names, split_lines
 from protoseg.data.lines import CITYSCAPES_IDS, CITYSCAPES_MASK, Entry, Resolver
 from protoseg.data.listed import read_listed

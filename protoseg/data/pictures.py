@@ -22,7 +22,7 @@ from protoseg.errors import DataError
 from protoseg.input_rule import InputRule, ValueRange
 
 if TYPE_CHECKING:
-    from protoseg.config.sections import DataConfig
+    from protoseg.config.data import DataConfig
 
 # the limit that counts is data.max_pixels, and it is looked at before any pixel is decoded
 Image.MAX_IMAGE_PIXELS = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.data.images import read_stored
 from protoseg.data.lines import Entry
 from protoseg.data.members import File

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from protoseg.config.sections import DataConfig, ViewConfig
+from protoseg.config.data import DataConfig, ViewConfig
 from protoseg.data.sources import CachedSource
 from protoseg.data.views import apply_geometry, color_view, draw_geometry
 from protoseg.errors import DataError

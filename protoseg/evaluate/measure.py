@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from protoseg.checkpoint import CheckpointInfo
+from protoseg.config.data import DataConfig
 from protoseg.config.load import apply_override
-from protoseg.config.sections import DataConfig, EvalConfig
+from protoseg.config.training import EvalConfig
 from protoseg.data.images import resize_image, resize_mask
 from protoseg.data.sources import EvalSamples, open_source
 from protoseg.errors import ConfigError, DataError

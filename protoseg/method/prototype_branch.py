@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protoseg.config.sections import PrototypeConfig
+from protoseg.config.method import PrototypeConfig
 from protoseg.method.losses import Mean, assignment_divergence, cross_entropy
 from protoseg.method.points import choose_points, features_at, pixels_per_point
 from protoseg.models.prototypes import PrototypeBank

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protoseg.checkpoint import CheckpointInfo
-from protoseg.config.sections import EvalConfig
+from protoseg.config.training import EvalConfig
 from protoseg.data.find import EXPLAIN_FOLDER, RESULT_FOLDERS, FoundImage
 from protoseg.data.images import read_image, resize_image
 from protoseg.data.pictures import reading

@@ -13,7 +13,7 @@ from protoseg.share.contents import Model, shareable
 
 if TYPE_CHECKING:
     from protoseg.checkpoint import CheckpointInfo
-    from protoseg.config.sections import ModelConfig
+    from protoseg.config.model import ModelConfig
 
 _PAPER = "[prototype-based consistency regularisation](https://arxiv.org/abs/2210.04388)"
 _EMBEDDED = "embedded scenes"

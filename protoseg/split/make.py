@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from protoseg.config.sections import DataConfig, FolderPair
+from protoseg.config.data import DataConfig, FolderPair
 from protoseg.data.classes import read_classes
 from protoseg.data.images import write_text
 from protoseg.data.lines import Entry

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from protoseg.config.sections import DataConfig, ModelConfig
+from protoseg.config.data import DataConfig
+from protoseg.config.model import ModelConfig
 from protoseg.data.find import FoundImage
 from protoseg.data.images import read_image, resize_image
 from protoseg.draw.tiles import Tile, draw_sheet, small

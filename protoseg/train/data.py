@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from protoseg.config.data import DataConfig, ViewConfig
 from protoseg.config.plan import Schedule
-from protoseg.config.sections import Config, DataConfig, TrainConfig, ViewConfig
+from protoseg.config.sections import Config
+from protoseg.config.training import TrainConfig
 from protoseg.data.classes import read_classes
 from protoseg.data.device_stream import make_device_stream
 from protoseg.data.lists import EntryList, Split

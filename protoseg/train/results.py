@@ -17,7 +17,9 @@ from protoseg.checkpoint import (
     read_info,
     save_checkpoint,
 )
-from protoseg.config.sections import Config, DataConfig, PrototypeConfig
+from protoseg.config.data import DataConfig
+from protoseg.config.method import PrototypeConfig
+from protoseg.config.sections import Config
 from protoseg.data.lists import portable_root
 from protoseg.data.sources import EvalSamples, Source
 from protoseg.data.stream import Sample

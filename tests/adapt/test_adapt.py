@@ -12,7 +12,7 @@ import protoseg
 from protoseg.adapt import change
 from protoseg.adapt.__main__ import main
 from protoseg.checkpoint import load_checkpoint, read_info, save_checkpoint
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.evaluate.__main__ import main as evaluate
 from protoseg.manifest import ClassInfo
 

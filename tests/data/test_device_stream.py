@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from protoseg.config.sections import DataConfig, SyntheticConfig, ViewConfig
+from protoseg.config.data import DataConfig, SyntheticConfig, ViewConfig
 from protoseg.data import device_stream
 from protoseg.data.device_stream import DeviceImages, free_memory, make_device_stream
 from protoseg.data.sources import CachedSource, open_source

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.data import names
 from protoseg.data.folders import scan_folder
 from protoseg.data.lists import EntryList, read_entries, scan_entries

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.data.find import read_list
 from protoseg.data.lists import EntryList, read_entries, scan_entries
 from protoseg.errors import DataError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.data.lists import KNOWN_LISTS, EntryList, data_root, read_entries, scan_entries
 from protoseg.errors import DataError
 

@@ -17,8 +17,8 @@ from shard_sets import CLASSES, COUNTS, WRITERS, encoded, pictures, write_shard,
 from tiny import PROJECT_ROOT
 
 from protoseg.check.inspect import inspect
+from protoseg.config.data import DataConfig, ViewConfig
 from protoseg.config.load import parse_config
-from protoseg.config.sections import DataConfig, ViewConfig
 from protoseg.data.classes import read_classes
 from protoseg.data.lists import portable_root, read_entries, scan_entries
 from protoseg.data.shards import index

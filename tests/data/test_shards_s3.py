@@ -11,7 +11,7 @@ import pytest
 import torch
 from shard_sets import CLASSES, COUNTS, write_parquet, write_shards
 
-from protoseg.config.sections import DataConfig, ViewConfig
+from protoseg.config.data import DataConfig, ViewConfig
 from protoseg.data.classes import read_classes
 from protoseg.data.lists import read_entries
 from protoseg.data.shards import index

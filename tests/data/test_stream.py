@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from protoseg.config.sections import DataConfig, SyntheticConfig, ViewConfig
+from protoseg.config.data import DataConfig, SyntheticConfig, ViewConfig
 from protoseg.data.sources import CachedSource, open_source
 from protoseg.data.stream import StreamSampler, TrainDataset, make_stream, padding_fill
 from protoseg.data.synthetic import synthetic_classes

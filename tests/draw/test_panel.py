@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from tiny import tiny_segmenter
 
-from protoseg.config.sections import EvalConfig
+from protoseg.config.training import EvalConfig
 from protoseg.draw.panel import draw_panel, panel, panel_row, winning_prototypes
 from protoseg.draw.tiles import CELL
 from protoseg.input_rule import ResizeConfig

@@ -12,7 +12,8 @@ from tiny import PROJECT_ROOT, tiny_config, tiny_info, tiny_segmenter
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from protoseg.checkpoint import save_checkpoint
-from protoseg.config.sections import DataConfig, EvalConfig
+from protoseg.config.data import DataConfig
+from protoseg.config.training import EvalConfig
 from protoseg.data.classes import read_classes
 from protoseg.errors import ConfigError
 from protoseg.evaluate.__main__ import main

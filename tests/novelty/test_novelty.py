@@ -20,7 +20,7 @@ from protoseg.checkpoint import (
     save_checkpoint,
     save_novelty,
 )
-from protoseg.config.sections import EvalConfig
+from protoseg.config.training import EvalConfig
 from protoseg.errors import CheckpointError, ExportError
 from protoseg.inference import image_batch, image_logits, inference, sliding_logits
 from protoseg.models.novelty import NoveltyHead, NoveltyScale

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny import tiny_info, tiny_segmenter
 
 from protoseg.checkpoint import save_checkpoint
-from protoseg.config.sections import EvalConfig
+from protoseg.config.training import EvalConfig
 from protoseg.data.find import FoundImage
 from protoseg.data.images import resize_image
 from protoseg.input_rule import InputRule, ResizeConfig

@@ -1,6 +1,6 @@
 import pytest
 
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.errors import DataError
 from protoseg.suggest.candidates import collect
 

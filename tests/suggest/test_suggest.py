@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tiny import PROJECT_ROOT, photo, quiet_environment, tiny_info, tiny_segmenter
 
 from protoseg.checkpoint import save_checkpoint
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.method.pseudo_labels import fuse
 from protoseg.suggest import __main__ as command
 from protoseg.suggest.__main__ import main

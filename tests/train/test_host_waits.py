@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from protoseg.config.sections import DataConfig, SyntheticConfig, ViewConfig
+from protoseg.config.data import DataConfig, SyntheticConfig, ViewConfig
 from protoseg.data import device_stream
 from protoseg.data.device_stream import make_device_stream
 from protoseg.data.sources import CachedSource, open_source

@@ -12,9 +12,9 @@ import yaml
 from tiny import TINY, tiny_config
 
 from protoseg.checkpoint import load_checkpoint
+from protoseg.config.data import SyntheticConfig
 from protoseg.config.ignored import ignored_settings
 from protoseg.config.plan import make_schedule
-from protoseg.config.sections import SyntheticConfig
 from protoseg.data.stream import StreamSampler
 from protoseg.data.synthetic import write_dataset
 from protoseg.errors import ConfigError, DataError

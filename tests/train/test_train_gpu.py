@@ -10,7 +10,7 @@ from small_step import batches, run_step, step_of
 from tiny import tiny_config, tiny_segmenter
 
 from protoseg.checkpoint import load_checkpoint
-from protoseg.config.sections import DataConfig, SyntheticConfig, ViewConfig
+from protoseg.config.data import DataConfig, SyntheticConfig, ViewConfig
 from protoseg.data.device_stream import make_device_stream
 from protoseg.data.sources import CachedSource, open_source
 from protoseg.data.stream import make_stream

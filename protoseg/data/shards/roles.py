@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from protoseg.config.sections import DataConfig, FolderPair
+from protoseg.config.data import DataConfig, FolderPair
 from protoseg.data.compact import Names
 from protoseg.data.lines import Entry
 from protoseg.data.long_list import LazyEntries

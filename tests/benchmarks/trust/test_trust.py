@@ -17,7 +17,7 @@ from benchmarks.trust.ranking import (
 )
 from benchmarks.trust.scores import scores
 from protoseg.checkpoint import save_checkpoint
-from protoseg.config.sections import DataConfig, SyntheticConfig
+from protoseg.config.data import DataConfig, SyntheticConfig
 from protoseg.data.synthetic import write_dataset
 from protoseg.inference import HeadLogits
 
