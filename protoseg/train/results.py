@@ -10,13 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from protoseg.checkpoint import (
-    BEST_DIR,
-    CHECKPOINT_DIR,
-    CheckpointInfo,
-    read_info,
-    save_checkpoint,
-)
+from protoseg.checkpoint import BEST_DIR, CHECKPOINT_DIR, CheckpointInfo, read_info, save_checkpoint
 from protoseg.config.data import DataConfig
 from protoseg.config.method import PrototypeConfig
 from protoseg.config.sections import Config

@@ -14,12 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from protoseg.checkpoint import (
-    Checkpoint,
-    CheckpointInfo,
-    load_checkpoint,
-    save_checkpoint,
-)
+from protoseg.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint, save_checkpoint
 from protoseg.config.load import load_config
 from protoseg.config.sections import Config
 from protoseg.data.synthetic import SyntheticScenes, synthetic_classes

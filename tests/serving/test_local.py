@@ -17,7 +17,8 @@ from PIL import Image
 from tiny import quiet_environment
 
 import protoseg
-from benchmarks.serving_bundle import make_bundle, sample_image
+from benchmarks.nearest_color import sample_image
+from benchmarks.serving_bundle import make_bundle
 from benchmarks.serving_server import Server
 from protoseg import Bundle, Result, UserError
 from protoseg.input_rule import ResizeConfig
