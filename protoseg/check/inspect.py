@@ -21,7 +21,7 @@ from protoseg.data.masks import mask_reader
 from protoseg.data.names import Places
 from protoseg.data.pictures import reading
 from protoseg.data.ranges import with_value_range
-from protoseg.data.shards.roles import ShardEntries
+from protoseg.data.shards.entries import ShardEntries
 from protoseg.data.sources import FileSource, Source, open_source
 from protoseg.errors import DataError
 from protoseg.manifest import ClassInfo
