@@ -7,17 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from protoseg.checkpoint import (
-    WEIGHTS_NAME,
-    CheckpointInfo,
-    described_tensors,
-    plain_state,
-    read_info,
-    resolve_checkpoint,
-)
+from protoseg.checkpoint import WEIGHTS_NAME, CheckpointInfo, described_tensors, read_info, resolve_checkpoint
 from protoseg.errors import CheckpointError
 from protoseg.input_rule import ValueRange
 from protoseg.manifest import ClassInfo
+from protoseg.weights import plain_state
 
 # parts that a start from other weights may lack: they depend on the method and learn quickly
 NEW_PARTS = ("projection.", "aux_head.")
