@@ -23,7 +23,7 @@ from protoseg.data.device_stream import make_device_stream
 from protoseg.data.lists import EntryList, Split
 from protoseg.data.ranges import with_value_range
 from protoseg.data.sources import CachedSource, Labels, Pixels, Source, listed_source, open_source
-from protoseg.data.stream import GiveLabels, Sample, make_stream
+from protoseg.data.stream import GiveLabels, Sample, StreamSampler, make_stream
 from protoseg.errors import ConfigError, DataError
 from protoseg.input_rule import ValueRange
 from protoseg.manifest import ClassInfo
@@ -322,12 +322,12 @@ def open_batches(
         make = partial(make_device_stream, device=processes.device)
 
     def stream(source: CachedSource, name: Literal["labeled", "unlabeled"], first: int) -> Iterator[Sample]:
-        return make(
-            source, name, data=settings, views=views, batch_size=train.batch_size, seed=train.seed,
-            mean=data.mean, start=first * train.accumulate, stop=stop, rank=processes.rank,
-            world=processes.world, pick=pick if name == "labeled" else None,
-            labels=labels if name == "unlabeled" else None,
+        sampler = StreamSampler(
+            len(source), train.batch_size, seed=train.seed, stream=name, start=first * train.accumulate,
+            stop=stop, rank=processes.rank, world=processes.world, pick=pick if name == "labeled" else None,
         )  # fmt: skip
+        return make(source, sampler, data=settings, views=views, mean=data.mean,
+                    labels=labels if name == "unlabeled" else None)  # fmt: skip
 
     second = None
     if unlabeled and data.unlabeled is not None:
