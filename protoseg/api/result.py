@@ -28,7 +28,7 @@ from protoseg.draw.colours import IGNORED, OVERLAY_OPACITY, overlay_picture
 from protoseg.errors import DataError
 from protoseg.explain.reasons import Grounds, Reasons
 from protoseg.explain.record import image_record, write_reasons
-from protoseg.explain.sheet import point_sheet
+from protoseg.explain.sheet import Explained, point_sheet
 from protoseg.manifest import NOVEL
 from protoseg.predict.table import ResultTable, part_file
 from protoseg.predict.write import novel_share, save_part
@@ -131,7 +131,8 @@ class Result:
         index = said["prototype"]
 
         def draw() -> Image.Image:
-            return point_sheet(self.origin.name, self.image, self.labels, grounds, said, self.info.classes)
+            pixel = Explained(self.origin.name, self.image, self.labels, grounds, self.info.classes)
+            return point_sheet(pixel, said)
 
         return Explanation(
             said["x"], said["y"], said["class_id"], said["class"], grounds.prototypes[index],
