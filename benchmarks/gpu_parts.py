@@ -6,7 +6,7 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -197,19 +197,18 @@ KEPT = {
     LEVERS: ("fixmatch", "protoseg_soft", "protoseg_clean", "all"),
     TEACHER: ("teacher", "taught"),
 }
-"""Methods of a rehearsal."""
+"""Methods of a rehearsal; of other studies all."""
 
 
-def small_study(name: str, path: Path, methods: Sequence[str] | None = None) -> Path:
+def small_study(name: str, path: Path) -> Path:
     """A study with two steps, one seed and few methods, for a rehearsal.
 
     Args:
         name: The study.
         path: Where it goes.
-        methods: Those that stay; None: ``KEPT``, or all.
     """
     raw = read_config(ROOT / "benchmarks" / "studies" / f"{name}.yaml")
-    kept = methods or KEPT.get(name) or [item["name"] for item in raw["methods"]]
+    kept = KEPT.get(name) or [item["name"] for item in raw["methods"]]
     raw |= {"name": f"{name}_rehearsal", "seeds": raw["seeds"][:1], "evaluations": 1}
     raw["baseline"] = raw["baseline"] if raw.get("baseline") in kept else None
     raw["budgets"] = [raw["budgets"][0] | {"steps": 2}]

@@ -45,10 +45,10 @@ def short(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-def tail(log: Path, lines: int = 5) -> str:
+def tail(log: Path) -> str:
     """The last lines of a log."""
     text = log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
-    return "\n".join(f"    {line}" for line in text[-lines:])
+    return "\n".join(f"    {line}" for line in text[-5:])
 
 
 def last_step(folder: Path) -> int:
