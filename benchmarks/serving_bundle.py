@@ -104,6 +104,16 @@ def _atlas(bundle: Path) -> AtlasFiles:
     return AtlasFiles(folder=ATLAS_DIR, sha256={name: sha256_file(bundle / name) for name in names})
 
 
+def _sample(bundle: Path, image: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Sample:
+    (bundle / "samples").mkdir(exist_ok=True)
+    files = ("samples/0.png", "samples/0_labels.png")
+    for name, pixels in zip(files, (image, labels), strict=True):
+        Image.fromarray(pixels).save(bundle / name)
+    return Sample(
+        image=files[0], labels=files[1], sha256={name: sha256_file(bundle / name) for name in files}
+    )
+
+
 def make_bundle(
     folder: str | Path,
     *,
@@ -126,16 +136,12 @@ def make_bundle(
     bundle = Path(folder)
     if explains:
         outputs = (*outputs, "prototype", "similarity")
-    (bundle / "samples").mkdir(parents=True, exist_ok=True)
+    bundle.mkdir(parents=True, exist_ok=True)
     options = {"layout": layout, "static_shape": static_shape, "width": width, "depth": depth}
     onnx.save(build_model(outputs, **options), bundle / "model.onnx")
     size = static_shape[1:] if static_shape else crop
     image = sample_image(*size, seed=99)
     expected = _run(bundle / "model.onnx", image, layout)
-    labels = expected["labels"][0]
-    Image.fromarray(image).save(bundle / "samples" / "0.png")
-    Image.fromarray(labels).save(bundle / "samples" / "0_labels.png")
-    files = ("samples/0.png", "samples/0_labels.png")
     written = [_artifact(bundle, "model.onnx", layout, image, expected)]
     for name in ("labels", "logits_stride") if cuts else ():
         if name in outputs and outputs != (name,):
@@ -156,10 +162,7 @@ def make_bundle(
             decoder_stride=STRIDE, prototypes=1,
         ),
         files=written,
-        samples=[
-            Sample(image=files[0], labels=files[1],
-                   sha256={name: sha256_file(bundle / name) for name in files})
-        ],
+        samples=[_sample(bundle, image, expected["labels"][0])],
         baseline=_baseline(bundle, layout, size) if "confidence" in outputs else None,
         training_metrics={"val/miou": 1.0}, versions={"onnx": onnx.__version__},
         atlas=_atlas(bundle) if explains else None,
