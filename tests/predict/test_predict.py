@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tiny import tiny_info, tiny_segmenter
+from tiny import tiny_info, tiny_run, tiny_segmenter
 
 from protoseg.checkpoint import save_checkpoint
 from protoseg.config.training import EvalConfig
@@ -41,10 +41,8 @@ def segmenter():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, segmenter):
-    folder = tmp_path_factory.mktemp("trained")
-    save_checkpoint(folder / "checkpoint", segmenter, tiny_info(3))
-    return folder
+def trained(tmp_path_factory):
+    return tiny_run(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.mark.parametrize("size", [(33, 61), (1, 1), (64, 40)])
