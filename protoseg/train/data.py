@@ -73,6 +73,22 @@ class RunData:
         return raw / (raw * torch.tensor(self.labeled_count.shares)).sum()
 
 
+def _readable_masks(source: CachedSource) -> Iterator[tuple[int, Labels]]:
+    """Every labelled mask by its index, but for unreadable ones that the loader passes over, and counts, too.
+
+    Raises:
+        DataError: Of an unreadable one, with ``data.on_error=raise``.
+    """
+    for index in range(len(source)):
+        try:
+            mask = source.mask(index)
+        except DataError:
+            if source.config.on_error == "raise":
+                raise
+        else:
+            yield index, mask
+
+
 def count_classes(source: CachedSource, num_classes: int) -> ClassCount:
     """What is labelled of each class; reads every labelled mask once.
 
@@ -80,13 +96,7 @@ def count_classes(source: CachedSource, num_classes: int) -> ClassCount:
         DataError: If no pixel is labelled.
     """
     counts, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    for index in range(len(source)):
-        try:
-            mask = source.mask(index)
-        except DataError:
-            if source.config.on_error == "raise":
-                raise
-            continue  # the loader passes it over too, and counts it
+    for _, mask in _readable_masks(source):
         found = np.bincount(mask.reshape(-1), minlength=256)
         counts += found
         images += found > 0
@@ -128,13 +138,7 @@ class Part(Source):
 def shown_classes(source: CachedSource, num_classes: int) -> NDArray[np.bool_]:
     """(images, C) which class each mask shows; an unreadable mask shows none."""
     shown = np.zeros((len(source), num_classes), np.bool_)
-    for index in range(len(source)):
-        try:
-            mask = source.mask(index)
-        except DataError:
-            if source.config.on_error == "raise":
-                raise
-            continue
+    for index, mask in _readable_masks(source):
         shown[index] = np.bincount(mask.reshape(-1), minlength=256)[:num_classes] > 0
     return shown
 
