@@ -29,7 +29,8 @@ from protoseg.method.inputs import Networks
 from protoseg.method.labelling import StrongViews
 from protoseg.models.segmenter import Segmenter
 from protoseg.processes import Processes
-from protoseg.train.data import ClassCount, RunData
+from protoseg.train.data import RunData
+from protoseg.train.labeled import ClassCount
 from protoseg.train.log import RunLog, read_metrics
 from protoseg.train.progress import Progress
 from protoseg.train.sharing import copy_checkpoint

@@ -20,7 +20,7 @@ from protoseg.data.synthetic import write_dataset
 from protoseg.errors import ConfigError, DataError
 from protoseg.predict.__main__ import main as predict
 from protoseg.train.__main__ import main
-from protoseg.train.data import hold_out, rare_class_picker
+from protoseg.train.labeled import hold_out, rare_class_picker
 from protoseg.train.log import read_metrics
 
 MEASURED = ["pseudo_labels.target_precision=0.4", "pseudo_labels.calibration=class"]
