@@ -110,7 +110,7 @@ def work(config: str, overrides: list[str], out: Path) -> int:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from benchmarks.train_step import prepare
+    from benchmarks.timed_steps import prepare
 
     torch.set_num_threads(1)
     run, step = prepare(config, [*overrides, *SMALL], "cpu", out.parent)

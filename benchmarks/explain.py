@@ -38,6 +38,8 @@ REMOVED = ("named", "other", "second")
 """What is taken away: the named prototype; another of its class (mean over these); the nearest of these."""
 KINDS = ("clear", "doubtful")
 """What the atlas says of the prototype that is named."""
+KEYS = ("pixels", *REMOVED, *(f"{what} {kind}" for what in ("known", "wrong") for kind in KINDS))
+"""What is counted: pixels, those that change, and labelled and wrong ones by what the atlas says."""
 RESAMPLES = 2000
 ENOUGH = 1000
 """Pixels of each kind that a class needs to be in the mean over classes."""
@@ -64,6 +66,37 @@ def without(cosine: Tensor, class_id: int, number: int) -> Tensor:
     left = cosine.clone()
     left[class_id, number] = -np.inf
     return left
+
+
+def class_counts(
+    own: Tensor,
+    order: Tensor,
+    lost: Sequence[Tensor],
+    doubtful: Sequence[bool],
+    labelled: Tensor,
+    wrong: Tensor,
+) -> dict[str, float]:
+    """The pixels of one class of an image by ``KEYS``.
+
+    Args:
+        own: (H, W) bool, pixels that are decided so.
+        order: (K, H, W) numbers of its prototypes at each pixel, the nearest first.
+        lost: For each prototype, (H, W) bool: the class has no longer the highest score without it.
+        doubtful: Which prototypes are.
+        labelled: (H, W) bool.
+        wrong: (H, W) bool, those of these that have another class.
+    """
+    counts = dict.fromkeys(KEYS, 0.0) | {"pixels": float(own.sum())}
+    for k, is_doubtful in enumerate(doubtful):
+        named = own & (order[0] == k)
+        rest = [j for j in range(len(lost)) if j != k]
+        counts["named"] += float((lost[k] & named).sum())
+        counts["other"] += sum(float((lost[j] & named).sum()) for j in rest) / max(1, len(rest))
+        counts["second"] += sum(float((lost[j] & named & (order[1] == j)).sum()) for j in rest)
+        kind = "doubtful" if is_doubtful else "clear"
+        counts[f"known {kind}"] += float((named & labelled).sum())
+        counts[f"wrong {kind}"] += float((named & wrong).sum())
+    return counts
 
 
 def image_counts(
@@ -100,40 +133,28 @@ def image_counts(
     rows, columns = (torch.from_numpy(item) for item in nearest.cells(mask.shape))
     target = torch.from_numpy(mask.astype(np.int64))
     labelled = (target != checkpoint.info.ignore_index) & (target < bank.num_classes)
-    totals, known, wrong = dict.fromkeys(REMOVED, 0.0), dict.fromkeys(KINDS, 0.0), dict.fromkeys(KINDS, 0.0)
+    totals = dict.fromkeys(KEYS, 0.0)
     for class_id in decided.unique().tolist():
-        own = decided == class_id
         others = full.clone()
         others[class_id] = -np.inf
         rival = others.amax(0)
-        # numbers of its prototypes at each pixel, the nearest first
-        order = cosine[class_id].argsort(0, descending=True)[:, rows][:, :, columns]
-        lost = [logits(without(cosine, class_id, k))[class_id] < rival for k in numbers]
-        keys = ("pixels", *REMOVED, *(f"{what} {kind}" for what in ("known", "wrong") for kind in KINDS))
-        sums = into.by_class.setdefault(class_id, dict.fromkeys(keys, 0.0))
-        sums["pixels"] += float(own.sum())
-        for k in numbers:
-            named = own & (order[0] == k)
-            rest = [j for j in numbers if j != k]
-            found = {
-                "named": float((lost[k] & named).sum()),
-                "other": sum(float((lost[j] & named).sum()) for j in rest) / max(1, len(rest)),
-                "second": sum(float((lost[j] & named & (order[1] == j)).sum()) for j in rest),
-            }
+        found = class_counts(
+            decided == class_id,
+            cosine[class_id].argsort(0, descending=True)[:, rows][:, :, columns],
+            [logits(without(cosine, class_id, k))[class_id] < rival for k in numbers],
+            [class_id * bank.num_prototypes + k in doubtful for k in numbers],
+            labelled,
+            labelled & (target != class_id),
+        )
+        for sums in (totals, into.by_class.setdefault(class_id, dict.fromkeys(KEYS, 0.0))):
             for key, value in found.items():
-                totals[key] += value
                 sums[key] += value
-            kind = "doubtful" if class_id * bank.num_prototypes + k in doubtful else "clear"
-            here, errors = named & labelled, named & labelled & (target != class_id)
-            for total, what, pixels_ in ((known, "known", here), (wrong, "wrong", errors)):
-                total[kind] += float(pixels_.sum())
-                sums[f"{what} {kind}"] += float(pixels_.sum())
-    into.pixels.append(float(height * width))
-    for key, value in totals.items():
-        into.changed[key].append(value)
+    into.pixels.append(totals["pixels"])
+    for key in REMOVED:
+        into.changed[key].append(totals[key])
     for kind in KINDS:
-        into.known[kind].append(known[kind])
-        into.wrong[kind].append(wrong[kind])
+        into.known[kind].append(totals[f"known {kind}"])
+        into.wrong[kind].append(totals[f"wrong {kind}"])
 
 
 def ratio(part: Sequence[float], whole: Sequence[float]) -> dict[str, float] | None:

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.common import RESULTS, Answer, parser, spread, write_result
-from benchmarks.serving_bundle import encode
+from benchmarks.nearest_color import encode
 from benchmarks.serving_server import Server
 from export.proof.samples import read_pixels
 from protoseg.manifest import read_manifest

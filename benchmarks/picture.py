@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.common import ASSETS, parser
 from protoseg.checkpoint import Checkpoint, load_checkpoint
-from protoseg.config.sections import EvalConfig
+from protoseg.config.training import EvalConfig
 from protoseg.data.images import save_whole
 from protoseg.data.lists import Split
 from protoseg.data.sources import Source, open_source
@@ -31,6 +31,7 @@ _SCALE = 2  # twice the pixels that are shown, for sharp screens
 _MARGIN, _GAP, _TITLE = 14 * _SCALE, 4 * _SCALE, 40 * _SCALE
 _TILE, _BIG = (56 * _SCALE, 42 * _SCALE), (164 * _SCALE, 123 * _SCALE)
 _ROWS = 5
+_COLUMNS = 4
 SPLITS: tuple[Split, ...] = ("labeled", "unlabeled", "val")
 
 
@@ -63,10 +64,10 @@ def labeled_block(source: Source, colors: list[tuple[int, int, int]]) -> Image.I
     return _grid(tiles, 2)
 
 
-def unlabeled_block(source: Source, columns: int = 4) -> Image.Image:
+def unlabeled_block(source: Source) -> Image.Image:
     """Unlabelled images."""
-    tiles = [_tile(as_rgb(source.image(i)), _TILE) for i in range(min(_ROWS * columns, len(source)))]
-    return _grid(tiles, columns)
+    tiles = [_tile(as_rgb(source.image(i)), _TILE) for i in range(min(_ROWS * _COLUMNS, len(source)))]
+    return _grid(tiles, _COLUMNS)
 
 
 def result_block(checkpoint: Checkpoint, source: Source, chosen: list[int]) -> Image.Image:

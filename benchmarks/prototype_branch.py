@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.common import ROOT, Answer, Block, Result, markdown_table, parser, spread, write_result
 from protoseg.config.load import load_config
-from protoseg.config.sections import PrototypeConfig
+from protoseg.config.method import PrototypeConfig
 
 if TYPE_CHECKING:  # the table needs no torch
     from torch import Tensor
@@ -73,14 +73,16 @@ def ours(
     case: dict[str, Any], features: Tensor, target: Tensor, bank: PrototypeBank, rng: np.random.Generator
 ) -> None:
     """The branch as the trainer runs it."""
-    from protoseg.method.prototype_branch import move_prototypes, prototype_losses
+    from protoseg.method.prototype_branch import move_prototypes, moving_points, prototype_losses
     from protoseg.processes import ALONE
 
     settings = PrototypeConfig(sampling="grid", grid=GRID)
-    means, points = prototype_losses(
-        bank, settings, features.detach().requires_grad_(), target, case["padded"], batch=case["images"] // 2,
-        taught=None, class_weights=None, rng=rng, processes=ALONE,
+    half = case["images"] // 2
+    means, drawn = prototype_losses(
+        bank, settings, features.detach().requires_grad_(), target, case["padded"], batch=half,
+        class_weights=None, rng=rng, processes=ALONE,
     )  # fmt: skip
+    points = moving_points(settings, drawn, None, target.shape[2], case["padded"], batch=half)
     (means["proto_sup"].value + means["proto_uns"].value).backward()
     move_prototypes(bank, [points], settings, 0, reduce=lambda value: value)
 

@@ -49,7 +49,7 @@ def measure(run: str, num_images: int) -> dict[str, Any]:
     from tqdm import tqdm
 
     from protoseg.checkpoint import load_checkpoint
-    from protoseg.config.sections import PrototypeConfig
+    from protoseg.config.method import PrototypeConfig
     from protoseg.data.images import resize_image, resize_mask
     from protoseg.data.sources import CachedSource, open_source
     from protoseg.evaluate.metrics import confusion_matrix, miou

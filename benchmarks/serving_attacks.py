@@ -22,7 +22,8 @@ import httpx
 import numpy as np
 
 from benchmarks.common import SERVING, Answer, Block, Result, markdown_table, parser, write_result
-from benchmarks.serving_bundle import encode, make_bundle, sample_image
+from benchmarks.nearest_color import encode, sample_image
+from benchmarks.serving_bundle import make_bundle
 from benchmarks.serving_server import Server
 
 Attack = Callable[["Target"], str]

@@ -8,6 +8,7 @@ worker and one thread for the network.
 Annotations are evaluated here: FastAPI could not resolve them as strings inside a function.
 """
 
+import argparse
 import io
 import os
 from pathlib import Path
@@ -17,6 +18,17 @@ import bentoml
 import numpy as np
 from PIL import Image as PilImage
 from PIL.Image import Image
+
+from benchmarks.common import parser
+
+
+def place_of(text: str | None) -> argparse.Namespace:
+    """Bundle, host and port of a server's command line, whose help is ``text``."""
+    command = parser(text)
+    command.add_argument("bundle")
+    command.add_argument("--host", default="127.0.0.1")
+    command.add_argument("--port", type=int, default=8000)
+    return command.parse_args()
 
 
 def open_session(bundle: str) -> Any:

@@ -5,7 +5,6 @@ mask goes back as a response. The class stands in the module because LitServe st
 process.
 """
 
-import argparse
 from typing import Any
 
 import litserve
@@ -13,7 +12,7 @@ from fastapi import Request, Response
 from PIL import Image as PilImage
 from PIL.Image import Image
 
-from benchmarks.serving_baselines import open_session, png, segment
+from benchmarks.serving_baselines import open_session, place_of, png, segment
 
 
 class Segmentation(litserve.LitAPI):  # type: ignore[misc]
@@ -42,11 +41,7 @@ class Segmentation(litserve.LitAPI):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundle")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
-    given = parser.parse_args()
+    given = place_of(__doc__)
     server = litserve.LitServer(Segmentation(given.bundle), accelerator="cpu", healthcheck_path="/readyz")
     server.run(host=given.host, port=given.port, generate_client_file=False, log_level="error",
                pretty_logs=False)  # fmt: skip

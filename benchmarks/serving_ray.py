@@ -4,7 +4,6 @@
 request, the mask goes back as a response.
 """
 
-import argparse
 import io
 import time
 
@@ -14,7 +13,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from benchmarks.serving_baselines import open_session, png, segment
+from benchmarks.serving_baselines import open_session, place_of, png, segment
 
 
 @serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 1})
@@ -33,11 +32,7 @@ class Segmentation:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundle")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
-    given = parser.parse_args()
+    given = place_of(__doc__)
     ray.init(include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": given.host, "port": given.port})
     serve.run(Segmentation.bind(given.bundle), route_prefix="/")  # type: ignore[attr-defined]

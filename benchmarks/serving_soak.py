@@ -23,7 +23,8 @@ import psutil
 from PIL import Image
 
 from benchmarks.common import SERVING, Answer, Block, Result, markdown_table, parser, write_result
-from benchmarks.serving_bundle import encode, make_bundle, sample_image
+from benchmarks.nearest_color import encode, sample_image
+from benchmarks.serving_bundle import make_bundle
 from benchmarks.serving_server import Server
 from serving.errors import ServingError
 from serving.pixels.decode import ImageLimits, decode

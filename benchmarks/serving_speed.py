@@ -41,10 +41,12 @@ from benchmarks.common import (
     spread,
     write_result,
 )
-from benchmarks.serving_bundle import encode, make_bundle, sample_image
+from benchmarks.nearest_color import encode, sample_image
+from benchmarks.serving_bundle import make_bundle
 from benchmarks.serving_server import Server
 from protoseg.cores import usable_cores
-from protoseg.manifest import Head, ResizeConfig, read_manifest
+from protoseg.input_rule import ResizeConfig
+from protoseg.manifest import Head, read_manifest
 from serving.pixels.decode import resize
 
 Turn = Callable[[int], float]

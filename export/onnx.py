@@ -20,13 +20,14 @@ from export.graph.trace import DEFAULT_OPSET, OPSETS, ExportSettings, check_sett
 from export.proof.cases import NamedImage
 from export.proof.judge import format_report
 from export.runners.contract import Layout
-from export.writer import BundleWriter, measure_latency
+from export.summary import format_table
+from export.writer import BundleWriter
 from protoseg.checkpoint import Checkpoint, load_checkpoint
 from protoseg.errors import ExportError, guarded
 from protoseg.explain.atlas import fitting_atlas
 from protoseg.explain.make import atlas_folder, checkpoint_atlas
 from protoseg.files import folder_whole
-from protoseg.manifest import ArtifactFile, Head, Manifest, ParityReport, Precision
+from protoseg.manifest import ArtifactFile, Head, Manifest, Precision
 
 logger = logging.getLogger(__name__)
 NUM_PARITY_IMAGES = 24
@@ -179,34 +180,6 @@ def explaining_atlas(checkpoint: Checkpoint) -> Path:
         logger.info("searching the training patches of the prototypes")
         checkpoint_atlas(checkpoint, progress=False)
     return folder
-
-
-def format_table(folder: Path, manifest: Manifest) -> str:
-    """Precision, size, parity and a first impression of the latency of every file."""
-    height, width = manifest.input.crop
-    size = manifest.graph.static_shape or (1, height, width)
-    shape = (size[0], manifest.input.channels, *size[1:])
-    rows = [("precision", "file", "MB", "parity", "max logit diff", "ms")]
-    for item in manifest.files:
-        exact = item.precision == "int8"
-        ms = measure_latency(folder / item.name, manifest.graph.input_layout, shape, exact_qdq=exact)
-        rows.append(
-            (item.precision, item.name, f"{item.size / 1e6:.1f}", item.parity.status,
-             _largest_difference(item.parity), f"{ms:.1f}")
-        )  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    shown = "x".join(map(str, shape))
-    return "\n".join([*lines, f"(ms: median CPU call at {shown}, no benchmark; fp16 and int8 are for GPUs)"])
-
-
-def _largest_difference(report: ParityReport) -> str:
-    if not report.cases:
-        return "-"
-    values = [
-        v for k, v in report.cases[0].metrics.items() if k.endswith("/max_logit_diff") and v is not None
-    ]
-    return f"{max(values):.2g}" if values else "-"
 
 
 def parse_static(text: str) -> tuple[int, int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,20 +77,6 @@ def measure_baseline(
         mean_confidence=total / pixels, images=sum(len(c.batch) for c in cases),
         novel_fraction=None if novel is None else novel / pixels,
     )  # fmt: skip
-
-
-def measure_latency(
-    path: Path, layout: Layout, shape: tuple[int, int, int, int], *, exact_qdq: bool = False
-) -> float:
-    """Median of five calls after two, in ms on the CPU; a first impression, not a benchmark."""
-    image = adapt(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), layout)
-    seconds = []
-    with OrtRunner(path, exact_qdq=exact_qdq) as runner:
-        for _ in range(7):
-            start = time.perf_counter()
-            runner(image)
-            seconds.append(time.perf_counter() - start)
-    return 1000 * float(np.median(seconds[2:]))
 
 
 def copy_atlas(source: Path, folder: Path) -> AtlasFiles:

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,20 +18,18 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from protoseg.config.sections import DataConfig, EvalConfig, ModelConfig, PrototypeConfig
-from protoseg.errors import FULL_DISK, CheckpointError
-from protoseg.files import PREVIOUS_SUFFIX, folder_whole, sha256_file, write_whole
-from protoseg.manifest import (
-    MANIFEST_NAME,
-    Adaptation,
-    ClassInfo,
-    Head,
-    InputRule,
-    Record,
-    explain_validation,
-)
+from protoseg.config.data import DataConfig
+from protoseg.config.method import PrototypeConfig
+from protoseg.config.model import ModelConfig
+from protoseg.config.training import EvalConfig
+from protoseg.errors import CheckpointError
+from protoseg.files import PREVIOUS_SUFFIX, sha256_file, write_whole
+from protoseg.input_rule import InputRule
+from protoseg.manifest import MANIFEST_NAME, Adaptation, ClassInfo, Head
 from protoseg.models.novelty import NoveltyHead, NoveltyScale
 from protoseg.models.segmenter import Segmenter, build_segmenter
+from protoseg.records import Record, explain_validation
+from protoseg.weights import plain_state, read_tensors, write_failure, writing
 
 logger = logging.getLogger(__name__)
 CHECKPOINT_SCHEMA = 1
@@ -132,30 +127,6 @@ class Checkpoint:
     """The checkpoint folder."""
 
 
-@contextmanager
-def writing(target: Path) -> Iterator[Path]:
-    """A folder beside ``target`` that takes its place when the block ends without an error.
-
-    Raises:
-        CheckpointError: If it cannot be written (a full disk, say); ``target`` is then untouched.
-    """
-    try:
-        with folder_whole(target) as partial:
-            yield partial
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(_write_failure(target, error)) from error
-
-
-def _write_failure(target: Path, error: Exception) -> str:
-    free = shutil.disk_usage(target.parent if target.parent.exists() else Path.cwd()).free
-    full = getattr(error, "errno", None) in FULL_DISK
-    reason = "the disk is full" if full else (str(error).splitlines() or [type(error).__name__])[0]
-    return (
-        f"cannot write {target}: {reason} ({free / 2**20:.0f} MiB free); what was there before is "
-        "unchanged. Free some space or set run.dir to another disk"
-    )
-
-
 def _weights(segmenter: Segmenter) -> dict[str, Tensor]:
     bank = segmenter.bank
     state = {
@@ -166,14 +137,6 @@ def _weights(segmenter: Segmenter) -> dict[str, Tensor]:
     state["prototypes.prototypes"] = bank.prototypes.detach().cpu().contiguous()
     state["prototypes.active"] = bank.active.cpu().to(dtype=bank.prototypes.dtype)
     return state
-
-
-def plain_state(network: nn.Module) -> dict[str, Tensor]:
-    """State without the prefixes that wrappers (torch.compile, DDP) put before names."""
-    return {
-        key.replace("_orig_mod.", "").removeprefix("module."): value
-        for key, value in network.state_dict().items()
-    }
 
 
 def save_checkpoint(
@@ -252,15 +215,6 @@ def read_info(folder: Path) -> CheckpointInfo:
         ) from error
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
-
-
 def described_tensors(weights: Path, info: CheckpointInfo) -> dict[str, Tensor]:
     """Tensors of a weight file that is the one its description was written for."""
     digest = sha256_file(weights)
@@ -269,7 +223,7 @@ def described_tensors(weights: Path, info: CheckpointInfo) -> dict[str, Tensor]:
             f"{weights} does not match its description (hash {digest[:12]}, expected "
             f"{info.weights_sha256[:12]}): the file was changed or cut short"
         )
-    return _read_tensors(weights)
+    return read_tensors(weights)
 
 
 def load_checkpoint(path: str | Path, *, student: bool = False) -> Checkpoint:
@@ -295,7 +249,7 @@ def load_checkpoint(path: str | Path, *, student: bool = False) -> Checkpoint:
         bank = segmenter.bank
         bank.prototypes.copy_(state.pop("prototypes.prototypes"))
         bank.active.copy_(state.pop("prototypes.active") > 0)
-        network = _read_tensors(folder / STUDENT_NAME) if student else state
+        network = read_tensors(folder / STUDENT_NAME) if student else state
         segmenter.network.load_state_dict(network)
     except (KeyError, RuntimeError) as error:
         text = " ".join(str(error).split())[:300]
@@ -317,7 +271,7 @@ def save_novelty(folder: Path, head: NoveltyHead, info: NoveltyInfo) -> Path:
     try:
         write_whole(path, lambda beside: safetensors.torch.save_file(tensors, beside, header))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(_write_failure(path, error)) from error
+        raise CheckpointError(write_failure(path, error)) from error
     return path
 
 
@@ -328,7 +282,7 @@ def read_novelty(folder: Path) -> tuple[NoveltyHead, NoveltyInfo]:
         CheckpointError: If it is damaged or foreign.
     """
     path = folder / NOVELTY_NAME
-    tensors = _read_tensors(path)
+    tensors = read_tensors(path)
     try:
         with safetensors.safe_open(path, "pt") as file:
             header = (file.metadata() or {})[_NOVELTY_KEY]

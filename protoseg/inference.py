@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protoseg.config.sections import EvalConfig
+from protoseg.config.training import EvalConfig
 from protoseg.errors import UserError, guarded
 from protoseg.manifest import Head
 from protoseg.method.pseudo_labels import fuse

@@ -1,4 +1,4 @@
-"""The JSON contracts that leave the trainer: what a network expects, and what a bundle holds.
+"""The JSON contract that leaves the trainer: what a bundle holds.
 
 Shared by checkpoint, export and serving. Needs pydantic only, so that serving can read it without torch.
 """
@@ -6,38 +6,21 @@ Shared by checkpoint, export and serving. Needs pydantic only, so that serving c
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator
 
 from protoseg.errors import ManifestError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from protoseg.input_rule import InputRule
+from protoseg.records import Record, explain_validation
 
 BUNDLE_SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 Precision = Literal["fp32", "fp16", "int8", "int8-cpu"]
 Head = Literal["linear", "prototype", "fused"]
-ValueRange = tuple[float, float]
 NOVEL = 0.5
 """Novelty from which a pixel is called novel."""
-FULL_16_BIT: ValueRange = (0, 65535)
-
-
-class Section(BaseModel):
-    """Base of every section of settings: unknown keys are errors, values never change after validation."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
-    )
-
-
-class Record(Section):
-    """Base of every record; like a configuration section, it refuses unknown keys and never changes."""
 
 
 class ClassInfo(Record):
@@ -47,85 +30,6 @@ class ClassInfo(Record):
     """Name."""
     color: tuple[int, int, int]
     """Colour, RGB in [0, 255]."""
-
-
-class ResizeConfig(Section):
-    """How an image is brought to the working size before the network sees it."""
-
-    mode: Literal["none", "fixed", "short_side", "long_side"] = "none"
-    """``fixed`` uses height and width, the other two use size and keep the aspect ratio."""
-    height: int | None = Field(None, ge=8)
-    """Working height in pixels (``fixed``)."""
-    width: int | None = Field(None, ge=8)
-    """Working width in pixels (``fixed``)."""
-    size: int | None = Field(None, ge=8)
-    """Length of the short or long side in pixels."""
-
-    @model_validator(mode="after")
-    def _check(self) -> ResizeConfig:
-        if self.mode == "fixed" and (self.height is None or self.width is None):
-            raise ValueError("resize.mode=fixed needs resize.height and resize.width")
-        if self.mode in ("short_side", "long_side") and self.size is None:
-            raise ValueError(f"resize.mode={self.mode} needs resize.size")
-        return self
-
-    def target_size(self, height: int, width: int) -> tuple[int, int]:
-        """Working size of an image of ``height`` x ``width`` pixels, as (height, width)."""
-        if self.mode == "none":
-            return height, width
-        if self.mode == "fixed":
-            assert self.height is not None
-            assert self.width is not None
-            return self.height, self.width
-        assert self.size is not None
-        side = min(height, width) if self.mode == "short_side" else max(height, width)
-        scale = self.size / side
-        return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def to_bytes(values: NDArray[Any], value_range: ValueRange) -> NDArray[np.uint8]:
-    """Pixel values of more than 8 bits as bytes: ``value_range`` is stretched to 0 to 255 and rounded.
-
-    Values outside are cut off, values that are no number become the lowest. The full 16 bits are divided by
-    257.
-    """
-    low, high = value_range
-    scaled = values.astype("float64")
-    scaled[scaled != scaled] = low
-    scaled -= low
-    scaled *= 255.0
-    scaled /= high - low
-    scaled += 0.5
-    return scaled.clip(0, 255).astype("uint8")
-
-
-class InputRule(Record):
-    """How a decoded image becomes the network's input.
-
-    An image is resized by ``resize`` (bilinear, antialiased), then normalised as
-    ``(x / 255 - mean) / std`` inside the network, which also pads it at the bottom and right with the
-    mean to a multiple of ``stride_multiple`` and crops its logits back. Logits are upsampled to the
-    original size (bilinear, half-pixel centres) before the argmax.
-    """
-
-    channels: int = Field(ge=1)
-    """Channels; 3 is RGB."""
-    mean: list[float]
-    """Per-channel mean in [0, 1]."""
-    std: list[float]
-    """Per-channel standard deviation in [0, 1]."""
-    stride_multiple: int = Field(ge=1)
-    """Height and width are padded to a multiple of this, in pixels."""
-    resize: ResizeConfig
-    """Working size rule."""
-    crop: tuple[int, int]
-    """Training crop (height, width) in pixels."""
-    value_range: ValueRange | None = None
-    """Values of images of more than 8 bits that become 0 and 255. Null: the images were of 8 bits; 16 bits
-    are
-    divided by 257."""
-    exif: Literal["apply", "ignore"] = "apply"
-    """Whether images are turned upright as their EXIF tag says."""
 
 
 class Adaptation(Record):
@@ -337,32 +241,6 @@ class Manifest(Record):
     def cuts(self, name: str) -> list[ArtifactFile]:
         """Graphs cut from file ``name`` whose own parity passed."""
         return [item for item in self.files if item.parity.status == "passed" and item.cut_of == name]
-
-
-def validation_problems(
-    error: ValidationError, names: Mapping[str, str] | None = None, secret: Collection[str] = ()
-) -> list[str]:
-    """Every problem of a pydantic error as ``key: message (got value)``.
-
-    Args:
-        error: The error.
-        names: What to call the first part of a key, where that is not the part itself (a variable, say).
-        secret: First parts of keys whose value is not told.
-    """
-    problems = []
-    for item in error.errors():
-        first, *rest = (str(part) for part in item["loc"] or [""])
-        message = item["msg"].removeprefix("Value error, ")
-        message = "unknown key" if item["type"] == "extra_forbidden" else message
-        hidden = isinstance(item["input"], dict) or first in secret
-        got = "" if hidden else f" (got {repr(item['input'])[:200]})"
-        problems.append(f"{'.'.join([(names or {}).get(first, first), *rest])}: {message}{got}")
-    return problems
-
-
-def explain_validation(error: ValidationError) -> str:
-    """The first problem of a pydantic error as ``key: message (got value)``."""
-    return validation_problems(error)[0]
 
 
 def read_manifest(bundle: str | Path) -> Manifest:

@@ -7,16 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from protoseg.checkpoint import (
-    WEIGHTS_NAME,
-    CheckpointInfo,
-    described_tensors,
-    plain_state,
-    read_info,
-    resolve_checkpoint,
-)
+from protoseg.checkpoint import WEIGHTS_NAME, CheckpointInfo, described_tensors, read_info, resolve_checkpoint
 from protoseg.errors import CheckpointError
-from protoseg.manifest import ClassInfo, ValueRange
+from protoseg.input_rule import ValueRange
+from protoseg.manifest import ClassInfo
+from protoseg.weights import plain_state
 
 # parts that a start from other weights may lack: they depend on the method and learn quickly
 NEW_PARTS = ("projection.", "aux_head.")
@@ -48,24 +43,7 @@ def start_from_checkpoint(
     """
     folder = resolve_checkpoint(path)
     info = read_info(folder)
-    theirs, ours = [c.name for c in info.classes], [c.name for c in classes]
-    if theirs != ours:
-        raise CheckpointError(
-            f"train.start_from={path} has the classes {', '.join(theirs)}; this run has {', '.join(ours)}. "
-            "They must be the same, in the same order"
-        )
-    if (info.input.mean, info.input.std) != (mean, std):
-        raise CheckpointError(
-            f"train.start_from={path} was trained with mean {info.input.mean} and std {info.input.std}, this "
-            f"run has {mean} and {std}; set data.mean and data.std to the former"
-        )
-    theirs_range = info.input.value_range
-    if theirs_range is not None and value_range is not None and theirs_range != value_range:
-        low, high = theirs_range
-        raise CheckpointError(
-            f"train.start_from={path} was trained with values of {low:g} to {high:g}, this run has "
-            f"{value_range[0]:g} to {value_range[1]:g}; set data.value_range=[{low:.9g},{high:.9g}]"
-        )
+    _refuse_others(path, info, classes, mean, std, value_range)
     state = {
         key: value
         for key, value in described_tensors(folder / WEIGHTS_NAME, info).items()
@@ -85,3 +63,32 @@ def start_from_checkpoint(
         for key, value in state.items():
             own[key].copy_(value)
     return info
+
+
+def _refuse_others(
+    path: str | Path,
+    info: CheckpointInfo,
+    classes: list[ClassInfo],
+    mean: list[float],
+    std: list[float],
+    value_range: ValueRange | None,
+) -> None:
+    """Refuse a checkpoint whose labels or pixels mean something else."""
+    theirs, ours = [c.name for c in info.classes], [c.name for c in classes]
+    if theirs != ours:
+        raise CheckpointError(
+            f"train.start_from={path} has the classes {', '.join(theirs)}; this run has {', '.join(ours)}. "
+            "They must be the same, in the same order"
+        )
+    if (info.input.mean, info.input.std) != (mean, std):
+        raise CheckpointError(
+            f"train.start_from={path} was trained with mean {info.input.mean} and std {info.input.std}, this "
+            f"run has {mean} and {std}; set data.mean and data.std to the former"
+        )
+    theirs_range = info.input.value_range
+    if theirs_range is not None and value_range is not None and theirs_range != value_range:
+        low, high = theirs_range
+        raise CheckpointError(
+            f"train.start_from={path} was trained with values of {low:g} to {high:g}, this run has "
+            f"{value_range[0]:g} to {value_range[1]:g}; set data.value_range=[{low:.9g},{high:.9g}]"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from serving.client import Client as Client
+    from serving.http_client import Client as Client
 
 
 def __getattr__(name: str) -> Any:
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
 
         return service.svc
     if name == "Client":
-        from serving.client import Client
+        from serving.http_client import Client
 
         return Client
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

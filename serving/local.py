@@ -14,7 +14,8 @@ from protoseg.cores import usable_cores
 from protoseg.data.pictures import PLAIN
 from protoseg.errors import DataError, ManifestError, UserError
 from protoseg.explain.reasons import Grounds
-from protoseg.manifest import MANIFEST_NAME, Head, Precision, read_manifest, validation_problems
+from protoseg.manifest import MANIFEST_NAME, Head, Precision, read_manifest
+from protoseg.records import validation_problems
 from serving.errors import LACKING, ServingError
 from serving.model.open import open_model
 from serving.pixels.decode import ImageLimits, decode, sniff

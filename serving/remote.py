@@ -18,7 +18,8 @@ from protoseg.api.result import ModelInfo
 from protoseg.errors import UserError
 from protoseg.explain.atlas import Prototype, cut_strip
 from protoseg.explain.reasons import ABSENT, Grounds, Nearest
-from protoseg.manifest import ClassInfo, InputRule
+from protoseg.input_rule import InputRule
+from protoseg.manifest import ClassInfo
 from serving.errors import LACKING
 
 

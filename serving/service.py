@@ -74,6 +74,34 @@ def _check_in_subprocess(folder: Path) -> None:
     logger.info("%s", done.stdout.strip())
 
 
+def _prepare(settings: Settings) -> None:
+    """End the command before it binds when there is nothing to serve; else pin the bundle for its workers."""
+    configure_log()
+    try:
+        folder = find_bundle(settings.model)
+        check_bundle(folder, settings)
+        _check_in_subprocess(folder)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    os.environ[PINNED_BUNDLE] = str(folder)
+    os.environ[PARENT] = str(os.getpid())
+    forward_hangup()
+    explain_taken_port()
+
+
+def _behind_gateway(settings: Settings, state: ServingState) -> type:
+    """A class of services whose application lies behind the gateway."""
+
+    class SegmentationService(Service):  # type: ignore[misc]
+        def to_asgi(self, is_main: bool = True) -> Any:
+            install_protocol(settings)
+            app = super().to_asgi(is_main)
+            drop_middleware(app, keep_spans=settings.otel)
+            return guard(app, state)
+
+    return SegmentationService
+
+
 def build_service(settings: Settings) -> Any:
     """Make the service.
 
@@ -82,19 +110,10 @@ def build_service(settings: Settings) -> Any:
     """
     state = ServingState(settings)
 
-    class SegmentationService(Service):  # type: ignore[misc]
-        """A service whose application lies behind the gateway."""
-
-        def to_asgi(self, is_main: bool = True) -> Any:
-            install_protocol(settings)
-            app = super().to_asgi(is_main)
-            drop_middleware(app, keep_spans=settings.otel)
-            return guard(app, state)
-
     @bentoml.asgi_app(make_pages(state), path="/")
     @bentoml.service(
         name="protoseg",
-        service_class=SegmentationService,
+        service_class=_behind_gateway(settings, state),
         workers=settings.workers,
         logging={"access": {"enabled": False}},
         metrics={"enabled": False},
@@ -105,18 +124,7 @@ def build_service(settings: Settings) -> Any:
 
         @bentoml.on_deployment
         def check() -> None:
-            """End the command before it binds when there is nothing to serve."""
-            configure_log()
-            try:
-                folder = find_bundle(settings.model)
-                check_bundle(folder, settings)
-                _check_in_subprocess(folder)
-            except UserError as error:
-                sys.exit(f"error: {error}")
-            os.environ[PINNED_BUNDLE] = str(folder)
-            os.environ[PARENT] = str(os.getpid())
-            forward_hangup()
-            explain_taken_port()
+            _prepare(settings)
 
         def __init__(self) -> None:
             if in_worker():

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from protoseg.cores import usable_cores
 from protoseg.errors import UserError
-from protoseg.manifest import Section, validation_problems
+from protoseg.records import Section, validation_problems
 
 # where this package lies: in a Bento, protoseg may be that of an installed checkout
 PROJECT_ROOT = Path(__file__).resolve().parents[1]

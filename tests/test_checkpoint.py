@@ -7,14 +7,9 @@ import torch
 from tiny import tiny_info, tiny_segmenter
 
 from protoseg import checkpoint
-from protoseg.checkpoint import (
-    load_checkpoint,
-    read_info,
-    resolve_checkpoint,
-    save_checkpoint,
-    writing,
-)
+from protoseg.checkpoint import load_checkpoint, read_info, resolve_checkpoint, save_checkpoint
 from protoseg.errors import CheckpointError
+from protoseg.weights import writing
 
 
 @pytest.fixture

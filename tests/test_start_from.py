@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_info, tiny_segmenter
 
 from protoseg.checkpoint import read_info, save_checkpoint
-from protoseg.config.sections import PrototypeConfig
+from protoseg.config.method import PrototypeConfig
 from protoseg.errors import CheckpointError
 from protoseg.models.segmenter import build_segmenter
 from protoseg.start_from import start_from_checkpoint

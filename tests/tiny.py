@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from protoseg.checkpoint import CheckpointInfo
+from protoseg.checkpoint import CheckpointInfo, save_checkpoint
 from protoseg.config.load import parse_config
 from protoseg.config.sections import Config
-from protoseg.manifest import ClassInfo, InputRule
+from protoseg.input_rule import InputRule
+from protoseg.manifest import ClassInfo
 from protoseg.models.segmenter import Segmenter, build_segmenter
 from protoseg.versions import package_versions
 
@@ -80,6 +81,12 @@ def tiny_info(num_classes: int = 3, **model: object) -> CheckpointInfo:
         versions=package_versions(),
         git_revision=None,
     )
+
+
+def tiny_run(folder: Path, num_classes: int = 3, **made: Any) -> Path:
+    """A run folder with the checkpoint of a ``tiny_segmenter`` (``made``: its options)."""
+    save_checkpoint(folder / "checkpoint", tiny_segmenter(num_classes, **made), tiny_info(num_classes))
+    return folder
 
 
 def photo(seed: int, height: int = 40, width: int = 48) -> NDArray[np.uint8]:

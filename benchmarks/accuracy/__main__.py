@@ -17,10 +17,11 @@ import sys
 from pathlib import Path
 
 from benchmarks.accuracy.records import Places
-from benchmarks.accuracy.runner import Runner, short
+from benchmarks.accuracy.runner import Runner
 from benchmarks.accuracy.runs import Run, plan, unique_runs, with_starts
 from benchmarks.accuracy.study import Study, StudyError, load_study
 from benchmarks.accuracy.summary import Found, find_records, summarize
+from benchmarks.accuracy.trainer import short
 from benchmarks.common import ASSETS, RESULTS, ROOT, parser, write_result
 from protoseg.errors import guarded
 

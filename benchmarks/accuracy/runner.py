@@ -15,19 +15,11 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from benchmarks.accuracy.records import (
-    FINAL_NAME,
-    Clock,
-    Places,
-    Record,
-    collect,
-    finished,
-    folder_hash,
-    read_record,
-)
+from benchmarks.accuracy.records import Clock, Places, Record, collect, finished, folder_hash, read_record
 from benchmarks.accuracy.runs import Run, with_starts
 from benchmarks.accuracy.settings import changed_settings
 from benchmarks.accuracy.study import START, Study
+from benchmarks.accuracy.trainer import last_step, measure_final, short, tail, trainer_command
 from benchmarks.common import ROOT
 from protoseg.files import write_text_whole
 
@@ -278,57 +270,9 @@ def claim(path: Path) -> IO[bytes] | None:
     return stream
 
 
-def trainer_command(study: Study, run: Run, runs: Path, *, resume: bool) -> list[str]:
-    """The command line of a training, from the project's root."""
-    flag = ["--resume"] if resume else []
-    own = [f"run.dir={short(runs)}", f"run.name={run.name}", "train.trackers=[]", "train.keep_states=1",
-           f"train.save_every={max(1, run.steps // 12)}"]  # fmt: skip
-    if run.start is not None:
-        own.append(f"train.start_from={short(runs / run.start.name)}")
-    if run.teacher is not None:
-        own.append(f"pseudo_labels.teacher={short(runs / run.teacher.name)}")
-    return ["python", "-m", "protoseg.train", *flag, "--config", study.config, *own, *run.overrides]
-
-
-def measure_final(folder: Path, val: str, log: Path) -> int:
-    """Measure a finished run on ``val`` (below ``data.root``); returns the exit code."""
-    command = [
-        sys.executable, "-m", "protoseg.evaluate", str(folder), "--teacher-only", "--no-boundary",
-        "--json", str(folder / FINAL_NAME), "--confusion", str(folder / "final_val.png"),
-        "--data", f"val={val}",
-    ]  # fmt: skip
-    with log.open("ab") as stream:
-        done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL,
-            stdout=stream, stderr=stream, start_new_session=True, check=False,
-        )  # fmt: skip
-    return done.returncode
-
-
-def short(path: Path) -> str:
-    """A path relative to the project where it lies inside."""
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
 def difference(record: Record, run: Run) -> str:
     """Settings in which a record and a run differ, in words."""
     now: dict[str, Any] = {k: v for k, v in changed_settings(run.config).items() if not k.startswith("run.")}
     keys = [k for k in sorted({*now, *record.settings}) if now.get(k) != record.settings.get(k)]
     texts = [f"{k} {record.settings.get(k, 'default')} there, {now.get(k, 'default')} here" for k in keys]
     return "; ".join(texts)
-
-
-def tail(log: Path, lines: int = 5) -> str:
-    """The last lines of a log."""
-    text = log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
-    return "\n".join(f"    {line}" for line in text[-lines:])
-
-
-def last_step(folder: Path) -> int:
-    """The last step that a run has logged."""
-    from protoseg.train.log import read_metrics
-
-    try:
-        return max((line["step"] for line in read_metrics(folder / "metrics.jsonl")), default=0)
-    except (ValueError, KeyError):
-        return 0

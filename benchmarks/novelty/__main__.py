@@ -40,7 +40,7 @@ from benchmarks.common import (
     write_result,
 )
 from benchmarks.trust.ranking import Floats, auroc, average_precision, counts_by_place, places
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.data.classes import read_classes
 from protoseg.data.lists import read_entries
 from protoseg.data.sources import CachedSource, open_source

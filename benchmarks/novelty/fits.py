@@ -23,7 +23,6 @@ from protoseg.models.prototypes import unit
 
 KEPT = 4_000
 NEIGHBOUR = 10
-DISTANCES = ("cosine", "mahalanobis", "residual", "neighbours")
 # added to the covariance, as a part of its mean variance, so that it can be inverted
 RIDGE = 1e-3
 

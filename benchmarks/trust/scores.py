@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from benchmarks.trust.ranking import Floats, Ints, cross_validated
 from protoseg.checkpoint import Checkpoint, CheckpointInfo
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.data.images import resize_image, resize_mask
 from protoseg.data.lists import read_entries
 from protoseg.data.masks import mask_reader

@@ -6,7 +6,8 @@ import logging
 import re
 
 from protoseg.errors import ExportError
-from protoseg.manifest import Manifest, Record
+from protoseg.manifest import Manifest
+from protoseg.records import Record
 
 logger = logging.getLogger(__name__)
 WIDE_AREA_RATIO = 16

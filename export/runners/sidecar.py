@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from export.runners.contract import RunnerError
 from export.runners.cuda import GpuInfo
 from export.runners.profiles import Profile
-from protoseg.manifest import Precision, Record, TensorInfo, explain_validation
+from protoseg.manifest import Precision, TensorInfo
+from protoseg.records import Record, explain_validation
 
 SIDECAR_SCHEMA = 1
 Flavor = Literal["tensorrt", "tensorrt_rtx"]

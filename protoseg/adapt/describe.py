@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from protoseg.checkpoint import CheckpointInfo
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.data.classes import IGNORE_NAMES
 from protoseg.data.masks import label_map_entries
 from protoseg.data.palette import Color, default_palette

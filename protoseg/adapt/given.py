@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protoseg.checkpoint import CheckpointInfo
-from protoseg.config.sections import DataConfig, FolderPair
+from protoseg.config.data import DataConfig, FolderPair
 from protoseg.data.classes import parse_color
 from protoseg.data.find import list_roots
 from protoseg.data.images import read_image, resize_image, resize_mask

@@ -22,7 +22,7 @@ from protoseg.data.images import PILLOW_MODES, read_image, stored_to_bytes
 from protoseg.data.pictures import DECODE_ERRORS, Reading, read_orientation
 from protoseg.data.tiff import as_channels, turn, unsigned
 from protoseg.errors import DataError
-from protoseg.manifest import InputRule
+from protoseg.input_rule import InputRule
 
 Pixels: TypeAlias = NDArray[np.uint8]
 

@@ -24,7 +24,8 @@ from protoseg.data.find import find_images
 from protoseg.data.pictures import Reading
 from protoseg.errors import DataError, UserError, check_choice
 from protoseg.explain.reasons import Grounds
-from protoseg.manifest import ClassInfo, InputRule
+from protoseg.input_rule import InputRule
+from protoseg.manifest import ClassInfo
 
 logger = logging.getLogger(__name__)
 NUM_READERS = 2

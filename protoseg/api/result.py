@@ -6,7 +6,7 @@ Shape legend: ``C`` classes, ``H W`` image.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from protoseg.draw.colours import IGNORED, OVERLAY_OPACITY, overlay_picture
 from protoseg.errors import DataError
 from protoseg.explain.reasons import Grounds, Reasons
 from protoseg.explain.record import image_record, write_reasons
-from protoseg.explain.sheet import point_sheet
+from protoseg.explain.sheet import Explained, point_sheet
 from protoseg.manifest import NOVEL
 from protoseg.predict.table import ResultTable, part_file
 from protoseg.predict.write import novel_share, save_part
@@ -131,7 +131,8 @@ class Result:
         index = said["prototype"]
 
         def draw() -> Image.Image:
-            return point_sheet(self.origin.name, self.image, self.labels, grounds, said, self.info.classes)
+            pixel = Explained(self.origin.name, self.image, self.labels, grounds, self.info.classes)
+            return point_sheet(pixel, said)
 
         return Explanation(
             said["x"], said["y"], said["class_id"], said["class"], grounds.prototypes[index],
@@ -231,12 +232,7 @@ class Result:
                   NOVELTY: novelty}  # fmt: skip
         parts = [part for part, asked in wanted.items() if asked]
         grounds = self._grounds() if explain else None
-        for part, scores in (("confidence", self.confidence), ("disagreement", self.agreement),
-                             (NOVELTY, self.novelty)):  # fmt: skip
-            if part in parts and scores is None:
-                raise DataError(
-                    f"this result has no {part}: it was not asked for, or the graph has no such output"
-                )
+        self._refuse_lacking(parts)
         table = ResultTable(file)
         name = table.reserve_one(self.origin.source, self.origin.name)
         written = []
@@ -245,13 +241,24 @@ class Result:
             self._save_part(part, path, legend=legend)
             written.append(path)
         if grounds is not None:
-            step = int(self.info.version) if self.info.version.isdecimal() else self.info.version
-            about = {"image": self.origin.source, "run": self.info.name, "step": step, "head": self.info.head}
-            base = file / EXPLAIN_FOLDER / name
-            written += write_reasons(base, self.image, self.labels, grounds, self.info.classes, about)
+            written += self._save_reasons(file / EXPLAIN_FOLDER / name, grounds)
         table.done(name, parts, self.info.head, self.info.name, self.info.version, self.novel_share)
         table.write()
         return written
+
+    def _refuse_lacking(self, parts: Sequence[str]) -> None:
+        """Refuse parts of a folder that this result has not the numbers for."""
+        for part, scores in (("confidence", self.confidence), ("disagreement", self.agreement),
+                             (NOVELTY, self.novelty)):  # fmt: skip
+            if part in parts and scores is None:
+                raise DataError(
+                    f"this result has no {part}: it was not asked for, or the graph has no such output"
+                )
+
+    def _save_reasons(self, base: Path, grounds: Grounds) -> list[Path]:
+        step = int(self.info.version) if self.info.version.isdecimal() else self.info.version
+        about = {"image": self.origin.source, "run": self.info.name, "step": step, "head": self.info.head}
+        return write_reasons(base, self.image, self.labels, grounds, self.info.classes, about)
 
     def _save_part(self, part: str, path: Path, *, legend: bool) -> None:
         image = self.image if part == "overlays" else None

@@ -11,7 +11,8 @@ from tqdm import tqdm
 from protoseg.check.findings import Level, Report
 from protoseg.check.settings import check_crop, check_weights, describe_length
 from protoseg.check.tally import Tally, check_labels, check_orientation, check_values, read_on
-from protoseg.config.sections import Config, DataConfig
+from protoseg.config.data import DataConfig
+from protoseg.config.sections import Config
 from protoseg.data.classes import read_classes
 from protoseg.data.lines import Entry
 from protoseg.data.lists import SPLITS, EntryList, Split, data_root, scan_entries
@@ -20,7 +21,7 @@ from protoseg.data.masks import mask_reader
 from protoseg.data.names import Places
 from protoseg.data.pictures import reading
 from protoseg.data.ranges import with_value_range
-from protoseg.data.shards.roles import ShardEntries
+from protoseg.data.shards.entries import ShardEntries
 from protoseg.data.sources import FileSource, Source, open_source
 from protoseg.errors import DataError
 from protoseg.manifest import ClassInfo

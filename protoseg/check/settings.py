@@ -6,9 +6,11 @@ import math
 from collections import Counter
 
 from protoseg.check.findings import Report
+from protoseg.config.data import DataConfig
+from protoseg.config.model import ModelConfig
 from protoseg.config.plan import run_length
-from protoseg.config.sections import DataConfig, ModelConfig, TrainConfig
-from protoseg.manifest import ResizeConfig
+from protoseg.config.training import TrainConfig
+from protoseg.input_rule import ResizeConfig
 
 # pixels from which on a crop is no small one, and how many smaller ones a common image may be larger than
 SMALL_CROP = 256 * 256

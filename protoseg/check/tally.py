@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from protoseg.check.cures import Seen, add_background, propose, two_values
 from protoseg.check.findings import Report
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.data.lists import Split
 from protoseg.data.masks import follows_image, label_map_entries
 from protoseg.data.pictures import file_orientation

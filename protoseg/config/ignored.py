@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from protoseg.config.sections import Config, PrototypeConfig, PseudoLabelConfig
+from protoseg.config.method import PrototypeConfig, PseudoLabelConfig
+from protoseg.config.sections import Config
 
 
 def ignored_settings(config: Config) -> list[str]:

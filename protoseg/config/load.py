@@ -9,12 +9,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from protoseg.config.method import MethodConfig
 from protoseg.config.presets import METHOD_PRESETS, MODEL_PRESETS
-from protoseg.config.sections import Config, MethodConfig
+from protoseg.config.sections import Config
 from protoseg.config.yaml_names import Spots, find_spots, parse_yaml
 from protoseg.errors import ConfigError
 from protoseg.files import PROJECT_ROOT
-from protoseg.manifest import validation_problems
+from protoseg.records import validation_problems
 
 
 def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

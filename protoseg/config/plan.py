@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from protoseg.config.sections import Config, TrainConfig
+from protoseg.config.sections import Config
+from protoseg.config.training import TrainConfig
 from protoseg.errors import ConfigError
 
 POOLED = ("deeplabv3", "deeplabv3plus", "pcr")

@@ -10,9 +10,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from protoseg.config.method import MethodConfig
 from protoseg.config.presets import METHOD_PRESETS, MODEL_PRESETS, preset_values
-from protoseg.config.sections import Config, MethodConfig
-from protoseg.manifest import Section
+from protoseg.config.sections import Config
+from protoseg.records import Section
 
 BASIC = {int: "integer", float: "number", bool: "true or false", str: "text", type(None): "null"}
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "pattern": "matching"}

@@ -54,15 +54,14 @@ class Shape:
     """Layer: higher ones lie on top."""
 
 
-def as_points(values: Any, scale: float = 1.0) -> Points:
+def as_points(values: Any) -> Points:
     """Points ``(N, 2)`` as (x, y) from pairs or from a flat list.
 
     Raises:
         DataError: If they are no numbers.
     """
     try:
-        points = np.asarray(values, np.float64)
-        points = points.reshape(-1, 2) * scale
+        points = np.asarray(values, np.float64).reshape(-1, 2)
     except (ValueError, TypeError) as error:
         raise DataError(f"coordinates are not pairs of numbers ({error})") from error
     if not (np.abs(points) < 1e7).all():

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from protoseg.config.sections import BUILT_IN_MAPS, DataConfig
+from protoseg.config.data import BUILT_IN_MAPS, DataConfig
 from protoseg.data.class_files import read_class_file
 from protoseg.data.known import known_classes
 from protoseg.data.lists import named_file

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from protoseg.config.sections import DataConfig, ViewConfig
+from protoseg.config.data import DataConfig, ViewConfig
 from protoseg.data.batched_views import make_views
 from protoseg.data.sources import CachedSource
 from protoseg.data.stream import (
@@ -218,26 +218,15 @@ def device_batches(
 
 def make_device_stream(
     source: CachedSource,
-    stream: Stream,
+    sampler: StreamSampler,
     *,
     data: DataConfig,
     views: ViewConfig,
-    batch_size: int,
-    seed: int,
     mean: list[float],
-    start: int,
-    stop: int,
-    rank: int,
-    world: int,
     device: torch.device,
-    pick: Callable[[int], int] | None = None,
     labels: GiveLabels | None = None,
 ) -> Iterator[Sample]:
     """``make_stream`` with the images on ``device``; they are put there at once."""
-    images = DeviceImages(source, stream, device, on_error=data.on_error, labels=labels)
-    sampler = StreamSampler(
-        len(source), batch_size, seed=seed, stream=stream, start=start, stop=stop, rank=rank, world=world,
-        pick=pick,
-    )  # fmt: skip
+    images = DeviceImages(source, sampler.stream, device, on_error=data.on_error, labels=labels)
     return device_batches(images, sampler, views, fill=padding_fill(mean).to(device),
                           ignore_index=data.ignore_index)  # fmt: skip

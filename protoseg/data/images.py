@@ -36,7 +36,7 @@ from protoseg.data.tiff import (
 )
 from protoseg.errors import DataError
 from protoseg.files import write_whole
-from protoseg.manifest import FULL_16_BIT, ResizeConfig, to_bytes
+from protoseg.input_rule import FULL_16_BIT, ResizeConfig, to_bytes
 
 PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 IGNORE_COLOR: Color = (224, 224, 192)

@@ -28,7 +28,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from protoseg.config.sections import DataConfig, FolderPair
+from protoseg.config.data import DataConfig, FolderPair
 from protoseg.data.compact import join_names, split_lines
 from protoseg.data.lines import CITYSCAPES_IDS, CITYSCAPES_MASK, Entry, Resolver
 from protoseg.data.listed import read_listed
@@ -36,7 +36,9 @@ from protoseg.data.long_list import LONG, FolderEntries, ListedEntries, MissingE
 from protoseg.data.members import File
 from protoseg.data.names import Listings, plain
 from protoseg.data.pairs import pair_folders, unlabeled_folder
-from protoseg.data.shards.roles import ShardEntries, absolute_root, choose_images, shard_root
+from protoseg.data.shards.entries import ShardEntries
+from protoseg.data.shards.roles import choose_images
+from protoseg.data.shards.root import absolute_root, shard_root
 from protoseg.data.storage import cache_folder, expand_text, is_url, read_blob
 from protoseg.data.text import read_text, refuse_annotations
 from protoseg.errors import DataError

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from protoseg.config.sections import BUILT_IN_MAPS, DataConfig
+from protoseg.config.data import BUILT_IN_MAPS, DataConfig
 from protoseg.data.classes import IGNORE_NAMES, parse_color, read_labelmap
 from protoseg.data.known import known_map
 from protoseg.data.lists import named_file

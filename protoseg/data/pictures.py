@@ -19,10 +19,10 @@ from protoseg.data.members import File, Member
 from protoseg.data.names import know_heif
 from protoseg.data.tiff import is_tiff, read_layout
 from protoseg.errors import DataError
-from protoseg.manifest import InputRule, ValueRange
+from protoseg.input_rule import InputRule, ValueRange
 
 if TYPE_CHECKING:
-    from protoseg.config.sections import DataConfig
+    from protoseg.config.data import DataConfig
 
 # the limit that counts is data.max_pixels, and it is looked at before any pixel is decoded
 Image.MAX_IMAGE_PIXELS = None

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.data.images import read_stored
 from protoseg.data.lines import Entry
 from protoseg.data.members import File
 from protoseg.data.pictures import Reading, deep_kind, reading
 from protoseg.errors import DataError
-from protoseg.manifest import FULL_16_BIT, ValueRange
+from protoseg.input_rule import FULL_16_BIT, ValueRange
 
 SAMPLED = 32
 """Images of each list that are looked at, evenly spread."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.data.images import read_image, resize_image, resize_mask
 from protoseg.data.lines import Entry
 from protoseg.data.lists import EntryList, Split, read_entries

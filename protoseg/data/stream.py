@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from protoseg.config.sections import DataConfig, ViewConfig
+from protoseg.config.data import DataConfig, ViewConfig
 from protoseg.data.sources import CachedSource
 from protoseg.data.views import apply_geometry, color_view, draw_geometry
 from protoseg.errors import DataError
@@ -207,44 +207,26 @@ def padding_fill(mean: list[float]) -> Tensor:
 
 def make_stream(
     source: CachedSource,
-    stream: Stream,
+    sampler: StreamSampler,
     *,
     data: DataConfig,
     views: ViewConfig,
-    batch_size: int,
-    seed: int,
     mean: list[float],
-    start: int,
-    stop: int,
-    rank: int,
-    world: int,
-    pick: Callable[[int], int] | None = None,
     labels: GiveLabels | None = None,
 ) -> Iterator[Sample]:
-    """Batches of one stream for one process, micro-steps ``start`` to ``stop``.
+    """Batches of one stream for one process.
 
     Args:
         source: Images at the working size.
-        stream: Which views and which order.
+        sampler: Which of them, when.
         data: For ``ignore_index``, ``on_error`` and ``num_workers``.
         views: View settings.
-        batch_size: Images of one process and micro-step.
-        seed: Seed of the run.
         mean: The network's mean in [0, 1], the value of padding.
-        start: First micro-step.
-        stop: Micro-step before which to end.
-        rank: This process.
-        world: Number of processes.
-        pick: See ``StreamSampler``.
         labels: See ``TrainDataset``.
     """
     dataset = TrainDataset(
-        source, views, stream, seed=seed, fill=padding_fill(mean), ignore_index=data.ignore_index,
-        on_error=data.on_error, labels=labels,
-    )  # fmt: skip
-    sampler = StreamSampler(
-        len(source), batch_size, seed=seed, stream=stream, start=start, stop=stop, rank=rank, world=world,
-        pick=pick,
+        source, views, sampler.stream, seed=sampler.seed, fill=padding_fill(mean),
+        ignore_index=data.ignore_index, on_error=data.on_error, labels=labels,
     )  # fmt: skip
     loader: DataLoader[Sample] = DataLoader(
         dataset,
@@ -254,7 +236,7 @@ def make_stream(
         persistent_workers=data.num_workers > 0,
         worker_init_fn=_work_until_the_trainer_ends,
         # a generator of its own: making the iterator must not draw from the global one
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(sampler.seed),
     )
     return _with_plain_errors(loader)
 

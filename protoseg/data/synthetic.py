@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from protoseg.config.sections import SyntheticConfig
+from protoseg.config.data import SyntheticConfig
 from protoseg.data.images import save_image, save_mask, write_text
 from protoseg.data.lists import SPLITS, Split
 from protoseg.data.palette import default_palette

@@ -16,18 +16,17 @@ _MARKS = (
 )  # fmt: skip
 
 
-def read_lines(path: Path, what: str = "", *, strip: bool = True) -> list[str]:
+def read_lines(path: Path, *, strip: bool = True) -> list[str]:
     """Lines of a text, see ``read_text``; line n is at n - 1.
 
     Args:
         path: The file.
-        what: What to call it in a message, as ``list``.
         strip: Take blanks off both ends of each line.
 
     Raises:
         DataError: As ``read_text``.
     """
-    lines = read_text(path, what).split("\n")
+    lines = read_text(path).split("\n")
     return [line.strip() for line in lines] if strip else lines
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 from torchvision.transforms.v2.functional import InterpolationMode
 
-from protoseg.config.sections import ViewConfig
+from protoseg.config.data import ViewConfig
 
 
 @dataclass(frozen=True)

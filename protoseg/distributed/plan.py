@@ -13,8 +13,9 @@ import numpy as np
 
 from protoseg.data.find import FoundImage, find_images
 from protoseg.data.members import Member
+from protoseg.data.shards.entries import ShardEntries
 from protoseg.data.shards.index import Rules, open_shards
-from protoseg.data.shards.roles import ShardEntries, names_shards
+from protoseg.data.shards.root import names_shards
 from protoseg.data.storage import find_blobs
 from protoseg.errors import DataError, UserError
 from protoseg.files import sha256_file, write_text_whole

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from protoseg.config.sections import EvalConfig
+from protoseg.config.training import EvalConfig
 from protoseg.data.images import resize_image, resize_mask, save_whole
 from protoseg.draw.colours import Picture, as_rgb, heat_picture, palette_picture, prototype_colors
 from protoseg.draw.tiles import Tile, draw_sheet, small
 from protoseg.inference import image_batch, image_logits, inference, score
-from protoseg.manifest import ClassInfo, ResizeConfig
+from protoseg.input_rule import ResizeConfig
+from protoseg.manifest import ClassInfo
 from protoseg.method.pseudo_labels import head_distance
 from protoseg.models.segmenter import Segmenter
 

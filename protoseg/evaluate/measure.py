@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from protoseg.checkpoint import CheckpointInfo
+from protoseg.config.data import DataConfig
 from protoseg.config.load import apply_override
-from protoseg.config.sections import DataConfig, EvalConfig
+from protoseg.config.training import EvalConfig
 from protoseg.data.images import resize_image, resize_mask
 from protoseg.data.sources import EvalSamples, open_source
 from protoseg.errors import ConfigError, DataError
@@ -35,9 +36,10 @@ from protoseg.inference import (
     upsample,
     usable_device,
 )
-from protoseg.manifest import ResizeConfig, explain_validation
+from protoseg.input_rule import ResizeConfig
 from protoseg.models.segmenter import Segmenter
 from protoseg.processes import Processes
+from protoseg.records import explain_validation
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -109,20 +109,27 @@ def evaluate_checkpoint(
         return None
     suffix = "" if split == "val" else f"_{split}"
     folder = teacher.path.parent
-    report = {
+    about = {
         "name": info.name, "step": info.step, "weights_sha256": info.weights_sha256,
         "split": split, "list_sha256": digest, "eval": config.model_dump(mode="json"),
-        **results["teacher"].to_json(names),
-        "confusion": {head: table.tolist() for head, table in results["teacher"].confusion.items()},
     }  # fmt: skip
-    if "student" in results:
-        report["student"] = results["student"].to_json(names)
     found = Evaluation(
-        results, report, tuple(names), Path(json_path or folder / f"evaluation{suffix}.json"),
+        results, about | _numbers(results, names), tuple(names),
+        Path(json_path or folder / f"evaluation{suffix}.json"),
         Path(confusion_path or folder / f"confusion{suffix}.png"),
     )  # fmt: skip
     _write(found)
     return found
+
+
+def _numbers(results: Mapping[str, EvalResult], names: Sequence[str]) -> dict[str, Any]:
+    """The teacher's, and the student's where it was measured."""
+    teacher = results["teacher"]
+    numbers = teacher.to_json(names)
+    numbers["confusion"] = {head: table.tolist() for head, table in teacher.confusion.items()}
+    if "student" in results:
+        numbers["student"] = results["student"].to_json(names)
+    return numbers
 
 
 def _write(found: Evaluation) -> None:

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from protoseg.errors import DataError
 from protoseg.files import sha256_file
-from protoseg.manifest import Record, explain_validation
+from protoseg.records import Record, explain_validation
 
 ATLAS_SCHEMA = 1
 ATLAS_DIR = "prototypes"

@@ -14,7 +14,7 @@ from PIL import Image
 from protoseg.data.images import save_whole, write_text
 from protoseg.errors import DataError
 from protoseg.explain.reasons import Grounds, Reasons, prototype_records
-from protoseg.explain.sheet import reason_sheet
+from protoseg.explain.sheet import Explained, reason_sheet
 from protoseg.manifest import ClassInfo
 
 
@@ -65,7 +65,7 @@ def write_reasons(
     said = image_record(labels, grounds, classes)
     height, width = labels.shape
     record = {"image": about["image"], "height": height, "width": width, **about, **said}
-    sheet = reason_sheet(base.name, image, labels, grounds, said["regions"], classes)
+    sheet = reason_sheet(Explained(base.name, image, labels, grounds, classes), said["regions"])
     cells = np.ix_(*grounds.nearest.cells(labels.shape))
     files = [base.with_name(base.name + suffix) for suffix in (".json", ".png", ".jpg")]
     save_whole(files[1], Image.fromarray(grounds.nearest.prototype[cells].astype(np.uint16)))

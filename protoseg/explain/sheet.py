@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,24 +64,29 @@ def _six(thumbnails: Sequence[Image.Image], doubtful: bool) -> Image.Image:
     return picture
 
 
-def reason_sheet(
-    title: str,
-    image: Picture,
-    labels: NDArray[np.uint8],
-    grounds: Grounds,
-    regions: Sequence[Reason],
-    classes: Sequence[ClassInfo],
-) -> Image.Image:
+class Explained(NamedTuple):
+    """A segmented image, and what it is explained by."""
+
+    title: str
+    """First line of the picture."""
+    image: Picture
+    """(H, W, C_in)."""
+    labels: NDArray[np.uint8]
+    """(H, W) predicted class ids."""
+    grounds: Grounds
+    """What it is explained by."""
+    classes: Sequence[ClassInfo]
+    """Names and colours."""
+
+
+def reason_sheet(explained: Explained, regions: Sequence[Reason]) -> Image.Image:
     """What was predicted, what it resembles, and the largest regions with the patches that they resemble.
 
     Args:
-        title: First line.
-        image: (H, W, C_in).
-        labels: (H, W) predicted class ids.
-        grounds: What the image is explained by.
+        explained: The image.
         regions: Records of ``Reasons.regions``, the largest first.
-        classes: Names and colours.
     """
+    title, image, labels, grounds, classes = explained
     nearest, count = grounds.nearest, grounds.num_prototypes
     colors = [item.color for item in classes]
     shades = [shade for color in colors for shade in prototype_colors(color, count)]
@@ -102,24 +108,14 @@ def reason_sheet(
     )  # fmt: skip
 
 
-def point_sheet(
-    title: str,
-    image: Picture,
-    labels: NDArray[np.uint8],
-    grounds: Grounds,
-    reason: Reason,
-    classes: Sequence[ClassInfo],
-) -> Image.Image:
+def point_sheet(explained: Explained, reason: Reason) -> Image.Image:
     """The image and its classes with a pixel marked, and the patches that the pixel resembles.
 
     Args:
-        title: First line.
-        image: (H, W, C_in).
-        labels: (H, W) predicted class ids.
-        grounds: What the image is explained by.
-        reason: Record of ``Reasons.at``.
-        classes: Names and colours.
+        explained: The image.
+        reason: Record of ``Reasons.at``, the pixel.
     """
+    title, image, labels, grounds, classes = explained
     colors = [item.color for item in classes]
     place = reason["x"] + 0.5, reason["y"] + 0.5
     pictures = [_marked(picture, place) for picture in (image, overlay_picture(image, labels, colors))]

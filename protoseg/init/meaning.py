@@ -14,8 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from protoseg.check.cures import Seen, propose, two_values
+from protoseg.config.data import DataConfig
 from protoseg.config.load import apply_override
-from protoseg.config.sections import DataConfig
 from protoseg.data.class_files import read_class_file
 from protoseg.data.classes import IGNORE_NAMES, read_labelmap
 from protoseg.data.known import known_map

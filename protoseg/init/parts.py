@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.convert.division import choose_val, group_names
 from protoseg.data.lists import EntryList, Split, scan_entries
 from protoseg.errors import DataError

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from protoseg.config.sections import LossConfig, PrototypeConfig, PseudoLabelConfig, ViewConfig
+from protoseg.config.data import ViewConfig
+from protoseg.config.method import LossConfig, PrototypeConfig, PseudoLabelConfig
 from protoseg.method.calibration import Calibration
 from protoseg.method.pseudo_labels import ClassThresholds
 from protoseg.models.prototypes import PrototypeBank

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from protoseg.config.method import PseudoLabelConfig
 from protoseg.config.plan import Phase
-from protoseg.config.sections import PseudoLabelConfig
 from protoseg.data.stream import Sample
 from protoseg.method.calibration import LOWEST_LOG, Calibration
 from protoseg.method.inputs import Autocast, Method, Networks

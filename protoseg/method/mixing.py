@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protoseg.config.sections import ViewConfig
+from protoseg.config.data import ViewConfig
 from protoseg.processes import ALONE, Processes, sent
 
 

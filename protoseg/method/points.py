@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from protoseg.config.sections import PrototypeConfig
+from protoseg.config.method import PrototypeConfig
 from protoseg.processes import ALONE, Processes, sent
 
 

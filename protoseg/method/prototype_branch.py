@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protoseg.config.sections import PrototypeConfig
+from protoseg.config.method import PrototypeConfig
 from protoseg.method.losses import Mean, assignment_divergence, cross_entropy
 from protoseg.method.points import choose_points, features_at, pixels_per_point
 from protoseg.models.prototypes import PrototypeBank
@@ -34,6 +34,19 @@ class Points(NamedTuple):
     """(M, C, K) cosines with the present prototypes, when they are known."""
 
 
+class DrawnPoints(NamedTuple):
+    """Points of the whole batch, at which the losses are."""
+
+    pixels: Tensor
+    """(P*B, N) flat pixel index ``row * W + column``."""
+    features: Tensor
+    """(P*B, N, D) of the student."""
+    classes: Tensor
+    """(P*B, N) class ids, -1 for none."""
+    similarity: Tensor
+    """(P*B*N, C, K) cosines with the prototypes."""
+
+
 def prototype_losses(
     bank: PrototypeBank,
     settings: PrototypeConfig,
@@ -42,33 +55,28 @@ def prototype_losses(
     padded_size: tuple[int, int],
     *,
     batch: int,
-    taught: tuple[Tensor, Tensor] | None,
     class_weights: Tensor | None,
     rng: np.random.Generator,
     processes: Processes,
-    right: Tensor | None = None,
-) -> tuple[dict[str, Mean], Points]:
-    """Losses of labelled and unlabelled points, and the points that move prototypes.
+) -> tuple[dict[str, Mean], DrawnPoints]:
+    """Losses of labelled and unlabelled points.
 
     Args:
         bank: Prototypes.
-        settings: Which points, and what moves prototypes.
+        settings: Which points.
         features: (P*B, D, Y, X) of the student: labelled images, then strong views.
         targets: (P*B, H, W) class ids: labels, then believed pseudo-labels; -1 where there is none.
         padded_size: (H, W) of the image after padding, which the feature map covers.
         batch: B.
-        taught: See ``StrongViews.taught``.
         class_weights: (C,) weights of the losses where they are reweighted, or None.
         rng: Source of the points, alike on every process.
         processes: Who shares the batch.
-        right: (B, H, W) bool, labelled pixels that the linear head gets right (``update_from=clean``).
 
     Returns:
         Means ``proto_sup`` and, where there are strong views, ``proto_uns``; and the points.
     """
-    width = targets.shape[2]
     index = choose_points(settings, rng, targets, bank.num_classes, batch=batch, processes=processes)
-    z = features_at(features, index, width, padded_size)
+    z = features_at(features, index, targets.shape[2], padded_size)
     classes = targets.flatten(1).gather(1, index)
     cosine = bank.similarity(z.flatten(0, 1))
     logits = bank.pool(cosine).view(*classes.shape, -1)
@@ -91,18 +99,37 @@ def prototype_losses(
     means = {"proto_sup": loss(slice(0, batch))}
     if len(targets) > batch:
         means["proto_uns"] = loss(slice(batch, None))
+    return means, DrawnPoints(index, z, classes, cosine)
+
+
+def moving_points(
+    settings: PrototypeConfig,
+    drawn: DrawnPoints,
+    taught: tuple[Tensor, Tensor] | None,
+    width: int,
+    padded_size: tuple[int, int],
+    *,
+    batch: int,
+) -> Points:
+    """Those of the points of the losses that move prototypes, with the features of the network that may.
+
+    Args:
+        settings: What moves prototypes: ``labeled`` points or ``both``.
+        drawn: Points of labelled images, then of strong views.
+        taught: See ``StrongViews.taught``.
+        width: W.
+        padded_size: See ``prototype_losses``.
+        batch: B.
+    """
+    z, classes = drawn.features.detach(), drawn.classes
     if settings.update_from == "both" and taught is None:
-        return means, Points(z.detach().flatten(0, 1), classes.flatten(), cosine.detach())
-    if settings.update_from == "clean":
-        assert right is not None
-        return means, clean_points(settings, features.detach()[:batch], targets[:batch], right, padded_size,
-                                   num_classes=bank.num_classes, rng=rng, processes=processes)  # fmt: skip
-    moving, kept = z.detach()[:batch], classes[:batch]
+        return Points(z.flatten(0, 1), classes.flatten(), drawn.similarity.detach())
+    moving, kept = z[:batch], classes[:batch]
     if settings.update_from == "both" and taught is not None:
-        weak = index[batch : batch + len(taught[0])]
+        weak = drawn.pixels[batch : batch + len(taught[0])]
         moving = torch.cat([moving, features_at(taught[0], weak, width, padded_size)])
         kept = torch.cat([kept, taught[1].flatten(1).gather(1, weak)])
-    return means, Points(moving.flatten(0, 1), kept.flatten(), None)
+    return Points(moving.flatten(0, 1), kept.flatten(), None)
 
 
 def clean_points(

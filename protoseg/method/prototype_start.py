@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from protoseg.config.sections import PrototypeConfig
+from protoseg.config.method import PrototypeConfig
 from protoseg.data.sources import CachedSource
 from protoseg.data.stream import to_tensor
 from protoseg.errors import DataError

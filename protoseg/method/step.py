@@ -26,7 +26,13 @@ from protoseg.method.losses import (
     pseudo_label_cross_entropy,
     unsupervised_denominator,
 )
-from protoseg.method.prototype_branch import Points, assignment_loss, prototype_losses
+from protoseg.method.prototype_branch import (
+    Points,
+    assignment_loss,
+    clean_points,
+    moving_points,
+    prototype_losses,
+)
 from protoseg.models.segmenter import NetworkOutput
 from protoseg.processes import Processes
 
@@ -90,20 +96,27 @@ def prototype_terms(
     *,
     draw: Callable[[int], np.random.Generator],
     processes: Processes,
-) -> tuple[dict[str, Mean], Points | None]:
+) -> tuple[dict[str, Mean], Points]:
     """The prototype head's losses on labelled images and strong views, and what moves the prototypes."""
     settings, local = method.prototypes, len(target)
     size = networks.network.padded_size(target.shape[1], target.shape[2])
     classes = torch.where(target == method.ignore_index, -1, target)
     if strong is not None:
         classes = torch.cat([classes, torch.where(strong.believed, strong.label, -1)])
-    clean = settings.update_from == "clean"
-    means, points = prototype_losses(
+    rng = draw(POINT_DRAW)
+    means, drawn = prototype_losses(
         networks.bank, settings, output.features, classes, size, batch=local,
-        taught=strong.taught if strong is not None else None, class_weights=method.class_weights,
-        rng=draw(POINT_DRAW), processes=processes,
-        right=labeled_logits.detach().max(1).indices == target if clean else None,
+        class_weights=method.class_weights, rng=rng, processes=processes,
     )  # fmt: skip
+    if settings.update_from == "clean":
+        right = labeled_logits.detach().max(1).indices == target
+        points = clean_points(
+            settings, output.features.detach()[:local], classes[:local], right, size,
+            num_classes=networks.bank.num_classes, rng=rng, processes=processes,
+        )  # fmt: skip
+    else:
+        taught = None if strong is None else strong.taught
+        points = moving_points(settings, drawn, taught, target.shape[2], size, batch=local)
     if strong is not None and strong.weak_features is not None and settings.consistency > 0:
         counted = strong.valid if settings.consistency_pixels == "valid" else strong.believed
         means["consistency"] = assignment_loss(

@@ -12,7 +12,7 @@ from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder
 from segmentation_models_pytorch.encoders.timm_vit import TimmViTEncoder
 from torch import Tensor, nn
 
-from protoseg.config.sections import ModelConfig
+from protoseg.config.model import ModelConfig
 from protoseg.errors import ModelError, WeightsError
 from protoseg.models.encoders import (
     check_encoder,

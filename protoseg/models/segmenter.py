@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from protoseg.config.sections import ModelConfig, PrototypeConfig
+from protoseg.config.method import PrototypeConfig
+from protoseg.config.model import ModelConfig
 from protoseg.models.decoders import build_backbone, conv_bn_relu
 from protoseg.models.encoders import normalization
 from protoseg.models.novelty import NoveltyHead

@@ -16,7 +16,7 @@ from torch import Tensor
 from protoseg.data.images import resize_image, resize_mask
 from protoseg.errors import DataError
 from protoseg.inference import image_batch, inference
-from protoseg.manifest import ResizeConfig
+from protoseg.input_rule import ResizeConfig
 from protoseg.method.prototype_start import starting_prototypes
 from protoseg.models.novelty import NoveltyHead, NoveltyScale, deviations
 from protoseg.models.segmenter import Segmenter

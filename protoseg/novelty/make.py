@@ -13,7 +13,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from protoseg.checkpoint import NoveltyInfo, load_checkpoint, save_novelty
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.data.sources import Source, open_source
 from protoseg.errors import UserError
 from protoseg.evaluate.measure import override_data

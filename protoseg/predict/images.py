@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protoseg.checkpoint import CheckpointInfo
-from protoseg.config.sections import EvalConfig
+from protoseg.config.training import EvalConfig
 from protoseg.data.find import EXPLAIN_FOLDER, RESULT_FOLDERS, FoundImage
 from protoseg.data.images import read_image, resize_image
 from protoseg.data.pictures import reading
@@ -20,7 +20,7 @@ from protoseg.data.soft_labels import write_soft_labels
 from protoseg.errors import DataError
 from protoseg.explain.record import write_reasons
 from protoseg.inference import Autocast, HeadName, image_batch, image_logits, inference, score, upsample
-from protoseg.manifest import InputRule
+from protoseg.input_rule import InputRule
 from protoseg.method.pseudo_labels import fuse, label_probability
 from protoseg.models.segmenter import Segmenter
 from protoseg.predict.command import Told, written_in_order

@@ -17,7 +17,7 @@ from protoseg.explain.make import atlas_folder
 from protoseg.explain.reasons import Grounds
 from protoseg.explain.search import nearest_of
 from protoseg.inference import Autocast, inference
-from protoseg.manifest import InputRule
+from protoseg.input_rule import InputRule
 from protoseg.models.segmenter import Segmenter
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from protoseg.manifest import ArtifactFile, ClassInfo, InputRule, Manifest
+from protoseg.input_rule import InputRule
+from protoseg.manifest import ArtifactFile, ClassInfo, Manifest
 from protoseg.share.contents import Model, shareable
 
 if TYPE_CHECKING:
     from protoseg.checkpoint import CheckpointInfo
-    from protoseg.config.sections import ModelConfig
+    from protoseg.config.model import ModelConfig
 
 _PAPER = "[prototype-based consistency regularisation](https://arxiv.org/abs/2210.04388)"
 _EMBEDDED = "embedded scenes"

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from protoseg.config.sections import DataConfig, FolderPair
+from protoseg.config.data import DataConfig, FolderPair
 from protoseg.data.classes import read_classes
 from protoseg.data.images import write_text
 from protoseg.data.lines import Entry
 from protoseg.data.lists import SPLITS, EntryList, expand_path, hash_stems, read_entries
 from protoseg.data.masks import MaskReader, mask_reader
 from protoseg.data.members import Member
-from protoseg.data.shards.roles import names_shards
+from protoseg.data.shards.root import names_shards
 from protoseg.data.storage import expand_text
 from protoseg.errors import DataError
 from protoseg.split.divide import Parts, divide, parse_amount

@@ -129,6 +129,18 @@ def open_suggester(arguments: argparse.Namespace) -> Suggester:
     return Suggester(checkpoint, head, arguments.score or DEFAULT_SCORE)
 
 
+def choose(
+    arguments: argparse.Namespace, scan: Scan, labeled: Scan, has_prototypes: bool
+) -> tuple[str, list[Pick], int]:
+    """How images are chosen, which ones, and how many of the others are near duplicates."""
+    rest = scan.matrix(0), labeled.matrix(len(scan.embeddings[0])), arguments.count, arguments.min_distance
+    if arguments.score is not None:
+        return "score", *pick_diverse(np.array(scan.scores, np.float32), *rest)
+    if has_prototypes:
+        return "prototypes", *pick_evenly(*rest)
+    return "clusters", *pick_clustered(np.stack(scan.encoder), *rest)
+
+
 def describe(
     suggester: Suggester, scan: Scan, labeled: Scan, picks: Sequence[Pick]
 ) -> tuple[list[dict[str, Any]], list[Tile]]:
@@ -247,13 +259,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise DataError(f"none of the {len(candidates)} images could be read, see above")
     labeled = suggester.scan(labeled_images, "labeled") if labeled_images else Scan()
     has_prototypes = bool(checkpoint.segmenter.bank.active.any())
-    rest = scan.matrix(0), labeled.matrix(len(scan.embeddings[0])), arguments.count, arguments.min_distance
-    if arguments.score is not None:
-        way, (picks, repeats) = "score", pick_diverse(np.array(scan.scores, np.float32), *rest)
-    elif has_prototypes:
-        way, (picks, repeats) = "prototypes", pick_evenly(*rest)
-    else:
-        way, (picks, repeats) = "clusters", pick_clustered(np.stack(scan.encoder), *rest)
+    way, picks, repeats = choose(arguments, scan, labeled, has_prototypes)
     counts = {
         "given": len(given) + len(problems), "labeled_or_excluded": len(given) - len(left),
         "validation": len(left) - len(candidates), "skipped": len(skipped), "scored": len(scan.images),

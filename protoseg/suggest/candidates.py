@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Literal
 
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.data.find import FoundImage, find_images, list_roots, read_list
 from protoseg.data.lists import scan_entries
 from protoseg.data.names import IMAGE_SUFFIXES

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from protoseg.config.sections import DataConfig, ModelConfig
+from protoseg.config.data import DataConfig
+from protoseg.config.model import ModelConfig
 from protoseg.data.find import FoundImage
 from protoseg.data.images import read_image, resize_image
 from protoseg.draw.tiles import Tile, draw_sheet, small
 from protoseg.errors import DataError, UserError
 from protoseg.inference import image_batch
-from protoseg.manifest import ResizeConfig
+from protoseg.input_rule import ResizeConfig
 from protoseg.models.decoders import build_backbone
 from protoseg.models.encoders import PACKAGE_MODELS, normalization
 from protoseg.suggest.candidates import collect, listed_images, without

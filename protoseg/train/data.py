@@ -4,40 +4,40 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from protoseg.config.data import DataConfig, ViewConfig
 from protoseg.config.plan import Schedule
-from protoseg.config.sections import Config, DataConfig, TrainConfig, ViewConfig
+from protoseg.config.sections import Config
+from protoseg.config.training import TrainConfig
 from protoseg.data.classes import read_classes
 from protoseg.data.device_stream import make_device_stream
 from protoseg.data.lists import EntryList, Split
 from protoseg.data.ranges import with_value_range
-from protoseg.data.sources import CachedSource, Labels, Pixels, Source, listed_source, open_source
-from protoseg.data.stream import GiveLabels, Sample, make_stream
+from protoseg.data.sources import CachedSource, Source, listed_source, open_source
+from protoseg.data.stream import GiveLabels, Sample, StreamSampler, make_stream
 from protoseg.errors import ConfigError, DataError
-from protoseg.manifest import ClassInfo, ValueRange
+from protoseg.input_rule import ValueRange
+from protoseg.manifest import ClassInfo
 from protoseg.models.encoders import normalization
 from protoseg.processes import Processes
 from protoseg.seeds import generator
+from protoseg.train.labeled import (
+    ClassCount,
+    Part,
+    count_classes,
+    hold_out,
+    rare_class_picker,
+    shown_classes,
+)
 
 logger = logging.getLogger("protoseg")
-
-
-class ClassCount(NamedTuple):
-    """What is labelled, by class id."""
-
-    shares: list[float]
-    """Share of the labelled pixels in [0, 1]."""
-    images: list[int]
-    """Images that hold the class."""
 
 
 @dataclass(frozen=True)
@@ -68,125 +68,6 @@ class RunData:
         """(C,) ``share ** -0.5``, scaled so that the mean weight of a labelled pixel is 1; 0 without one."""
         raw = torch.tensor([0.0 if s == 0 else s**-0.5 for s in self.labeled_count.shares])
         return raw / (raw * torch.tensor(self.labeled_count.shares)).sum()
-
-
-def count_classes(source: CachedSource, num_classes: int) -> ClassCount:
-    """What is labelled of each class; reads every labelled mask once.
-
-    Raises:
-        DataError: If no pixel is labelled.
-    """
-    counts, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    for index in range(len(source)):
-        try:
-            mask = source.mask(index)
-        except DataError:
-            if source.config.on_error == "raise":
-                raise
-            continue  # the loader passes it over too, and counts it
-        found = np.bincount(mask.reshape(-1), minlength=256)
-        counts += found
-        images += found > 0
-    known = counts[:num_classes]
-    if known.sum() == 0:
-        raise DataError(
-            "no labelled pixel has a class: every mask holds only ignored values; check data.label_map "
-            "with python -m protoseg.check"
-        )
-    return ClassCount((known / known.sum()).tolist(), images[:num_classes].tolist())
-
-
-class Part(Source):
-    """Some images of a source."""
-
-    def __init__(self, whole: Source, indices: Sequence[int]) -> None:
-        self.whole, self.indices, self.sha256 = whole, list(indices), whole.sha256
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def name(self, index: int) -> str:
-        """What to call the image in a message."""
-        return self.whole.name(self.indices[index])
-
-    def image(self, index: int) -> Pixels:
-        """The decoded image."""
-        return self.whole.image(self.indices[index])
-
-    def labels(self, index: int) -> Labels | None:
-        """The decoded mask."""
-        return self.whole.labels(self.indices[index])
-
-    def digest(self, index: int) -> str:
-        """Hash of the image's content."""
-        return self.whole.digest(self.indices[index])
-
-
-def shown_classes(source: CachedSource, num_classes: int) -> NDArray[np.bool_]:
-    """(images, C) which class each mask shows; an unreadable mask shows none."""
-    shown = np.zeros((len(source), num_classes), np.bool_)
-    for index in range(len(source)):
-        try:
-            mask = source.mask(index)
-        except DataError:
-            if source.config.on_error == "raise":
-                raise
-            continue
-        shown[index] = np.bincount(mask.reshape(-1), minlength=256)[:num_classes] > 0
-    return shown
-
-
-def hold_out(shown: NDArray[np.bool_], share: float, rng: np.random.Generator) -> list[int]:
-    """Images to keep from training: random ones, but never the last that shows a class.
-
-    Args:
-        shown: See ``shown_classes``.
-        share: Of the images, at least one.
-        rng: Source of the choice.
-
-    Raises:
-        DataError: If there is none that could be spared.
-    """
-    wanted, left = max(1, round(share * len(shown))), shown.sum(0)
-    chosen: list[int] = []
-    for index in rng.permutation(len(shown)):
-        if len(chosen) < wanted and (left - shown[index] > 0)[shown[index]].all():
-            left = left - shown[index]
-            chosen.append(int(index))
-    if not chosen or len(chosen) == len(shown):
-        raise DataError(
-            f"pseudo_labels.held_out={share:g}: of {len(shown)} labelled images none can be spared without "
-            "losing a class; leave it out, or label more"
-        )
-    return sorted(chosen)
-
-
-def rare_class_picker(
-    shown: NDArray[np.bool_], shares: Sequence[float], temperature: float, seed: int
-) -> Callable[[int], int]:
-    """Image at a position of the labelled stream by rare-class sampling (DAFormer, arXiv 2111.14887).
-
-    Class c with probability proportional to ``exp((1 - f_c) / T)`` among those that some image shows, then
-    one of its images, each as likely. A function of seed and position alone.
-
-    Args:
-        shown: See ``shown_classes``.
-        shares: f_c, share of each class among labelled pixels.
-        temperature: T.
-        seed: Seed of the run.
-    """
-    present = shown.any(0)
-    exponent = (1 - np.asarray(shares)) / temperature
-    weight = np.exp(np.where(present, exponent - exponent[present].max(), -np.inf))
-    edges = np.cumsum(weight / weight.sum())
-    images = [np.flatnonzero(column) for column in shown.T]
-
-    def pick(position: int) -> int:
-        first, second = generator(seed, "rare classes", position).random(2)
-        own = images[int(np.searchsorted(edges, first * edges[-1], side="right"))]
-        return int(own[int(second * len(own))])
-
-    return pick
 
 
 def open_run_data(config: Config) -> RunData:
@@ -319,12 +200,12 @@ def open_batches(
         make = partial(make_device_stream, device=processes.device)
 
     def stream(source: CachedSource, name: Literal["labeled", "unlabeled"], first: int) -> Iterator[Sample]:
-        return make(
-            source, name, data=settings, views=views, batch_size=train.batch_size, seed=train.seed,
-            mean=data.mean, start=first * train.accumulate, stop=stop, rank=processes.rank,
-            world=processes.world, pick=pick if name == "labeled" else None,
-            labels=labels if name == "unlabeled" else None,
+        sampler = StreamSampler(
+            len(source), train.batch_size, seed=train.seed, stream=name, start=first * train.accumulate,
+            stop=stop, rank=processes.rank, world=processes.world, pick=pick if name == "labeled" else None,
         )  # fmt: skip
+        return make(source, sampler, data=settings, views=views, mean=data.mean,
+                    labels=labels if name == "unlabeled" else None)  # fmt: skip
 
     second = None
     if unlabeled and data.unlabeled is not None:

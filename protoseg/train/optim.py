@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from protoseg.config.sections import OptimConfig
+from protoseg.config.training import OptimConfig
 from protoseg.models.segmenter import SegmentationNetwork
 
 

@@ -10,14 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from protoseg.checkpoint import (
-    BEST_DIR,
-    CHECKPOINT_DIR,
-    CheckpointInfo,
-    read_info,
-    save_checkpoint,
-)
-from protoseg.config.sections import Config, DataConfig, PrototypeConfig
+from protoseg.checkpoint import BEST_DIR, CHECKPOINT_DIR, CheckpointInfo, read_info, save_checkpoint
+from protoseg.config.data import DataConfig
+from protoseg.config.method import PrototypeConfig
+from protoseg.config.sections import Config
 from protoseg.data.lists import portable_root
 from protoseg.data.sources import EvalSamples, Source
 from protoseg.data.stream import Sample
@@ -28,12 +24,13 @@ from protoseg.evaluate.results import EvalResult, format_table
 from protoseg.explain.atlas import ATLAS_DIR, SHEET_NAME
 from protoseg.explain.make import make_atlas
 from protoseg.inference import Autocast
-from protoseg.manifest import InputRule
+from protoseg.input_rule import InputRule
 from protoseg.method.inputs import Networks
 from protoseg.method.labelling import StrongViews
 from protoseg.models.segmenter import Segmenter
 from protoseg.processes import Processes
-from protoseg.train.data import ClassCount, RunData
+from protoseg.train.data import RunData
+from protoseg.train.labeled import ClassCount
 from protoseg.train.log import RunLog, read_metrics
 from protoseg.train.progress import Progress
 from protoseg.train.sharing import copy_checkpoint

@@ -14,8 +14,11 @@ from torch import nn
 
 from protoseg.checkpoint import CHECKPOINT_DIR, resolve_checkpoint
 from protoseg.config.ignored import ignored_settings
+from protoseg.config.method import PrototypeConfig
+from protoseg.config.model import ModelConfig
 from protoseg.config.plan import Schedule
-from protoseg.config.sections import Config, ModelConfig, OptimConfig, PrototypeConfig, TrainConfig
+from protoseg.config.sections import Config
+from protoseg.config.training import OptimConfig, TrainConfig
 from protoseg.data.stream import padding_fill
 from protoseg.errors import ConfigError
 from protoseg.files import write_text_whole

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from protoseg.checkpoint import writing
+from protoseg.weights import writing
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -25,11 +25,12 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import nn
 
-from protoseg.checkpoint import CHECKPOINT_DIR, STUDENT_NAME, WEIGHTS_NAME, writing
+from protoseg.checkpoint import CHECKPOINT_DIR, STUDENT_NAME, WEIGHTS_NAME
 from protoseg.errors import CheckpointError, ConfigError, DataError
 from protoseg.files import PARTIAL_SUFFIX, write_text_whole
 from protoseg.train.progress import Progress
 from protoseg.train.sharing import save_shared, share
+from protoseg.weights import writing
 
 logger = logging.getLogger("protoseg")
 

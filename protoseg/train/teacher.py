@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protoseg.checkpoint import Checkpoint, load_checkpoint
-from protoseg.config.sections import Config, PseudoLabelConfig
+from protoseg.config.method import PseudoLabelConfig
+from protoseg.config.sections import Config
 from protoseg.data.lists import data_root, expand_path
 from protoseg.data.soft_labels import SoftLabels
 from protoseg.data.sources import CachedSource

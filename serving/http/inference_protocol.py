@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from protoseg.manifest import validation_problems
+from protoseg.records import validation_problems
 from serving.errors import ServingError
 from serving.http.respond import Answer, Incoming, model_record, stage, to_json
 from serving.model.model import Model

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from protoseg.manifest import validation_problems
+from protoseg.records import validation_problems
 from serving.errors import ServingError
 from serving.http.body import MAX_BATCH_FILES
 from serving.http.inference_protocol import check_model

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, WithJsonSchema, model_validator
 
-from protoseg.manifest import Section, explain_validation
+from protoseg.records import Section, explain_validation
 from serving.errors import ServingError
 
 _ACCEPTED = {

@@ -21,7 +21,7 @@ import uvicorn
 from protoseg.annotate.draft import Keep
 from protoseg.api.result import ModelInfo, Result
 from protoseg.errors import UserError, guarded
-from serving.client import Client
+from serving.http_client import Client
 from serving.label_studio.app import Backend, build_app, version_of
 from serving.label_studio.fetch import LabelStudio
 from serving.label_studio.trainer import Trainer

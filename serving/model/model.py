@@ -140,6 +140,15 @@ class Model:
                 f"pixels are not explained in tiles: the network would see {width}x{height} pixels; give an "
                 f"image of at most {most} pixels, and ask for no tiles or windows",
             )  # fmt: skip
+        return self._predict_tiled(
+            working, window, confidence=confidence, label_probability=label_probability, novelty=novelty,
+            deadline=deadline, alive=alive,
+        ).resized(size)  # fmt: skip
+
+    def _predict_tiled(
+        self, working: Pixels, window: tuple[int, int], *, confidence: bool, label_probability: bool,
+        novelty: bool, deadline: float, alive: Callable[[], None],
+    ) -> Prediction:  # fmt: skip
         names = {"logits"} if "logits" in self.outputs else {"labels", "confidence"} & set(self.outputs)
         names |= {LABEL_PROBABILITY} if label_probability else set()
         names |= {NOVELTY} if novelty else set()
@@ -151,7 +160,7 @@ class Model:
         return predict_tiles(
             working, window, len(self.manifest.classes), forward,
             confidence=confidence, label_probability=label_probability, novelty=novelty,
-        ).resized(size)  # fmt: skip
+        )  # fmt: skip
 
     def predict_whole(
         self,

@@ -28,7 +28,7 @@ from protoseg.data.tiff import (
     turn,
     unsigned,
 )
-from protoseg.manifest import FULL_16_BIT, ResizeConfig, ValueRange, to_bytes
+from protoseg.input_rule import FULL_16_BIT, ResizeConfig, ValueRange, to_bytes
 from serving.errors import ServingError
 
 # the limit that counts is ours and runs before Pillow sees the data

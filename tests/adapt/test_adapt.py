@@ -12,7 +12,7 @@ import protoseg
 from protoseg.adapt import change
 from protoseg.adapt.__main__ import main
 from protoseg.checkpoint import load_checkpoint, read_info, save_checkpoint
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.evaluate.__main__ import main as evaluate
 from protoseg.manifest import ClassInfo
 
@@ -177,19 +177,9 @@ def test_refused(run, tmp_path, capsys, arguments, said):
 
 def test_images_without_a_mask_and_masks_of_several_classes_are_told(run, boxes, tmp_path, capsys):
     few = draw(tmp_path / "few", 3)
+    given = ["--add", "box", "--images", few / "images", "--masks", few / "ids", "-o", tmp_path / "out"]
     (few / "ids" / "2.png").unlink()
-    call(
-        run,
-        "--add",
-        "box",
-        "--images",
-        few / "images",
-        "--masks",
-        few / "ids",
-        "-o",
-        tmp_path / "out",
-        code=1,
-    )
+    call(run, *given, code=1)
     said = capsys.readouterr().err
     assert "2.png" in said
     assert "(1 such image(s)); leave out of --images what has no mask" in said
@@ -198,18 +188,7 @@ def test_images_without_a_mask_and_masks_of_several_classes_are_told(run, boxes,
         ids[0, 0] = 7
         Image.fromarray(ids).save(path)
     (few / "images" / "2.png").unlink()
-    call(
-        run,
-        "--add",
-        "box",
-        "--images",
-        few / "images",
-        "--masks",
-        few / "ids",
-        "-o",
-        tmp_path / "out",
-        code=1,
-    )
+    call(run, *given, code=1)
     # of several values that of the next class
     assert "none is surely box. Say which with --value, as --value 3" in capsys.readouterr().err
 

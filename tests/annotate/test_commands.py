@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import photo, tiny_info, tiny_segmenter
+from tiny import photo, tiny_info, tiny_run, tiny_segmenter
 
 from protoseg.checkpoint import save_checkpoint
 from protoseg.convert.rle import decode_coco, decode_label_studio
@@ -16,9 +16,7 @@ from protoseg.suggest.__main__ import main as suggest
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    save_checkpoint(folder / "checkpoint", tiny_segmenter(num_classes=3), tiny_info(3))
-    return folder
+    return tiny_run(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture

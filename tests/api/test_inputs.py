@@ -15,7 +15,7 @@ from protoseg.data.find import FoundImage
 from protoseg.data.images import read_image
 from protoseg.data.pictures import Reading
 from protoseg.errors import DataError
-from protoseg.manifest import InputRule, ResizeConfig
+from protoseg.input_rule import InputRule, ResizeConfig
 
 IMAGE = photo(1, 30, 41)
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from tiny import quiet_environment
 
-from benchmarks.serving_bundle import make_bundle, sample_image
+from benchmarks.nearest_color import sample_image
+from benchmarks.serving_bundle import make_bundle
 from protoseg import Bundle
 from protoseg.cli.predict import main
 

@@ -16,7 +16,7 @@ import protoseg
 from protoseg import Segmenter, UserError
 from protoseg.adapt.__main__ import main as adapt_main
 from protoseg.checkpoint import WEIGHTS_NAME, read_info, save_checkpoint
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.explain.__main__ import main as explain_main
 from protoseg.manifest import ClassInfo
 from protoseg.novelty.__main__ import main as novelty_main

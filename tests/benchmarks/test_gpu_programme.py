@@ -11,7 +11,8 @@ from PIL import Image
 from tiny import PROJECT_ROOT, quiet_environment
 
 from benchmarks import gpu_programme
-from benchmarks.gpu_programme import Part, main
+from benchmarks.gpu_parts import Part
+from benchmarks.gpu_programme import main
 
 
 def part(name, code, minutes=0.01, lacking=""):

@@ -51,7 +51,7 @@ def test_without_runs_it_says_what_to_do(tmp_path, capsys):
 
 
 def test_a_teacher_is_trained_first_and_named_by_its_run(tmp_path):
-    from benchmarks.accuracy.runner import trainer_command
+    from benchmarks.accuracy.trainer import trainer_command
 
     study = load_study(write_study(tmp_path, methods=[METHODS[1], METHODS[0]]))
     runs = unique_runs(plan(study))

@@ -16,8 +16,9 @@ from PIL import Image
 from protoseg.check.cures import Seen, propose
 from protoseg.check.findings import Report
 from protoseg.check.inspect import inspect
+from protoseg.config.data import DataConfig
 from protoseg.config.load import apply_override, parse_config
-from protoseg.config.sections import Config, DataConfig
+from protoseg.config.sections import Config
 from protoseg.data.classes import read_classes
 from protoseg.data.sources import open_source
 

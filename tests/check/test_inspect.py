@@ -14,7 +14,8 @@ from protoseg.check.findings import Report
 from protoseg.check.inspect import inspect
 from protoseg.check.memory import image_bytes
 from protoseg.config.load import parse_config
-from protoseg.config.sections import Config, ModelConfig
+from protoseg.config.model import ModelConfig
+from protoseg.config.sections import Config
 from protoseg.data.images import save_image, save_mask
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -4,7 +4,7 @@ import yaml
 from protoseg.config.load import load_config
 from protoseg.errors import ConfigError
 from protoseg.files import PROJECT_ROOT
-from protoseg.manifest import ResizeConfig
+from protoseg.input_rule import ResizeConfig
 
 CONFIGS = sorted((PROJECT_ROOT / "configs").glob("*.yaml"))
 

@@ -5,7 +5,7 @@ import re
 from protoseg.config.presets import METHOD_PRESETS, MODEL_PRESETS
 from protoseg.config.reference import describe_settings, model_table, preset_table, training_tables
 from protoseg.config.sections import Config
-from protoseg.manifest import Section
+from protoseg.records import Section
 from serving.settings import PREFIX, Settings
 
 SERVICE = model_table(Settings, "variable", PREFIX, upper=True)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.convert.__main__ import main
 from protoseg.convert.division import choose_val, group_names
 from protoseg.convert.find import FORMATS

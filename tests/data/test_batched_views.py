@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
-from protoseg.config.sections import ViewConfig
+from protoseg.config.data import ViewConfig
 from protoseg.data.batched_views import make_views
 from protoseg.data.views import apply_color, apply_geometry, draw_color, draw_geometry
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from protoseg.config.data import DataConfig
 from protoseg.config.load import load_config
-from protoseg.config.sections import DataConfig
 from protoseg.data.class_files import read_class_file
 from protoseg.data.classes import read_classes, read_labelmap
 from protoseg.data.palette import default_palette

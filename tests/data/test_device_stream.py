@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from protoseg.config.sections import DataConfig, SyntheticConfig, ViewConfig
+from protoseg.config.data import DataConfig, SyntheticConfig, ViewConfig
 from protoseg.data import device_stream
 from protoseg.data.device_stream import DeviceImages, free_memory, make_device_stream
 from protoseg.data.sources import CachedSource, open_source
-from protoseg.data.stream import make_stream
+from protoseg.data.stream import StreamSampler, make_stream
 from protoseg.data.synthetic import synthetic_classes
 from protoseg.errors import ConfigError, DataError
 
@@ -50,11 +50,15 @@ class Pictures:
         return f"image-{index}.jpg"
 
 
-def place(**changes):
-    return {
-        "views": ViewConfig(crop=(32, 32), strong_views=2, labeled_jitter=True),
-        "batch_size": 3, "seed": 3, "mean": [0.5, 0.4, 0.3], "start": 0, "stop": 3, "rank": 0, "world": 1,
-    } | changes  # fmt: skip
+HOW = {
+    "views": ViewConfig(crop=(32, 32), strong_views=2, labeled_jitter=True),
+    "mean": [0.5, 0.4, 0.3],
+}
+
+
+def draws(source, stream, **changes):
+    place = {"batch_size": 3, "seed": 3, "start": 0, "stop": 3} | changes
+    return StreamSampler(len(source), stream=stream, **place)
 
 
 def given(index, size):
@@ -62,13 +66,14 @@ def given(index, size):
     return np.random.default_rng([2, index]).integers(0, 256, (3, *size), np.uint8)
 
 
-def both(stream, pictures=Pictures, on_error="raise", **changes):
+def both(stream, pictures=Pictures, on_error="raise", labels=None, views=HOW["views"], **changes):
     """All batches of the loader, and all of the device."""
     data = ON_DEVICE.model_copy(update={"on_error": on_error})
-    ours = make_device_stream(
-        CachedSource(pictures(), data), stream, data=data, device=CPU, **place(**changes)
-    )
-    theirs = make_stream(CachedSource(pictures(), data), stream, data=data, **place(**changes))
+    how = HOW | {"data": data, "labels": labels, "views": views}
+    sources = [CachedSource(pictures(), data) for _ in range(2)]
+    sampler = draws(sources[0], stream, **changes)
+    ours = make_device_stream(sources[0], sampler, device=CPU, **how)
+    theirs = make_stream(sources[1], sampler, **how)
     return list(theirs), list(ours)
 
 
@@ -147,7 +152,7 @@ def test_the_host_keeps_nothing_and_the_device_one_piece(caplog):
     assert "6 labelled images, 0 MiB on cpu" in caplog.text
     reads = len(pictures.reads)
     list(device_stream.device_batches(
-        images, device_stream.StreamSampler(6, 2, seed=0, stream="labeled", start=0, stop=9),
+        images, StreamSampler(6, 2, seed=0, stream="labeled", start=0, stop=9),
         ViewConfig(crop=(32, 32)), fill=torch.zeros(3, dtype=torch.uint8), ignore_index=255,
     ))  # fmt: skip
     assert len(pictures.reads) == reads
@@ -182,6 +187,7 @@ def test_embedded_scenes(stream):
     """The same through the sources of a training."""
     classes = synthetic_classes(DATA.synthetic)
     sources = [CachedSource(open_source(data, stream, classes), data) for data in (DATA, ON_DEVICE)]
-    theirs = make_stream(sources[0], stream, data=DATA, **place())
-    ours = make_device_stream(sources[1], stream, data=ON_DEVICE, device=CPU, **place())
+    sampler = draws(sources[0], stream)
+    theirs = make_stream(sources[0], sampler, data=DATA, **HOW)
+    ours = make_device_stream(sources[1], sampler, data=ON_DEVICE, device=CPU, **HOW)
     assert_alike(list(theirs), list(ours))

@@ -1,4 +1,5 @@
 import pytest
+from file_lists import pool_list
 
 from protoseg.data.find import find_images, read_list
 from protoseg.errors import DataError
@@ -34,13 +35,7 @@ def test_find_images(tmp_path):
 
 @pytest.fixture
 def listed(tmp_path):
-    for name in ("a.png", "b.png", "c d.png"):
-        (tmp_path / "images").mkdir(exist_ok=True)
-        (tmp_path / "images" / name).touch()
-    (tmp_path / "lists").mkdir()
-    path = tmp_path / "lists" / "pool.txt"
-    path.write_text("images/a.png masks/a.png\r\nimages/gone.png\n\nimages/c d.png")
-    return path
+    return pool_list(tmp_path)
 
 
 def test_lists_are_read_below_the_first_root_that_fits(listed, tmp_path):

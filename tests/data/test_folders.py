@@ -8,24 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from file_lists import files_config as config
+from file_lists import touch
 
-from protoseg.config.sections import DataConfig
 from protoseg.data import names
 from protoseg.data.folders import scan_folder
 from protoseg.data.lists import EntryList, read_entries, scan_entries
 from protoseg.errors import DataError
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x")
-
-
-def config(root: Path, **keys: object) -> DataConfig:
-    base = {"kind": "files", "root": str(root), "classes": ["a", "b"], "labeled": "l.txt", "val": "l.txt"}
-    return DataConfig.model_validate({**base, **keys})
 
 
 def unlabeled(root: Path, **keys: object) -> tuple[list[str], str]:

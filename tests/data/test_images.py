@@ -15,7 +15,7 @@ from tiny import PROJECT_ROOT
 
 from protoseg.data.images import read_image, resize_image, resize_mask, save_image, save_mask
 from protoseg.errors import DataError
-from protoseg.manifest import ResizeConfig
+from protoseg.input_rule import ResizeConfig
 
 
 def gradient(height: int = 5, width: int = 7, channels: int = 3) -> np.ndarray:

@@ -10,27 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from file_lists import files_config as config
+from file_lists import touch
 from PIL import Image
 
-from protoseg.config.sections import DataConfig
 from protoseg.data.find import read_list
 from protoseg.data.lists import EntryList, read_entries, scan_entries
 from protoseg.errors import DataError
 
 PAIRS = [(f"images/im{n}.png", f"masks/im{n}.png") for n in range(3)]
 PLAIN = "".join(f"{image} {mask}\n" for image, mask in PAIRS)
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x")
-
-
-def config(root: Path, **keys: object) -> DataConfig:
-    base = {"kind": "files", "root": str(root), "classes": ["a", "b"], "labeled": "l.txt", "val": "l.txt"}
-    return DataConfig.model_validate({**base, **keys})
 
 
 def read(root: Path, text: str | bytes, **keys: object) -> EntryList:

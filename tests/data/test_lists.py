@@ -4,24 +4,17 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from file_lists import files_config, touch
 
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.data.lists import KNOWN_LISTS, EntryList, data_root, read_entries, scan_entries
 from protoseg.errors import DataError
 
 CLASSES = ["a", "b"]
 
 
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x")
-
-
 def config(root: Path, **keys: object) -> DataConfig:
-    base: dict[str, object] = {"labeled": "labeled.txt", "val": "labeled.txt"}
-    return DataConfig.model_validate({"kind": "files", "root": str(root), "classes": CLASSES, **base, **keys})
+    return files_config(root, **{"labeled": "labeled.txt", "val": "labeled.txt"} | keys)
 
 
 def read(root: Path, text: str | bytes, split: str = "labeled", **keys: object) -> EntryList:

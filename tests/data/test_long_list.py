@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from protoseg.check.inspect import inspect
+from protoseg.config.data import DataConfig
 from protoseg.config.load import parse_config
-from protoseg.config.sections import DataConfig
 from protoseg.data import lists, long_list
 from protoseg.data.compact import join_names, split_lines
 from protoseg.data.images import save_image, save_mask

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.data.classes import read_classes
 from protoseg.data.lists import read_entries
 from protoseg.data.masks import MaskReader, mask_reader

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.data.classes import read_classes
 from protoseg.data.palette import default_palette, voc_palette
 from protoseg.draw.colours import IGNORED

@@ -17,14 +17,14 @@ from shard_sets import CLASSES, COUNTS, WRITERS, encoded, pictures, write_shard,
 from tiny import PROJECT_ROOT
 
 from protoseg.check.inspect import inspect
+from protoseg.config.data import DataConfig, ViewConfig
 from protoseg.config.load import parse_config
-from protoseg.config.sections import DataConfig, ViewConfig
 from protoseg.data.classes import read_classes
 from protoseg.data.lists import portable_root, read_entries, scan_entries
 from protoseg.data.shards import index
 from protoseg.data.sources import CachedSource, Source, open_source
 from protoseg.data.storage import expand_braces, find_blobs
-from protoseg.data.stream import make_stream
+from protoseg.data.stream import StreamSampler, make_stream
 from protoseg.errors import DataError
 
 
@@ -52,11 +52,9 @@ def shards(tmp_path: Path) -> DataConfig:
 def batches(data: DataConfig, stream: str, workers: int = 0, **place: int) -> list[dict[str, torch.Tensor]]:
     source = CachedSource(sources(data)[stream], data)
     settings = data.model_copy(update={"num_workers": workers})
-    where = {"start": 0, "stop": 4, "rank": 0, "world": 1, **place}
-    return list(
-        make_stream(source, stream, data=settings, views=ViewConfig(crop=(32, 32)), batch_size=2, seed=3,
-                    mean=[0.5] * 3, **where)  # type: ignore[arg-type]
-    )  # fmt: skip
+    where = {"start": 0, "stop": 4, **place}
+    sampler = StreamSampler(len(source), 2, seed=3, stream=stream, **where)  # type: ignore[arg-type]
+    return list(make_stream(source, sampler, data=settings, views=ViewConfig(crop=(32, 32)), mean=[0.5] * 3))
 
 
 def same(one: list[dict[str, torch.Tensor]], two: list[dict[str, torch.Tensor]]) -> bool:

@@ -11,13 +11,13 @@ import pytest
 import torch
 from shard_sets import CLASSES, COUNTS, write_parquet, write_shards
 
-from protoseg.config.sections import DataConfig, ViewConfig
+from protoseg.config.data import DataConfig, ViewConfig
 from protoseg.data.classes import read_classes
 from protoseg.data.lists import read_entries
 from protoseg.data.shards import index
 from protoseg.data.sources import CachedSource, open_source
 from protoseg.data.storage import find_blobs
-from protoseg.data.stream import make_stream
+from protoseg.data.stream import StreamSampler, make_stream
 from protoseg.errors import DataError
 
 pytestmark = pytest.mark.slow
@@ -49,11 +49,8 @@ def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 
 def batches(data: DataConfig, stream: Any, **where: int) -> list[dict[str, torch.Tensor]]:
     source = CachedSource(open_source(data, stream, read_classes(data)), data)
-    place = {"start": 0, "stop": 4, "rank": 0, "world": 1, **where}
-    return list(
-        make_stream(source, stream, data=data, views=ViewConfig(crop=(32, 32)), batch_size=2, seed=3,
-                    mean=[0.5] * 3, **place)  # type: ignore[arg-type]
-    )  # fmt: skip
+    sampler = StreamSampler(len(source), 2, seed=3, stream=stream, **{"start": 0, "stop": 4, **where})
+    return list(make_stream(source, sampler, data=data, views=ViewConfig(crop=(32, 32)), mean=[0.5] * 3))
 
 
 @pytest.mark.parametrize("write", [write_shards, write_parquet])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from protoseg.config.sections import DataConfig, SyntheticConfig
+from protoseg.config.data import DataConfig, SyntheticConfig
 from protoseg.data.images import save_image, save_mask
 from protoseg.data.lines import Entry
 from protoseg.data.masks import MaskReader

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from protoseg.config.sections import DataConfig, SyntheticConfig, ViewConfig
+from protoseg.config.data import DataConfig, SyntheticConfig, ViewConfig
 from protoseg.data.sources import CachedSource, open_source
 from protoseg.data.stream import StreamSampler, TrainDataset, make_stream, padding_fill
 from protoseg.data.synthetic import synthetic_classes
@@ -134,7 +134,7 @@ def test_an_error_of_a_loader_process_is_one_line(workers):
             raise DataError(f"image{index}.png cannot be decoded: it ends early")
 
     data = DATA.model_copy(update={"num_workers": workers})
-    place = {"batch_size": 2, "seed": 0, "mean": [0.5] * 3, "start": 0, "stop": 2, "rank": 0, "world": 1}
+    draws = StreamSampler(4, 2, seed=0, stream="unlabeled", start=0, stop=2)
     with pytest.raises(DataError) as caught:
-        next(make_stream(Source(), "unlabeled", data=data, views=ViewConfig(crop=(32, 32)), **place))
+        next(make_stream(Source(), draws, data=data, views=ViewConfig(crop=(32, 32)), mean=[0.5] * 3))
     assert re.fullmatch(r"image\d\.png cannot be decoded: it ends early", str(caught.value))

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protoseg.config.sections import DataConfig, SyntheticConfig
+from protoseg.config.data import DataConfig, SyntheticConfig
 from protoseg.data.classes import read_classes
 from protoseg.data.images import read_image
 from protoseg.data.lists import read_entries
@@ -58,7 +58,7 @@ def test_more_labels_label_the_same_images() -> None:
 
 def test_a_fresh_process_draws_the_same() -> None:
     code = (
-        "import hashlib; from protoseg.config.sections import SyntheticConfig as C; "
+        "import hashlib; from protoseg.config.data import SyntheticConfig as C; "
         "from protoseg.data.synthetic import SyntheticScenes as S; s = S(C(), 'val'); "
         "print(hashlib.sha256(s.image(5).tobytes() + s.mask(5).tobytes()).hexdigest())"
     )

@@ -4,7 +4,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from protoseg.config.sections import ViewConfig
+from protoseg.config.data import ViewConfig
 from protoseg.data.views import (
     Geometry,
     adjust_brightness,

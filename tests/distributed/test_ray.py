@@ -10,9 +10,8 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
-from tiny import photo, quiet_environment, tiny_info, tiny_segmenter
+from tiny import photo, quiet_environment, tiny_run
 
-from protoseg.checkpoint import save_checkpoint
 from protoseg.distributed.__main__ import main
 
 IMAGES = 60
@@ -20,7 +19,7 @@ IMAGES = 60
 
 @pytest.fixture
 def place(tmp_path):
-    save_checkpoint(tmp_path / "run" / "checkpoint", tiny_segmenter(), tiny_info())
+    tiny_run(tmp_path / "run")
     (tmp_path / "images").mkdir()
     for number in range(IMAGES):
         Image.fromarray(photo(number)).save(tmp_path / "images" / f"{number:02d}.png")

@@ -4,10 +4,11 @@ import torch
 from PIL import Image
 from tiny import tiny_segmenter
 
-from protoseg.config.sections import EvalConfig
+from protoseg.config.training import EvalConfig
 from protoseg.draw.panel import draw_panel, panel, panel_row, winning_prototypes
 from protoseg.draw.tiles import CELL
-from protoseg.manifest import ClassInfo, ResizeConfig
+from protoseg.input_rule import ResizeConfig
+from protoseg.manifest import ClassInfo
 
 CLASSES = [
     ClassInfo(name="background", color=(0, 0, 0)),

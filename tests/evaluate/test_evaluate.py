@@ -12,7 +12,8 @@ from tiny import PROJECT_ROOT, tiny_config, tiny_info, tiny_segmenter
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from protoseg.checkpoint import save_checkpoint
-from protoseg.config.sections import DataConfig, EvalConfig
+from protoseg.config.data import DataConfig
+from protoseg.config.training import EvalConfig
 from protoseg.data.classes import read_classes
 from protoseg.errors import ConfigError
 from protoseg.evaluate.__main__ import main
@@ -27,7 +28,8 @@ from protoseg.inference import (
     whole_logits,
     window_starts,
 )
-from protoseg.manifest import ClassInfo, ResizeConfig
+from protoseg.input_rule import ResizeConfig
+from protoseg.manifest import ClassInfo
 from protoseg.processes import Processes
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import photo, tiny_info, tiny_segmenter
+from tiny import photo, tiny_info, tiny_run, tiny_segmenter
 
 from protoseg.checkpoint import save_checkpoint
 from protoseg.explain.__main__ import main
@@ -18,9 +18,7 @@ from protoseg.predict.__main__ import main as predict_main
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    segmenter = tiny_segmenter(num_classes=5)  # as many as the embedded scenes have
-    save_checkpoint(folder / "checkpoint", segmenter, tiny_info(5))
+    folder = tiny_run(tmp_path_factory.mktemp("trained"), 5)  # as many classes as the embedded scenes have
     assert main([str(folder)]) == 0
     return folder
 
@@ -101,7 +99,7 @@ def test_predict_needs_the_atlas_of_these_weights(
     trained: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
-    save_checkpoint(run / "checkpoint", tiny_segmenter(num_classes=5, seed=1), tiny_info(5))
+    tiny_run(run, 5, seed=1)
     question = [str(run), str(picture), "-o", str(out), "--explain"]
     assert predict_main(question) == 1
     message = capsys.readouterr().err
@@ -111,5 +109,5 @@ def test_predict_needs_the_atlas_of_these_weights(
     assert main([message.rsplit(" ", 1)[1].strip()]) == 0
     assert predict_main(question) == 0
     # other weights since: the old patches are not shown for them
-    save_checkpoint(run / "checkpoint", tiny_segmenter(num_classes=5, seed=2), tiny_info(5))
+    tiny_run(run, 5, seed=2)
     assert predict_main(question) == 1

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from protoseg.data.sources import Labels, Source
 from protoseg.errors import DataError
 from protoseg.explain.search import NEVER_USED, OTHER_PATCHES, OTHER_PIXELS, find_patches, image_name
-from protoseg.manifest import ResizeConfig
+from protoseg.input_rule import ResizeConfig
 from protoseg.models.prototypes import PrototypeBank
 
 RED, GREEN, BLUE, GREY = (250, 0, 0), (0, 250, 0), (0, 0, 250), (90, 90, 90)

@@ -14,17 +14,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from protoseg.checkpoint import (
-    Checkpoint,
-    CheckpointInfo,
-    load_checkpoint,
-    save_checkpoint,
-)
+from protoseg.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint, save_checkpoint
 from protoseg.config.load import load_config
 from protoseg.config.sections import Config
 from protoseg.data.synthetic import SyntheticScenes, synthetic_classes
 from protoseg.files import PROJECT_ROOT
-from protoseg.manifest import InputRule
+from protoseg.input_rule import InputRule
 from protoseg.models.kmeans import spherical_kmeans
 from protoseg.models.segmenter import Segmenter, build_segmenter
 from protoseg.versions import package_versions

@@ -8,8 +8,8 @@ import pytest
 import torch
 from small_step import ON, batches, run_step, step_of
 
+from protoseg.config.method import PrototypeConfig
 from protoseg.config.plan import Phase
-from protoseg.config.sections import PrototypeConfig
 from protoseg.method.calibration import Calibration
 from protoseg.method.losses import assignment_divergence
 from protoseg.method.points import features_at

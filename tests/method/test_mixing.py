@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protoseg.config.sections import ViewConfig
+from protoseg.config.data import ViewConfig
 from protoseg.method.mixing import MixDraw, box_mask, draw_mix, mix
 from protoseg.processes import Processes
 

@@ -5,22 +5,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import photo, tiny_info, tiny_segmenter
+from tiny import photo, tiny_run, tiny_segmenter
 
 from export.graph.module import ExportModule
 from export.graph.trace import ExportSettings, check_settings
 from export.proof.compare import Comparator
 from export.proof.gates import GATES
 from export.proof.judge import judge
-from protoseg.checkpoint import (
-    NOVELTY_NAME,
-    load_checkpoint,
-    read_info,
-    read_novelty,
-    save_checkpoint,
-    save_novelty,
-)
-from protoseg.config.sections import EvalConfig
+from protoseg.checkpoint import NOVELTY_NAME, load_checkpoint, read_info, read_novelty, save_novelty
+from protoseg.config.training import EvalConfig
 from protoseg.errors import CheckpointError, ExportError
 from protoseg.inference import image_batch, image_logits, inference, sliding_logits
 from protoseg.models.novelty import NoveltyHead, NoveltyScale
@@ -34,8 +27,7 @@ SCALE = NoveltyScale((1.0, 2.0), (0.2, 0.1), 1.5)
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    save_checkpoint(tmp_path / "run" / "checkpoint", tiny_segmenter(num_classes=5), tiny_info(5))
-    return tmp_path / "run"
+    return tiny_run(tmp_path / "run", 5)
 
 
 def head_for(segmenter: Segmenter, scale: NoveltyScale = SCALE) -> NoveltyHead:

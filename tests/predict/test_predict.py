@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tiny import tiny_info, tiny_segmenter
+from tiny import tiny_info, tiny_run, tiny_segmenter
 
 from protoseg.checkpoint import save_checkpoint
-from protoseg.config.sections import EvalConfig
+from protoseg.config.training import EvalConfig
 from protoseg.data.find import FoundImage
 from protoseg.data.images import resize_image
-from protoseg.manifest import InputRule, ResizeConfig
+from protoseg.input_rule import InputRule, ResizeConfig
 from protoseg.method.pseudo_labels import fuse
 from protoseg.predict.__main__ import main
 from protoseg.predict.images import DEFAULT_HEAD, predict_image, soft_labels
@@ -41,10 +41,8 @@ def segmenter():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, segmenter):
-    folder = tmp_path_factory.mktemp("trained")
-    save_checkpoint(folder / "checkpoint", segmenter, tiny_info(3))
-    return folder
+def trained(tmp_path_factory):
+    return tiny_run(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.mark.parametrize("size", [(33, 61), (1, 1), (64, 40)])

@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.serving_bundle import make_bundle, sample_image
+from benchmarks.nearest_color import sample_image
+from benchmarks.serving_bundle import make_bundle
 from protoseg.manifest import Manifest, read_manifest
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")

@@ -8,7 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving.client import Client, ClientError, find_images, main
+from serving.client import find_images, main
+from serving.http_client import Client, ClientError
 
 Answer = Callable[[httpx.Request], httpx.Response]
 

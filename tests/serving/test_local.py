@@ -17,10 +17,11 @@ from PIL import Image
 from tiny import quiet_environment
 
 import protoseg
-from benchmarks.serving_bundle import make_bundle, sample_image
+from benchmarks.nearest_color import sample_image
+from benchmarks.serving_bundle import make_bundle
 from benchmarks.serving_server import Server
 from protoseg import Bundle, Result, UserError
-from protoseg.manifest import ResizeConfig
+from protoseg.input_rule import ResizeConfig
 from serving import Client
 from serving.pixels.png import scores_to_bytes
 

@@ -17,7 +17,8 @@ import httpx
 import psutil
 import pytest
 
-from benchmarks.serving_bundle import make_bundle, sample_image
+from benchmarks.nearest_color import sample_image
+from benchmarks.serving_bundle import make_bundle
 from benchmarks.serving_server import Server
 from serving.client import main as client_main
 

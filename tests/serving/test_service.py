@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.serving_bundle import COLORS, NAMES, make_bundle, sample_image
+from benchmarks.nearest_color import COLORS, NAMES, sample_image
+from benchmarks.serving_bundle import make_bundle
 from serving.http.routes import ROUTES
 
 Pixels = NDArray[np.uint8]

@@ -11,7 +11,7 @@ from tiny import photo, tiny_info, tiny_segmenter
 
 from benchmarks.serving_bundle import make_bundle
 from protoseg.checkpoint import CheckpointInfo, save_checkpoint
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 
 PRIVATE = "/home/somebody/secret-client/camvid"
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from shard_sets import parts, pictures, write_shard
 
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.data.images import save_image, save_mask
 from protoseg.data.lists import hash_stems, read_entries
 from protoseg.errors import DataError

@@ -1,19 +1,14 @@
 import pytest
+from file_lists import pool_list
 
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.errors import DataError
 from protoseg.suggest.candidates import collect
 
 
 @pytest.fixture
 def listed(tmp_path):
-    for name in ("a.png", "b.png", "c d.png"):
-        (tmp_path / "images").mkdir(exist_ok=True)
-        (tmp_path / "images" / name).touch()
-    (tmp_path / "lists").mkdir()
-    path = tmp_path / "lists" / "pool.txt"
-    path.write_text("images/a.png masks/a.png\r\nimages/gone.png\n\nimages/c d.png")
-    return path
+    return pool_list(tmp_path)
 
 
 def test_the_training_root_is_tried_last(listed, tmp_path):

@@ -9,10 +9,10 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny import PROJECT_ROOT, photo, quiet_environment, tiny_info, tiny_segmenter
+from tiny import PROJECT_ROOT, photo, quiet_environment, tiny_info, tiny_run, tiny_segmenter
 
 from protoseg.checkpoint import save_checkpoint
-from protoseg.config.sections import DataConfig
+from protoseg.config.data import DataConfig
 from protoseg.method.pseudo_labels import fuse
 from protoseg.suggest import __main__ as command
 from protoseg.suggest.__main__ import main
@@ -25,10 +25,8 @@ def segmenter():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, segmenter):
-    folder = tmp_path_factory.mktemp("trained")
-    save_checkpoint(folder / "checkpoint", segmenter, tiny_info(3))
-    return folder
+def trained(tmp_path_factory):
+    return tiny_run(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture

@@ -20,10 +20,11 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from protoseg.config.sections import DataConfig, SyntheticConfig, ViewConfig
+from protoseg.config.data import DataConfig, SyntheticConfig, ViewConfig
 from protoseg.data import device_stream
 from protoseg.data.device_stream import make_device_stream
 from protoseg.data.sources import CachedSource, open_source
+from protoseg.data.stream import StreamSampler
 from protoseg.data.synthetic import synthetic_classes
 from protoseg.method.calibration import Calibration
 from protoseg.method.prototype_branch import move_prototypes
@@ -131,10 +132,11 @@ def test_a_step_of_other_settings(on_cuda, sections):
 def test_a_batch_of_images_that_lie_there(on_cuda, stream):
     data = DataConfig(synthetic=SyntheticConfig(num_labeled=4, num_unlabeled=4), cache="device")
     source = CachedSource(open_source(data, stream, synthetic_classes(data.synthetic)), data)
+    draws = StreamSampler(len(source), 4, seed=0, stream=stream, start=0, stop=2)
     with on_cuda:
         made = make_device_stream(
-            source, stream, data=data, views=ViewConfig(strong_views=2, labeled_jitter=True), batch_size=4,
-            seed=0, mean=[0.5] * 3, start=0, stop=2, rank=0, world=1, device=CUDA,
+            source, draws, data=data, views=ViewConfig(strong_views=2, labeled_jitter=True), mean=[0.5] * 3,
+            device=CUDA,
         )  # fmt: skip
         with Waits() as waits:
             found = list(made)

@@ -13,7 +13,7 @@ import yaml
 from tiny import TINY
 
 from protoseg.checkpoint import read_info
-from protoseg.config.sections import SyntheticConfig
+from protoseg.config.data import SyntheticConfig
 from protoseg.data.synthetic import write_dataset
 from protoseg.train import sharing
 from protoseg.train.__main__ import main

@@ -12,15 +12,15 @@ import yaml
 from tiny import TINY, tiny_config
 
 from protoseg.checkpoint import load_checkpoint
+from protoseg.config.data import SyntheticConfig
 from protoseg.config.ignored import ignored_settings
 from protoseg.config.plan import make_schedule
-from protoseg.config.sections import SyntheticConfig
 from protoseg.data.stream import StreamSampler
 from protoseg.data.synthetic import write_dataset
 from protoseg.errors import ConfigError, DataError
 from protoseg.predict.__main__ import main as predict
 from protoseg.train.__main__ import main
-from protoseg.train.data import hold_out, rare_class_picker
+from protoseg.train.labeled import hold_out, rare_class_picker
 from protoseg.train.log import read_metrics
 
 MEASURED = ["pseudo_labels.target_precision=0.4", "pseudo_labels.calibration=class"]

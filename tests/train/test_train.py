@@ -17,7 +17,7 @@ from PIL import Image
 from tiny import PROJECT_ROOT, TINY, quiet_environment
 
 from protoseg.checkpoint import load_checkpoint
-from protoseg.config.sections import SyntheticConfig
+from protoseg.config.data import SyntheticConfig
 from protoseg.data.synthetic import write_dataset
 from protoseg.explain.atlas import fitting_atlas
 from protoseg.train.__main__ import main

@@ -10,10 +10,10 @@ from small_step import batches, run_step, step_of
 from tiny import tiny_config, tiny_segmenter
 
 from protoseg.checkpoint import load_checkpoint
-from protoseg.config.sections import DataConfig, SyntheticConfig, ViewConfig
+from protoseg.config.data import DataConfig, SyntheticConfig, ViewConfig
 from protoseg.data.device_stream import make_device_stream
 from protoseg.data.sources import CachedSource, open_source
-from protoseg.data.stream import make_stream
+from protoseg.data.stream import StreamSampler, make_stream
 from protoseg.data.synthetic import synthetic_classes
 from protoseg.errors import TrainingStoppedError
 from protoseg.processes import Processes
@@ -114,12 +114,12 @@ def test_batches_made_there_are_those_of_the_cpu(monkeypatch, stream, tf32):
     torch.backends.cuda.matmul.allow_tf32 = tf32
     data = DataConfig(synthetic=SyntheticConfig(num_labeled=8, num_unlabeled=8))
     views = ViewConfig(crop=(64, 80), strong_views=2, labeled_jitter=True)
-    place = {"data": data, "views": views, "batch_size": 4, "seed": 0, "mean": [0.5] * 3, "start": 0,
-             "stop": 4, "rank": 0, "world": 1}  # fmt: skip
+    how = {"data": data, "views": views, "mean": [0.5] * 3}
     source = CachedSource(open_source(data, stream, synthetic_classes(data.synthetic)), data)
+    draws = StreamSampler(len(source), 4, seed=0, stream=stream, start=0, stop=4)
     try:
-        here = list(make_stream(source, stream, **place))
-        there = list(make_device_stream(source, stream, device=torch.device("cuda", 0), **place))
+        here = list(make_stream(source, draws, **how))
+        there = list(make_device_stream(source, draws, device=torch.device("cuda", 0), **how))
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     for one, two in zip(here, there, strict=True):

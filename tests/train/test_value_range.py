@@ -11,11 +11,12 @@ from PIL import Image
 
 from export.calibration import checkpoint_images, folder_images
 from protoseg.config.load import parse_config
-from protoseg.config.sections import Config, PrototypeConfig
+from protoseg.config.method import PrototypeConfig
+from protoseg.config.sections import Config
 from protoseg.data.images import read_image
 from protoseg.data.pictures import reading
 from protoseg.evaluate.measure import read_samples
-from protoseg.manifest import InputRule
+from protoseg.input_rule import InputRule
 from protoseg.train.data import open_run_data
 from protoseg.train.results import network_info
 

@@ -8,97 +8,21 @@ validation is never unlabelled as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from protoseg.config.sections import DataConfig, FolderPair
-from protoseg.data.compact import Names
-from protoseg.data.lines import Entry
-from protoseg.data.long_list import LazyEntries
-from protoseg.data.members import Member
-from protoseg.data.names import IMAGE_SUFFIXES
+from protoseg.config.data import DataConfig, FolderPair
+from protoseg.data.shards.entries import ShardEntries
 from protoseg.data.shards.index import Rules, ShardSet, open_shards
-from protoseg.data.shards.parquet import read_cell
-from protoseg.data.shards.table import NO_MASK
-from protoseg.data.storage import Blob, expand_text, find_blobs, is_url, read_range
+from protoseg.data.shards.root import SHARD_SUFFIXES, Root, names_shards
+from protoseg.data.storage import Blob, expand_text, find_blobs, is_url
 from protoseg.errors import DataError
 
-SHARD_SUFFIXES = (".tar", ".parquet")
-_PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
 _SHOWN = 20
-
-
-class ShardEntries(LazyEntries):
-    """Entries of some rows of a set; each is made when it is asked for.
-
-    Args:
-        shards: The set.
-        which: ``(N,)`` rows of it.
-        masks: Whether entries have their masks.
-    """
-
-    def __init__(self, shards: ShardSet, which: NDArray[np.int64], masks: bool) -> None:
-        self.shards, self.which, self.masks = shards, which, masks
-
-    def __len__(self) -> int:
-        return len(self.which)
-
-    def take(self, keep: NDArray[np.int64]) -> ShardEntries:
-        """Some of them."""
-        return ShardEntries(self.shards, self.which[keep], self.masks)
-
-    def entry(self, index: int) -> Entry:
-        """The entry of one image."""
-        at = int(self.which[index])
-        shard, table = self.shards.shard_of(at), self.shards.table
-        row = table.rows[at]
-        start = int(row["key"])
-        key = table.keys[start : start + int(row["length"])].tobytes().decode()
-        image = _member(shard, key, table.endings[row["ending"]], int(row["offset"]), int(row["size"]))
-        mask = None
-        if self.masks and row["mask_offset"] != NO_MASK:
-            ending = table.endings[row["mask_ending"]]
-            mask = _member(shard, key, ending, int(row["mask_offset"]), int(row["mask_size"]))
-        return Entry(image, mask)
-
-    def keys(self) -> Names:
-        """Keys of the images."""
-        return self.shards.table.names().take(self.which)
-
-    def stems(self) -> Names:
-        """What the images' names are without folders and suffixes."""
-        return self.keys().last_parts()
-
-    def places(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
-        """Each shard with the numbers of its rows that are here."""
-        numbers = np.searchsorted(self.shards.firsts, self.which, side="right") - 1
-        for number in np.unique(numbers).tolist():
-            yield self.shards.shards[number], self.which[numbers == number] - self.shards.firsts[number]
-
-
-def _member(shard: str, key: str, ending: str, offset: int, size: int) -> Member:
-    if shard.endswith(".parquet"):
-        # of two pictures of a row each needs a name of its own
-        column = ending.partition(".")[0]
-        return Member(
-            shard, f"{key.rpartition('/')[2]}/{column}", key, partial(read_cell, shard, ending, offset, size)
-        )
-    return Member(shard, f"{key}{ending}", key, partial(read_range, shard, offset, size))
-
-
-@dataclass(frozen=True)
-class Root:
-    """Where the shards of ``data.root`` are."""
-
-    folder: str
-    """Path or URL."""
-    own: tuple[str, ...]
-    """Patterns of all its shards."""
 
 
 @dataclass
@@ -109,52 +33,6 @@ class Chosen:
     family: str
     remarks: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-
-
-def names_shards(text: object) -> bool:
-    """Whether a setting is a pattern of shards.
-
-    Raises:
-        DataError: If it names packed ones, in which nothing can be found by its place.
-    """
-    if not isinstance(text, str):
-        return False
-    if text.lower().endswith(_PACKED):
-        raise DataError(
-            f"{text} is packed, so that no image can be read by itself; unpack it to .tar (gunzip, zstd -d)"
-        )
-    return text.lower().endswith(SHARD_SUFFIXES)
-
-
-def shard_root(config: DataConfig) -> Root | None:
-    """Where shards are, or None where ``data.root`` is a folder of images.
-
-    A folder is one of shards where a role names some, or where it holds shards, no images and no folders.
-    """
-    if config.kind != "files":
-        return None
-    root = expand_text(config.root).rstrip("/") or "/"
-    place = root if is_url(root) else str(Path(root).absolute())
-    if names_shards(root):
-        return Root(place.rpartition("/")[0], (place,))
-    everything = tuple(f"{place}/*{suffix}" for suffix in SHARD_SUFFIXES)
-    roles = (config.labeled, config.unlabeled, config.val)
-    if is_url(root) or any(names_shards(role) for role in roles) or _only_shards(Path(place)):
-        return Root(place, everything)
-    return None
-
-
-def _only_shards(folder: Path) -> bool:
-    found = False
-    try:
-        for item in folder.iterdir():
-            suffix = item.suffix.lower()
-            if suffix in IMAGE_SUFFIXES or (not item.name.startswith(".") and item.is_dir()):
-                return False
-            found = found or suffix in SHARD_SUFFIXES
-    except OSError:
-        return False
-    return found
 
 
 def choose_images(
@@ -330,8 +208,3 @@ def _spellings(line: str) -> list[str]:
     key = line if at is None else "/".join(parts[at + 1 :])
     folder, slash, name = key.rpartition("/")
     return [key, f"{folder}{slash}{name.partition('.')[0]}"]
-
-
-def absolute_root(config: DataConfig, root: Root) -> str:
-    """``data.root`` as it means the same from any folder."""
-    return root.own[0] if names_shards(config.root) else root.folder

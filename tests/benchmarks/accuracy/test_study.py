@@ -9,10 +9,10 @@ from small_study import STAGES, write_study
 from tiny import tiny_config
 
 from benchmarks.accuracy.__main__ import main
-from benchmarks.accuracy.runner import trainer_command
 from benchmarks.accuracy.runs import cost_of, plan, steps_within, unique_runs
 from benchmarks.accuracy.settings import config_hash
 from benchmarks.accuracy.study import STUDIES, Budget, StudyError, load_study
+from benchmarks.accuracy.trainer import trainer_command
 from protoseg.config.load import parse_config
 
 

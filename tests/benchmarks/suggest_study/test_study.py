@@ -8,8 +8,8 @@ from benchmarks.suggest_study import __main__ as command
 from benchmarks.suggest_study.__main__ import Setting, main
 from benchmarks.suggest_study.runs import labelled_entries, write_lists
 from benchmarks.suggest_study.tables import voc_table
+from protoseg.config.data import SyntheticConfig
 from protoseg.config.load import parse_config
-from protoseg.config.sections import SyntheticConfig
 from protoseg.data.synthetic import write_dataset
 from protoseg.errors import DataError
 

@@ -8,16 +8,10 @@ import torch
 from tiny import tiny_info, tiny_segmenter
 
 from benchmarks.trust.__main__ import main, resampled
-from benchmarks.trust.ranking import (
-    auroc,
-    average_precision,
-    counts_by_image,
-    counts_by_place,
-    places,
-)
+from benchmarks.trust.ranking import auroc, average_precision, counts_by_image, counts_by_place, places
 from benchmarks.trust.scores import scores
 from protoseg.checkpoint import save_checkpoint
-from protoseg.config.sections import DataConfig, SyntheticConfig
+from protoseg.config.data import DataConfig, SyntheticConfig
 from protoseg.data.synthetic import write_dataset
 from protoseg.inference import HeadLogits
 

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from protoseg.config.sections import SyntheticConfig
+from protoseg.config.data import SyntheticConfig
 from protoseg.data.scenes.patterns import GROUNDS, TEXTURES, Dice, clip, ground, mix, noise, texture, unit
 from protoseg.data.scenes.scene import OVER, look_of
 from protoseg.data.scenes.solids import SOLIDS, View, shade, unit_length

@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.serving_bundle import COLORS, make_bundle
+from benchmarks.nearest_color import COLORS
+from benchmarks.serving_bundle import make_bundle
 from benchmarks.serving_server import Server
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.serving_bundle import sample_image
+from benchmarks.nearest_color import sample_image
 from benchmarks.serving_server import Server
 
 pytestmark = pytest.mark.slow

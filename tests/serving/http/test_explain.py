@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.serving_bundle import COLORS, make_bundle
+from benchmarks.nearest_color import COLORS
+from benchmarks.serving_bundle import make_bundle
 from protoseg.manifest import MANIFEST_NAME, read_manifest
 from serving.errors import BundleError
 from serving.model.open import open_model

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,14 @@ class Server:
     def start(self, peer: Peer) -> asyncio.Task[None]:
         return asyncio.ensure_future(self.gateway(peer.scope, peer.incoming.get, peer.send))
 
+    def start_several(
+        self, count: int, data: bytes = b"x", more: bool = False
+    ) -> tuple[list[Peer], list[asyncio.Task[None]]]:
+        peers = [Peer() for _ in range(count)]
+        for peer in peers:
+            peer.feed(data, more)
+        return peers, [self.start(peer) for peer in peers]
+
 
 def answer() -> Answer:
     return Answer(b"ok", "text/plain")
@@ -84,9 +92,6 @@ async def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it did not happen")
 
 
-Scenario = Callable[[], Awaitable[None]]
-
-
 def test_full_queue_refuses_and_recovers(bundle: Path) -> None:
     go = threading.Event()
 
@@ -96,11 +101,7 @@ def test_full_queue_refuses_and_recovers(bundle: Path) -> None:
 
     async def scenario() -> None:
         server = Server(bundle, work, queue=1)
-        peers = [Peer() for _ in range(5)]
-        tasks = []
-        for peer in peers:
-            peer.feed(b"x")
-            tasks.append(server.start(peer))
+        peers, tasks = server.start_several(5)
         await until(lambda: sum(peer.status == 503 for peer in peers) == 3)
         refused = next(peer for peer in peers if peer.status == 503)
         assert refused.code == "overloaded"
@@ -131,11 +132,7 @@ def test_deadline_gives_504_and_waiting_work_is_never_done(bundle: Path) -> None
 
     async def scenario() -> None:
         server = Server(bundle, work, timeout=0.2, queue=4)
-        peers = [Peer(), Peer()]
-        tasks = []
-        for peer in peers:
-            peer.feed(b"x")
-            tasks.append(server.start(peer))
+        peers, tasks = server.start_several(2)
         await asyncio.gather(*tasks)
         assert [(peer.status, peer.code) for peer in peers] == [(504, "timeout")] * 2
         go.set()
@@ -162,11 +159,7 @@ def test_slow_body_gives_408(bundle: Path) -> None:
 def test_slow_bodies_do_not_take_places_of_others(bundle: Path) -> None:
     async def scenario() -> None:
         server = Server(bundle, answer, queue=0, body_timeout=5)
-        slow = [Peer() for _ in range(20)]
-        tasks = []
-        for peer in slow:
-            peer.feed(b"x", more=True)
-            tasks.append(server.start(peer))
+        slow, tasks = server.start_several(20, more=True)
         await until(lambda: server.gateway._body_bytes == 20)
         quick = Peer()
         quick.feed(b"x")
@@ -184,11 +177,7 @@ def test_slow_bodies_do_not_take_places_of_others(bundle: Path) -> None:
 def test_memory_of_bodies_is_bounded(bundle: Path) -> None:
     async def scenario() -> None:
         server = Server(bundle, answer, max_body=100, body_memory=250)
-        holding = [Peer() for _ in range(2)]
-        tasks = []
-        for peer in holding:
-            peer.feed(b"x" * 100, more=True)
-            tasks.append(server.start(peer))
+        holding, tasks = server.start_several(2, b"x" * 100, more=True)
         await until(lambda: server.gateway._body_bytes == 200)
         late = Peer()
         late.feed(b"x" * 100, more=True)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.serving_bundle import sample_image
+from benchmarks.nearest_color import sample_image
 
 PATH = "/v2/models/nearest-color/infer"
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.serving_bundle import NAMES
+from benchmarks.nearest_color import NAMES
 from serving.errors import ServingError
 from serving.http.options import output_for, parse_options
 

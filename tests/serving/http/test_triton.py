@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.serving_bundle import sample_image
+from benchmarks.nearest_color import sample_image
 
 NAME = "nearest-color"
 MODEL = f"/v2/models/{NAME}"

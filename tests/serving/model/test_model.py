@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.serving_bundle import COLORS, make_bundle, sample_image
-from protoseg.manifest import ResizeConfig
+from benchmarks.nearest_color import COLORS, sample_image
+from benchmarks.serving_bundle import make_bundle
+from protoseg.input_rule import ResizeConfig
 from serving.model.model import Model
 from serving.model.open import open_model
 from serving.settings import Settings

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.serving_bundle import make_bundle, sample_image
+from benchmarks.nearest_color import sample_image
+from benchmarks.serving_bundle import make_bundle
 from serving.errors import BundleError
 from serving.model.bundle import check_bundle
 from serving.model.model import Model

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.serving_bundle import make_bundle, sample_image
+from benchmarks.nearest_color import sample_image
+from benchmarks.serving_bundle import make_bundle
 from serving.model.open import open_model
 from serving.settings import Settings
 from serving.worker.metrics import metrics

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from protoseg.manifest import ResizeConfig
+from protoseg.input_rule import ResizeConfig
 from serving.errors import ServingError
 from serving.pixels.decode import ImageLimits, decode, resize, webp_size
 

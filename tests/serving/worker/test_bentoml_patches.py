@@ -50,16 +50,17 @@ def test_uvicorn_takes_the_guarded_protocol(monkeypatch: pytest.MonkeyPatch) -> 
     from uvicorn.protocols.http import auto
 
     from serving.settings import Settings
-    from serving.worker.bentoml_patches import install_protocol
+    from serving.worker.bentoml_patches import GuardedProtocol, install_protocol
 
     monkeypatch.setattr(auto, "AutoHTTPProtocol", auto.AutoHTTPProtocol)
-    install_protocol(Settings())
+    install_protocol(Settings(connections=3))
     config = uvicorn.Config(app=lambda: None)
     config.load()
     protocol: Any = config.http_protocol_class
-    assert protocol.__name__ == "GuardedProtocol"
+    assert issubclass(protocol, GuardedProtocol)
+    assert protocol.settings.connections == 3
     for name in ("cycle", "connections", "loop", "transport"):
-        assert re.search(rf"self\.{name}\b", inspect.getsource(protocol.__mro__[1])), name
+        assert re.search(rf"self\.{name}\b", inspect.getsource(GuardedProtocol.__mro__[1])), name
 
 
 def test_service_pins_match_pyproject() -> None:
