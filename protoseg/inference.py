@@ -126,6 +126,23 @@ def whole_logits(segmenter: Segmenter, images: Tensor, autocast: Autocast = null
     return HeadLogits(output.linear_logits.float(), prototype, novelty)
 
 
+def stride_logits(
+    segmenter: Segmenter, images: Tensor, autocast: Autocast = nullcontext, *, prototypes: bool = True
+) -> HeadLogits:
+    """As ``whole_logits``, but at the decoder's stride: ``segmenter.network.upsample`` makes those of these.
+
+    Args:
+        segmenter: Network and prototypes, in evaluation mode.
+        images: (B, C_in, h, w) uint8.
+        autocast: Gives the context of the forward pass.
+        prototypes: Compute the scores of that head where it can be used.
+    """
+    wanted = prototypes and bool(segmenter.bank.active.any())
+    with autocast():
+        linear, prototype, novelty = segmenter.at_stride(images, prototypes=wanted)
+    return HeadLogits(linear, None if prototype is None else prototype.float(), novelty)
+
+
 def window_starts(length: int, window: int, stride: int) -> list[int]:
     """First pixels of the windows along one side; the last window ends at the border."""
     last = max(length - window, 0)
@@ -198,13 +215,24 @@ def image_logits(
 
 def upsample(logits: HeadLogits, height: int, width: int) -> HeadLogits:
     """Logits at another size: bilinear, half-pixel centres; unchanged at their own size."""
+    return logits.each(lambda low: resized(low, height, width))
 
-    def resized(low: Tensor) -> Tensor:
-        if low.shape[-2:] == (height, width):
-            return low
-        return F.interpolate(low, size=(height, width), mode="bilinear", align_corners=False)
 
-    return logits.each(resized)
+def resized(low: Tensor, height: int, width: int) -> Tensor:
+    """(B, N, h, w) maps at another size, as ``upsample`` does."""
+    if low.shape[-2:] == (height, width):
+        return low
+    return F.interpolate(low, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def check_head(head: HeadName, prototype: Tensor | None) -> None:
+    """Refuse a head that cannot be used.
+
+    Raises:
+        UserError: If it needs prototypes and there are none.
+    """
+    if head != "linear" and prototype is None:
+        raise UserError(f"head {head!r} needs prototypes, this network has none; use head 'linear'")
 
 
 def score(logits: HeadLogits, head: HeadName) -> Scored:
@@ -215,8 +243,8 @@ def score(logits: HeadLogits, head: HeadName) -> Scored:
     """
     if head == "linear":
         return _from_logits(logits.linear)
-    if logits.prototype is None:
-        raise UserError(f"head {head!r} needs prototypes, this network has none; use head 'linear'")
+    check_head(head, logits.prototype)
+    assert logits.prototype is not None
     if head == "prototype":
         return _from_logits(logits.prototype)
     # max, because argmax is six times slower on the CPU

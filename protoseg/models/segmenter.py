@@ -199,15 +199,30 @@ class Segmenter(nn.Module):
     def with_novelty(self, image: Tensor) -> tuple[SegmenterOutput, Tensor | None]:
         """As ``forward``, with novelty (B, 1, H, W) in [0, 1] from the same pass; None where not fitted."""
         height, width = image.shape[-2:]
+        linear, prototype, novelty = self.at_stride(image)
+        assert prototype is not None
+        scores = SegmenterOutput(
+            self.network.upsample(linear, height, width), self.network.upsample(prototype, height, width)
+        )
+        return scores, None if novelty is None else self.network.upsample(novelty, height, width)
+
+    def at_stride(
+        self, image: Tensor, *, prototypes: bool = True
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Scores at the decoder's stride, for ``network.upsample``.
+
+        Args:
+            image: (B, C_in, H, W) uint8 or float in [0, 255].
+            prototypes: Compute the scores of that head, too.
+
+        Returns:
+            Scores of the linear head and of the prototype head, (B, C, Y, X) float32 each, and novelty
+            (B, 1, Y, X) in [0, 1]; None for what is not asked for or not fitted.
+        """
         output = self.network(image)
         linear = output.linear_logits.float()
-        scores = SegmenterOutput(
-            self.network.upsample(linear, height, width),
-            self.network.upsample(self.bank.dense_logits(output.features), height, width),
-        )
-        if self.novelty is None:
-            return scores, None
-        return scores, self.network.upsample(self.novelty(output.stage, linear), height, width)
+        prototype = self.bank.dense_logits(output.features) if prototypes else None
+        return linear, prototype, None if self.novelty is None else self.novelty(output.stage, linear)
 
 
 def _linear_head(config: ModelConfig, width: int, num_classes: int) -> nn.Sequential:

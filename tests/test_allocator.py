@@ -9,7 +9,7 @@ from tiny import quiet_environment
 CODE = """
 import sys
 import numpy as np
-from protoseg.train.allocator import keep_freed_memory
+from protoseg.allocator import keep_freed_memory
 
 def held():
     with open("/proc/self/status") as status:
