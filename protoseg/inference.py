@@ -114,8 +114,14 @@ def inference(segmenter: Segmenter) -> Iterator[None]:
         segmenter.train(training)
 
 
-def whole_logits(segmenter: Segmenter, images: Tensor, autocast: Autocast = nullcontext) -> HeadLogits:
-    """(B, C_in, h, w) uint8 -> logits of that size, in one forward pass."""
+def whole_logits(
+    segmenter: Segmenter, images: Tensor, autocast: Autocast = nullcontext, *, prototypes: bool = True
+) -> HeadLogits:
+    """(B, C_in, h, w) uint8 -> logits of that size in one forward pass; ``prototypes``: of that head, too."""
+    if not prototypes:
+        height, width = images.shape[-2:]
+        low = stride_logits(segmenter, images, autocast, prototypes=False)
+        return low.each(lambda part: segmenter.network.upsample(part, height, width))
     with autocast():
         if getattr(segmenter, "novelty", None) is None:
             output, novelty = segmenter(images), None
@@ -156,6 +162,8 @@ def sliding_logits(
     stride: float,
     batch_size: int = 1,
     autocast: Autocast = nullcontext,
+    *,
+    prototypes: bool = True,
 ) -> HeadLogits:
     """Logits of overlapping windows, averaged where they overlap.
 
@@ -166,6 +174,7 @@ def sliding_logits(
         stride: Step as a fraction of the window's side, in (0, 1].
         batch_size: Windows in a forward pass.
         autocast: Gives the context of the forward pass.
+        prototypes: Compute the scores of that head, too.
     """
     height, width = image.shape[-2:]
     tall, wide = min(window[0], height), min(window[1], width)
@@ -173,13 +182,13 @@ def sliding_logits(
     columns = window_starts(width, wide, max(1, round(wide * stride)))
     places = [(y, x) for y in rows for x in columns]
     if len(places) == 1:
-        return whole_logits(segmenter, image, autocast)
+        return whole_logits(segmenter, image, autocast, prototypes=prototypes)
     sums: HeadLogits | None = None
     times = torch.zeros(1, 1, height, width, device=image.device)
     for first in range(0, len(places), batch_size):
         chunk = places[first : first + batch_size]
         crops = torch.cat([image[..., y : y + tall, x : x + wide] for y, x in chunk])
-        found = whole_logits(segmenter, crops, autocast)
+        found = whole_logits(segmenter, crops, autocast, prototypes=prototypes)
         sums = sums or found.each(lambda part: part.new_zeros(1, part.shape[1], height, width))
         for index, (y, x) in enumerate(chunk):
             area = (..., slice(y, y + tall), slice(x, x + wide))
@@ -197,6 +206,8 @@ def image_logits(
     config: EvalConfig,
     crop: tuple[int, int],
     autocast: Autocast = nullcontext,
+    *,
+    prototypes: bool = True,
 ) -> HeadLogits:
     """Logits at the working size, in the way that ``config.mode`` says.
 
@@ -206,11 +217,14 @@ def image_logits(
         config: Mode, window and stride.
         crop: Training crop, the default window.
         autocast: Gives the context of the forward pass.
+        prototypes: Compute the scores of that head, too.
     """
     if config.mode == "whole":
-        return whole_logits(segmenter, images, autocast)
+        return whole_logits(segmenter, images, autocast, prototypes=prototypes)
     window = config.window or crop
-    return sliding_logits(segmenter, images, window, config.window_stride, config.batch_size, autocast)
+    return sliding_logits(
+        segmenter, images, window, config.window_stride, config.batch_size, autocast, prototypes=prototypes
+    )
 
 
 def upsample(logits: HeadLogits, height: int, width: int) -> HeadLogits:

@@ -116,7 +116,9 @@ def soft_labels(
     """(C, h, w) probabilities of one image at its working size; arguments as ``predict_image``."""
     batch = image_batch([resize_image(image, rule.resize)], segmenter.bank.prototypes.device)
     with inference(segmenter):
-        logits = image_logits(segmenter, batch, config or EvalConfig(), rule.crop)
+        logits = image_logits(
+            segmenter, batch, config or EvalConfig(), rule.crop, prototypes=head != "linear"
+        )
         if logits.prototype is None or head == "linear":
             probs = logits.linear.softmax(1)
         else:

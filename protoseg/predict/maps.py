@@ -74,12 +74,12 @@ def small_logits(
         crop: Training crop, the default window.
         autocast: Gives the context of the forward pass.
     """
+    prototypes = head != "linear"
     if config.mode != "whole":
-        return SmallLogits(
-            image_logits(segmenter, image, config, crop, autocast), lambda low: resized(low, *size)
-        )
+        low = image_logits(segmenter, image, config, crop, autocast, prototypes=prototypes)
+        return SmallLogits(low, lambda part: resized(part, *size))
     height, width = image.shape[-2:]
-    low = stride_logits(segmenter, image, autocast, prototypes=head != "linear")
+    low = stride_logits(segmenter, image, autocast, prototypes=prototypes)
     return SmallLogits(low, lambda part: resized(segmenter.network.upsample(part, height, width), *size))
 
 
@@ -131,9 +131,9 @@ def label_planes(planes: Planes, *, confidence: bool) -> tuple[Tensor, Tensor | 
     best, label = highest(planes())
     if not confidence:
         return label, None
-    total = torch.zeros_like(best)
+    total, share = torch.zeros_like(best), torch.empty_like(best)
     for plane in planes():
-        total += (plane - best).exp_()
+        total += torch.sub(plane, best, out=share).exp_()
     return label, total.reciprocal_()
 
 
