@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import shutil
 import sys
 import tempfile
@@ -170,6 +171,18 @@ def _fresh(folder: Path) -> Path:
     return folder
 
 
+def speeds(found: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
+    """Figures of contestants: images a second, processor time, and both against the bare network."""
+    figures: dict[str, Any] = {"images_per_s": {}, "cpu_ms": {}, "over_bare": {}, "bare_over_cpu": {}}
+    for name, values in found.items():
+        bare = found[CONTESTANTS[name][1]]
+        figures["images_per_s"][name] = spread([rate for rate, _ in values])
+        figures["cpu_ms"][name] = spread([cpu for _, cpu in values])
+        figures["over_bare"][name] = spread([a[0] / b[0] for a, b in zip(values, bare, strict=True)])
+        figures["bare_over_cpu"][name] = spread([b[1] / a[1] for a, b in zip(values, bare, strict=True)])
+    return figures
+
+
 def copy_photographs(source: Path, folder: Path, count: int, size: tuple[int, int]) -> None:
     """JPEGs of the first photographs of a folder, at (height, width)."""
     from PIL import Image
@@ -189,24 +202,26 @@ def table(result: Result) -> str:
     rows = [
         [
             CONTESTANTS[name][0], f"{figure['median']:.1f}", f"{result['cpu_ms'][name]['median']:.0f}",
-            f"{result['over_bare'][name]['median']:.2f}",
+            *(f"{result[key][name]['median']:.2f}" for key in ("over_bare", "bare_over_cpu")),
         ]
         for name, figure in result["images_per_s"].items()
     ]  # fmt: skip
     height, width = result["size"]
     said = (
-        f"{result['pictures']} of {height}x{width} on {result['cores']} cores, and against the network alone "
-        f"in the same runtime (median of {result['rounds']} interleaved rounds)."
+        f"{result['pictures']} of {height}x{width} on {result['cores']} cores (median of {result['rounds']} "
+        "interleaved rounds). Against the network alone in the same runtime: images a second over its, and "
+        "its processor time over one's own."
     )
-    head = ["", "images/s", "processor time of one, ms", "images/s against the network"]
+    head = ["", "images/s", "processor time of one, ms", "images/s against", "processor time against"]
     text = f"{said}\n\n{markdown_table(head, rows)}"
     if (ray := result.get("ray")) is not None:
         share = ray["cluster_over_alone"]
-        start = ray["start_s"]["median"]
+        start, on = ray["start_s"]["median"], f" ({ray['date']})" if "date" in ray else ""
         text += (
-            f"\n\nOn a Ray cluster of this machine a core makes {share['median']:.2f} ({share['min']:.2f} to "
-            f"{share['max']:.2f}) of the images that one process with one thread makes (bundle, tars of "
-            f"masks); a call of {result['images']} images takes {start:.0f} s with the start."
+            f"\n\nOn a Ray cluster of this machine{on} a core makes {share['median']:.2f} "
+            f"({share['min']:.2f} to {share['max']:.2f}) of the images that one process with one thread "
+            f"makes (bundle, tars of masks); a call of {result['images']} images takes {start:.0f} s with the "
+            "start."
         )
     return text
 
@@ -214,7 +229,7 @@ def table(result: Result) -> str:
 ANSWERS = {
     "predict_speed": Answer(
         "images a second of predict against the bare network, and of a Ray cluster against one process",
-        "python -m benchmarks.predict_speed RUN --bundle BUNDLE --ray",
+        "python -m benchmarks.predict_speed RUN --bundle BUNDLE --photographs IMAGES --ray",
     )
 }
 BLOCKS = {"predict_speed": Block(table, ("predict_speed",), PACKAGES)}
@@ -252,17 +267,16 @@ def main(argv: list[str] | None = None) -> int:
         for _ in range(args.rounds):
             for name, turn in contestants.items():
                 found[name].append(turn())
-        rates = {name: [rate for rate, _ in values] for name, values in found.items()}
         result: dict[str, Any] = {
             "images": args.images, "size": list(args.size), "cores": cores, "rounds": args.rounds,
             "pictures": "Made pictures" if args.photographs is None else "Photographs",
-            "images_per_s": {name: spread(values) for name, values in rates.items()},
-            "cpu_ms": {name: spread([cpu for _, cpu in values]) for name, values in found.items()},
-            "over_bare": {
-                name: spread([a / b for a, b in zip(values, rates[CONTESTANTS[name][1]], strict=True)])
-                for name, values in rates.items()
-            },
+            **speeds(found),
         }  # fmt: skip
+        before = args.results / f"{args.name}.json"
+        if not args.ray and before.is_file():
+            # what is not measured again stays, with its own date
+            old = json.loads(before.read_text(encoding="utf-8"))
+            result |= {"ray": {"date": old["date"]} | old["ray"]} if "ray" in old else {}
         if args.ray:
             figures = [
                 cluster_figures(args.bundle.resolve(), pictures, _fresh(Path(folder) / f"ray{number}"), cores)

@@ -51,7 +51,7 @@ def overlay_picture(
     hatched.
     """
     table, places = _color_table(colors), _places(labels, len(colors))
-    seen = table.any(1)
+    seen: NDArray[np.bool_] = np.asarray(table.any(1))
     share = opacity * seen[:, None, None]
     # every value that a pixel can have under every colour: 256 of them are fewer than the image has pixels
     mixed = np.round((1 - share) * np.arange(256)[:, None] + share * table[:, None]).astype(np.uint8)

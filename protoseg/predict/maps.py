@@ -93,9 +93,9 @@ def maps_of(small: SmallLogits, head: HeadName, *, scores: bool) -> Maps:
     check_head(head, prototype)
     if linear.device.type != "cpu":
         logits = small.logits.each(enlarge)
-        label, confidence = score(logits, head)
-        believed = label_probability(logits.linear, label)[0] if scores else None
-        return Maps(label[0], confidence[0] if scores else None, believed)
+        found = score(logits, head)
+        believed = label_probability(logits.linear, found.label)[0] if scores else None
+        return Maps(found.label[0], found.confidence[0] if scores else None, believed)
     if head == "linear":
         label, confidence = label_planes(planes_of(linear, enlarge), confidence=scores)
         return Maps(label, confidence, confidence)
