@@ -220,8 +220,8 @@ def table(result: Result) -> str:
         text += (
             f"\n\nOn a Ray cluster of this machine{on} a core makes {share['median']:.2f} "
             f"({share['min']:.2f} to {share['max']:.2f}) of the images that one process with one thread "
-            f"makes (bundle, tars of masks); a call of {result['images']} images takes {start:.0f} s with the "
-            "start."
+            f"makes (bundle, tars of masks); a call of {result['images']} images takes {start:.0f} s with "
+            "the start."
         )
     return text
 
