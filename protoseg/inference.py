@@ -114,8 +114,14 @@ def inference(segmenter: Segmenter) -> Iterator[None]:
         segmenter.train(training)
 
 
-def whole_logits(segmenter: Segmenter, images: Tensor, autocast: Autocast = nullcontext) -> HeadLogits:
-    """(B, C_in, h, w) uint8 -> logits of that size, in one forward pass."""
+def whole_logits(
+    segmenter: Segmenter, images: Tensor, autocast: Autocast = nullcontext, *, prototypes: bool = True
+) -> HeadLogits:
+    """(B, C_in, h, w) uint8 -> logits of that size in one forward pass; ``prototypes``: of that head, too."""
+    if not prototypes:
+        height, width = images.shape[-2:]
+        low = stride_logits(segmenter, images, autocast, prototypes=False)
+        return low.each(lambda part: segmenter.network.upsample(part, height, width))
     with autocast():
         if getattr(segmenter, "novelty", None) is None:
             output, novelty = segmenter(images), None
@@ -124,6 +130,23 @@ def whole_logits(segmenter: Segmenter, images: Tensor, autocast: Autocast = null
     active = bool(segmenter.bank.active.any())
     prototype = output.prototype_logits.float() if active else None
     return HeadLogits(output.linear_logits.float(), prototype, novelty)
+
+
+def stride_logits(
+    segmenter: Segmenter, images: Tensor, autocast: Autocast = nullcontext, *, prototypes: bool = True
+) -> HeadLogits:
+    """As ``whole_logits``, but at the decoder's stride: ``segmenter.network.upsample`` makes those of these.
+
+    Args:
+        segmenter: Network and prototypes, in evaluation mode.
+        images: (B, C_in, h, w) uint8.
+        autocast: Gives the context of the forward pass.
+        prototypes: Compute the scores of that head where it can be used.
+    """
+    wanted = prototypes and bool(segmenter.bank.active.any())
+    with autocast():
+        linear, prototype, novelty = segmenter.at_stride(images, prototypes=wanted)
+    return HeadLogits(linear, None if prototype is None else prototype.float(), novelty)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -139,6 +162,8 @@ def sliding_logits(
     stride: float,
     batch_size: int = 1,
     autocast: Autocast = nullcontext,
+    *,
+    prototypes: bool = True,
 ) -> HeadLogits:
     """Logits of overlapping windows, averaged where they overlap.
 
@@ -149,6 +174,7 @@ def sliding_logits(
         stride: Step as a fraction of the window's side, in (0, 1].
         batch_size: Windows in a forward pass.
         autocast: Gives the context of the forward pass.
+        prototypes: Compute the scores of that head, too.
     """
     height, width = image.shape[-2:]
     tall, wide = min(window[0], height), min(window[1], width)
@@ -156,13 +182,13 @@ def sliding_logits(
     columns = window_starts(width, wide, max(1, round(wide * stride)))
     places = [(y, x) for y in rows for x in columns]
     if len(places) == 1:
-        return whole_logits(segmenter, image, autocast)
+        return whole_logits(segmenter, image, autocast, prototypes=prototypes)
     sums: HeadLogits | None = None
     times = torch.zeros(1, 1, height, width, device=image.device)
     for first in range(0, len(places), batch_size):
         chunk = places[first : first + batch_size]
         crops = torch.cat([image[..., y : y + tall, x : x + wide] for y, x in chunk])
-        found = whole_logits(segmenter, crops, autocast)
+        found = whole_logits(segmenter, crops, autocast, prototypes=prototypes)
         sums = sums or found.each(lambda part: part.new_zeros(1, part.shape[1], height, width))
         for index, (y, x) in enumerate(chunk):
             area = (..., slice(y, y + tall), slice(x, x + wide))
@@ -180,6 +206,8 @@ def image_logits(
     config: EvalConfig,
     crop: tuple[int, int],
     autocast: Autocast = nullcontext,
+    *,
+    prototypes: bool = True,
 ) -> HeadLogits:
     """Logits at the working size, in the way that ``config.mode`` says.
 
@@ -189,22 +217,36 @@ def image_logits(
         config: Mode, window and stride.
         crop: Training crop, the default window.
         autocast: Gives the context of the forward pass.
+        prototypes: Compute the scores of that head, too.
     """
     if config.mode == "whole":
-        return whole_logits(segmenter, images, autocast)
+        return whole_logits(segmenter, images, autocast, prototypes=prototypes)
     window = config.window or crop
-    return sliding_logits(segmenter, images, window, config.window_stride, config.batch_size, autocast)
+    return sliding_logits(
+        segmenter, images, window, config.window_stride, config.batch_size, autocast, prototypes=prototypes
+    )
 
 
 def upsample(logits: HeadLogits, height: int, width: int) -> HeadLogits:
     """Logits at another size: bilinear, half-pixel centres; unchanged at their own size."""
+    return logits.each(lambda low: resized(low, height, width))
 
-    def resized(low: Tensor) -> Tensor:
-        if low.shape[-2:] == (height, width):
-            return low
-        return F.interpolate(low, size=(height, width), mode="bilinear", align_corners=False)
 
-    return logits.each(resized)
+def resized(low: Tensor, height: int, width: int) -> Tensor:
+    """(B, N, h, w) maps at another size, as ``upsample`` does."""
+    if low.shape[-2:] == (height, width):
+        return low
+    return F.interpolate(low, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def check_head(head: HeadName, prototype: Tensor | None) -> None:
+    """Refuse a head that cannot be used.
+
+    Raises:
+        UserError: If it needs prototypes and there are none.
+    """
+    if head != "linear" and prototype is None:
+        raise UserError(f"head {head!r} needs prototypes, this network has none; use head 'linear'")
 
 
 def score(logits: HeadLogits, head: HeadName) -> Scored:
@@ -215,8 +257,8 @@ def score(logits: HeadLogits, head: HeadName) -> Scored:
     """
     if head == "linear":
         return _from_logits(logits.linear)
-    if logits.prototype is None:
-        raise UserError(f"head {head!r} needs prototypes, this network has none; use head 'linear'")
+    check_head(head, logits.prototype)
+    assert logits.prototype is not None
     if head == "prototype":
         return _from_logits(logits.prototype)
     # max, because argmax is six times slower on the CPU

@@ -97,18 +97,24 @@ class Bundle(Model):
             raise UserError(f"{self.path} has {LACKING['explain']}")
 
     def _predict(self, image: Pixels, wanted: Wanted) -> Maps:
+        # the linear head's belief in its own label is the confidence: outside of the graph it is at hand. At
+        # another size the service enlarges one as logits and the other as it is, and so does this
+        own = self.info.head == "linear" and self._model.fused and self.input.resize.mode == "none"
         try:
             with self._model as model:
                 found = model.predict(
-                    image, confidence=wanted.scores, label_probability=wanted.scores, nearest=wanted.explain,
-                    novelty=wanted.novelty, tile=wanted.windows,
+                    image, confidence=wanted.scores, label_probability=wanted.scores and not own,
+                    nearest=wanted.explain, novelty=wanted.novelty, tile=wanted.windows,
                 )  # fmt: skip
         except ServingError as error:
             raise UserError(error.message) from error
         grounds, files = None, self._model.manifest.atlas
         if found.nearest is not None and self._model.atlas is not None and files is not None:
             grounds = Grounds.of(found.nearest, self.path / files.folder, self._model.atlas)
-        return Maps(found.labels, found.confidence, found.label_probability, found.novelty, grounds)
+        agreement = found.label_probability
+        if own and self._model.has_label_probability:
+            agreement = found.confidence
+        return Maps(found.labels, found.confidence, agreement, found.novelty, grounds)
 
     def close(self) -> None:
         """Free the runtime."""

@@ -177,8 +177,9 @@ class Segmenter(Model):
         grounds = None
         try:
             found = predict_image(
-                self._network, image, self.input, head=self._head, config=config, autocast=self._autocast
-            )
+                self._network, image, self.input, head=self._head, config=config, autocast=self._autocast,
+                scores=wanted.scores,
+            )  # fmt: skip
             if wanted.explain and self._explainer is not None:
                 grounds = self._explainer.grounds(self._network, image, self.input, self._autocast)
         except torch.OutOfMemoryError as error:
@@ -187,8 +188,8 @@ class Segmenter(Model):
             ) from error
         return Maps(
             found.labels,
-            found.confidence if wanted.scores else None,
-            found.label_probability if wanted.scores else None,
+            found.confidence,
+            found.label_probability,
             found.novelty if wanted.novelty else None,
             grounds,
         )

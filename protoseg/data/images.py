@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -236,7 +237,7 @@ def save_mask(path: Path, labels: NDArray[np.uint8], palette: Sequence[Color]) -
     Raises:
         DataError: If the file cannot be written.
     """
-    save_whole(path, mask_picture(labels, palette))
+    save_map(path, mask_picture(labels, palette))
 
 
 def mask_picture(labels: NDArray[np.uint8], palette: Sequence[Color]) -> Image.Image:
@@ -256,13 +257,23 @@ def save_image(path: Path, rgb: NDArray[np.uint8]) -> None:
     save_whole(path, Image.fromarray(np.ascontiguousarray(rgb)))
 
 
-def save_whole(path: Path, image: Image.Image) -> None:
-    """Write a Pillow image beside ``path`` and move it there.
+def save_whole(path: Path, image: Image.Image, **options: Any) -> None:
+    """Write a Pillow image beside ``path`` and move it there; ``options`` as ``Image.save`` takes them.
 
     Raises:
         DataError: If the file cannot be written.
     """
-    _write(path, image.save)
+    _write(path, lambda beside: image.save(beside, **options))
+
+
+def save_map(path: Path, image: Image.Image) -> None:
+    """Write labels or scores as a PNG: runs of equal differences are all that there is to find in them.
+
+    Raises:
+        DataError: If the file cannot be written.
+    """
+    # a fourth of the time of a search for repetitions, and no larger (benchmarks/README.md)
+    save_whole(path, image, compress_type=zlib.Z_RLE)
 
 
 def write_text(path: Path, text: str) -> None:

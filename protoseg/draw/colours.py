@@ -39,12 +39,7 @@ def prototype_colors(color: Color, count: int) -> list[Color]:
 
 def palette_picture(labels: NDArray[Any], colors: Sequence[Color]) -> Picture:
     """(H, W) ids -> (H, W, 3) colours; ids without a colour are hatched in light grey."""
-    table = np.array([*colors, (0, 0, 0)], np.uint8)
-    known = labels < len(colors)
-    rgb = table[np.where(known, labels, len(colors))]
-    rows, columns = np.indices(labels.shape)
-    hatch = np.array(IGNORED, np.uint8)[((rows + columns) // 4) % 2]
-    return np.where(known[..., None], rgb, hatch)
+    return _color_table(colors)[_places(labels, len(colors))]
 
 
 def overlay_picture(
@@ -55,9 +50,32 @@ def overlay_picture(
     A black class (the background, in most palettes) leaves the image as it is; ids without a colour are
     hatched.
     """
-    rgb, mask = as_rgb(image).astype(np.float32), palette_picture(labels, colors).astype(np.float32)
-    share = np.where(_outline(labels), 1.0, opacity)[..., None] * mask.any(2, keepdims=True)
-    return np.round((1 - share) * rgb + share * mask).astype(np.uint8)
+    table, places = _color_table(colors), _places(labels, len(colors))
+    seen: NDArray[np.bool_] = np.asarray(table.any(1))
+    share = opacity * seen[:, None, None]
+    # every value that a pixel can have under every colour: 256 of them are fewer than the image has pixels
+    mixed = np.round((1 - share) * np.arange(256)[:, None] + share * table[:, None]).astype(np.uint8)
+    found, under, rows = np.empty((*labels.shape, 3), np.uint8), as_rgb(image), 256 * places
+    for channel in range(3):
+        found[..., channel] = mixed[..., channel].reshape(-1)[rows + under[..., channel]]
+    edge = _outline(labels) & seen[places]
+    found[edge] = table[places[edge]]
+    return found
+
+
+def _color_table(colors: Sequence[Color]) -> Picture:
+    """(C + 2, 3) colours, those of the hatching last."""
+    return np.array([*colors, *IGNORED], np.uint8)
+
+
+def _places(labels: NDArray[Any], count: int) -> NDArray[np.intp]:
+    """(H, W) ids -> rows of ``_color_table``."""
+    places = labels.astype(np.intp)
+    unknown = places >= count
+    if unknown.any():
+        rows, columns = np.nonzero(unknown)
+        places[unknown] = count + (rows + columns) // 4 % 2
+    return places
 
 
 def _outline(labels: NDArray[Any]) -> NDArray[np.bool_]:

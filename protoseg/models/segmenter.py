@@ -135,12 +135,14 @@ class SegmentationNetwork(nn.Module):
         # this form, not `x + -x % m`: torch.export simplifies nested strides of a whole multiple
         return (height + multiple - 1) // multiple * multiple, (width + multiple - 1) // multiple * multiple
 
-    def forward(self, image: Tensor, paired: int = 0) -> NetworkOutput:
+    def forward(self, image: Tensor, paired: int = 0, *, project: bool = True) -> NetworkOutput:
         """Images to features and linear scores.
 
         Args:
             image: (B, C_in, H, W) uint8 or float in [0, 255].
             paired: See ``Backbone.forward``.
+            project: Without it ``features`` are what the projection would get, which takes up to a seventh of
+                the time and which the linear head does not need.
         """
         height, width = image.shape[-2:]
         x = (image.to(self.mean.dtype) - self.mean) / self.std
@@ -152,12 +154,15 @@ class SegmentationNetwork(nn.Module):
         features, stages = self.backbone(x, paired)
         aux = self.aux_head(stages[AUX_STAGE]) if self.aux_head is not None and self.training else None
         shared = features if self.prototype_stage is None else stages[self.prototype_stage]
-        projected = self.projection(shared.detach() if self.detach_prototypes else shared)
-        if self.prototype_stage is not None:
-            # the decoder's size, so that scores of both heads can be added wherever they are used
-            projected = F.interpolate(
-                projected, size=features.shape[-2:], mode="bilinear", align_corners=False
-            )
+        if project:
+            projected = self.projection(shared.detach() if self.detach_prototypes else shared)
+            if self.prototype_stage is not None:
+                # the decoder's size, so that scores of both heads can be added wherever they are used
+                projected = F.interpolate(
+                    projected, size=features.shape[-2:], mode="bilinear", align_corners=False
+                )
+        else:
+            projected = shared
         stage = stages[-1] if self.gives_stage else None
         return NetworkOutput(projected, self.linear_head(features), aux, stage)
 
@@ -200,15 +205,30 @@ class Segmenter(nn.Module):
     def with_novelty(self, image: Tensor) -> tuple[SegmenterOutput, Tensor | None]:
         """As ``forward``, with novelty (B, 1, H, W) in [0, 1] from the same pass; None where not fitted."""
         height, width = image.shape[-2:]
-        output = self.network(image)
-        linear = output.linear_logits.float()
+        linear, prototype, novelty = self.at_stride(image)
+        assert prototype is not None
         scores = SegmenterOutput(
-            self.network.upsample(linear, height, width),
-            self.network.upsample(self.bank.dense_logits(output.features), height, width),
+            self.network.upsample(linear, height, width), self.network.upsample(prototype, height, width)
         )
-        if self.novelty is None:
-            return scores, None
-        return scores, self.network.upsample(self.novelty(output.stage, linear), height, width)
+        return scores, None if novelty is None else self.network.upsample(novelty, height, width)
+
+    def at_stride(
+        self, image: Tensor, *, prototypes: bool = True
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Scores at the decoder's stride, for ``network.upsample``.
+
+        Args:
+            image: (B, C_in, H, W) uint8 or float in [0, 255].
+            prototypes: Compute the scores of that head, too.
+
+        Returns:
+            Scores of the linear head and of the prototype head, (B, C, Y, X) float32 each, and novelty
+            (B, 1, Y, X) in [0, 1]; None for what is not asked for or not fitted.
+        """
+        output = self.network(image, project=prototypes)
+        linear = output.linear_logits.float()
+        prototype = self.bank.dense_logits(output.features) if prototypes else None
+        return linear, prototype, None if self.novelty is None else self.novelty(output.stage, linear)
 
 
 def _linear_head(config: ModelConfig, width: int, num_classes: int) -> nn.Sequential:

@@ -34,6 +34,7 @@ from contextlib import contextmanager
 import torch
 from accelerate import PartialState
 
+from protoseg.allocator import keep_freed_memory
 from protoseg.checkpoint import load_checkpoint
 from protoseg.data.find import NOVELTY
 from protoseg.errors import UserError
@@ -57,6 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError, OSError, ValueError: With a text for the user.
     """
+    device = usable_device(arguments.device) if arguments.device else PartialState().device
+    if device.type == "cpu":
+        keep_freed_memory(threads=True)
     checkpoint = load_checkpoint(arguments.model, student=arguments.student)
     info, segmenter = checkpoint.info, checkpoint.segmenter
     head: HeadName = info.best_head() if arguments.head == "auto" else arguments.head
@@ -69,7 +73,6 @@ def run(arguments: argparse.Namespace) -> int:
         parts.append(NOVELTY)
     parts += [SOFT] if arguments.soft else []
     explainer = Explainer.of(checkpoint) if arguments.explain else None
-    device = usable_device(arguments.device) if arguments.device else PartialState().device
     segmenter.to(device)
     config = info.eval.model_copy(update={"mode": "sliding" if arguments.sliding else "whole"})
     with divided_cores(arguments.workers, len(images), on_cpu=device.type == "cpu") as workers:

@@ -10,6 +10,7 @@ from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from protoseg.checkpoint import CheckpointInfo
 from protoseg.config.training import EvalConfig
@@ -19,11 +20,12 @@ from protoseg.data.pictures import reading
 from protoseg.data.soft_labels import write_soft_labels
 from protoseg.errors import DataError
 from protoseg.explain.record import write_reasons
-from protoseg.inference import Autocast, HeadName, image_batch, image_logits, inference, score, upsample
+from protoseg.inference import Autocast, HeadName, image_batch, image_logits, inference
 from protoseg.input_rule import InputRule
-from protoseg.method.pseudo_labels import fuse, label_probability
+from protoseg.method.pseudo_labels import fuse
 from protoseg.models.segmenter import Segmenter
 from protoseg.predict.command import Told, written_in_order
+from protoseg.predict.maps import maps_of, small_logits
 from protoseg.predict.reasons import Explainer
 from protoseg.predict.table import part_file
 from protoseg.predict.write import novel_share, save_part
@@ -40,10 +42,11 @@ class Prediction:
 
     labels: NDArray[np.uint8]
     """(H, W) class ids."""
-    confidence: NDArray[np.float32]
-    """(H, W) probability of the label in [0, 1]."""
-    label_probability: NDArray[np.float32]
-    """(H, W) probability that the linear head gives to the label, in [0, 1]: low where it may be wrong."""
+    confidence: NDArray[np.float32] | None
+    """(H, W) probability of the label in [0, 1]; None where not asked for."""
+    label_probability: NDArray[np.float32] | None
+    """(H, W) probability that the linear head gives to the label, in [0, 1]: low where it may be wrong; None
+    where not asked for."""
     novelty: NDArray[np.float32] | None = None
     """(H, W) in [0, 1], novel from 0.5 on; None where nothing was fitted."""
 
@@ -56,6 +59,7 @@ def predict_image(
     head: HeadName = DEFAULT_HEAD,
     config: EvalConfig | None = None,
     autocast: Autocast = nullcontext,
+    scores: bool = True,
 ) -> Prediction:
     """Segment one image on the device that the network is on.
 
@@ -70,6 +74,7 @@ def predict_image(
         head: Head that labels.
         config: Whole image (the default) or windows.
         autocast: Gives the context of a forward pass.
+        scores: Tell both probabilities, too; labels alone are cheaper.
 
     Raises:
         ValueError: If the image has other channels than the network, or the head needs prototypes and
@@ -82,14 +87,22 @@ def predict_image(
     height, width = image.shape[:2]
     batch = image_batch([resize_image(image, rule.resize)], segmenter.bank.prototypes.device)
     with inference(segmenter):
-        low = image_logits(segmenter, batch, config or EvalConfig(), rule.crop, autocast)
-        logits = upsample(low, height, width)
-        label, confidence = score(logits, head)
-        believed = label_probability(logits.linear, label)
+        small = small_logits(
+            segmenter, batch, (height, width), head, config or EvalConfig(), rule.crop, autocast
+        )
+        label, confidence, believed = maps_of(small, head, scores=scores)
+        novelty = small.logits.novelty
+        novelty = None if novelty is None else small.enlarge(novelty)[0, 0]
     return Prediction(
-        label[0].cpu().numpy().astype(np.uint8), confidence[0].cpu().numpy(), believed[0].cpu().numpy(),
-        None if logits.novelty is None else logits.novelty[0, 0].cpu().numpy(),
-    )  # fmt: skip
+        label.cpu().numpy().astype(np.uint8, copy=False),
+        _array(confidence),
+        _array(believed),
+        _array(novelty),
+    )
+
+
+def _array(values: Tensor | None) -> NDArray[np.float32] | None:
+    return None if values is None else values.cpu().numpy()
 
 
 def soft_labels(
@@ -103,7 +116,9 @@ def soft_labels(
     """(C, h, w) probabilities of one image at its working size; arguments as ``predict_image``."""
     batch = image_batch([resize_image(image, rule.resize)], segmenter.bank.prototypes.device)
     with inference(segmenter):
-        logits = image_logits(segmenter, batch, config or EvalConfig(), rule.crop)
+        logits = image_logits(
+            segmenter, batch, config or EvalConfig(), rule.crop, prototypes=head != "linear"
+        )
         if logits.prototype is None or head == "linear":
             probs = logits.linear.softmax(1)
         else:
@@ -136,6 +151,7 @@ def predict_files(
     Raises:
         DataError: If a result cannot be written, or the table of an earlier call cannot be read.
     """
+    scores = not {"confidence", "disagreement"}.isdisjoint(parts)
     rules = reading(info.data, info.input)
     on_cpu = segmenter.bank.prototypes.device.type == "cpu"
     turn: AbstractContextManager[object] = nullcontext() if on_cpu else Lock()
@@ -146,7 +162,7 @@ def predict_files(
         except DataError as error:
             return Told(skipped=str(error))
         with turn:
-            prediction = predict_image(segmenter, image, info.input, head=head, config=config)
+            prediction = predict_image(segmenter, image, info.input, head=head, config=config, scores=scores)
         for part in parts:
             if part == SOFT:
                 with turn:

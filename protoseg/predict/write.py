@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from protoseg.data.images import save_image, save_mask, save_whole
+from protoseg.data.images import save_map, save_mask, save_whole
 from protoseg.draw.colours import overlay_picture
 from protoseg.draw.tiles import with_legend
 from protoseg.errors import DataError
@@ -60,7 +60,7 @@ def save_part(
     else:
         scores = {"confidence": confidence, "novelty": novelty}.get(part, label_probability)
         assert scores is not None
-        save_image(path, to_grey(1 - scores if part == "disagreement" else scores))
+        save_map(path, Image.fromarray(to_grey(1 - scores if part == "disagreement" else scores)))
 
 
 def novel_share(novelty: Scores) -> float | None:
@@ -70,4 +70,7 @@ def novel_share(novelty: Scores) -> float | None:
 
 def to_grey(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """[0, 1] -> 0 to 255, rounded."""
-    return np.round(255 * np.clip(np.nan_to_num(values), 0, 1)).astype(np.uint8)
+    # fmax: of a number and no number the number
+    grey = np.fmax(values, 0)
+    np.minimum(grey, 1, out=grey)
+    return np.rint(np.multiply(grey, 255, out=grey), out=grey).astype(np.uint8)

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, parse_flag_from_env
 from torch import nn
 
+from protoseg.allocator import keep_freed_memory
 from protoseg.checkpoint import CHECKPOINT_DIR, resolve_checkpoint
 from protoseg.config.ignored import ignored_settings
 from protoseg.config.method import PrototypeConfig
@@ -30,7 +31,6 @@ from protoseg.models.depthwise import cheap_depthwise
 from protoseg.models.segmenter import build_segmenter
 from protoseg.processes import Processes
 from protoseg.start_from import start_from_checkpoint
-from protoseg.train.allocator import keep_freed_memory
 from protoseg.train.data import RunData
 from protoseg.train.numerics import channels_last, precision
 from protoseg.train.optim import make_optimizer, make_scheduler

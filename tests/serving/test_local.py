@@ -106,6 +106,24 @@ def test_other_sizes_and_the_argmax_outside_of_the_graph(
             np.testing.assert_array_equal(model(data).labels, served(client, data))
 
 
+def test_outside_of_the_graph_the_linear_heads_agreement_is_its_confidence(
+    tmp_path: Path, helpers: Any, image: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph of all outputs need not be run."""
+    outputs = ("labels", "confidence", "agreement", "logits_stride")
+    with Bundle(make_bundle(tmp_path / "bundle", outputs=outputs)) as model:
+        whole = model._model.predict(image, confidence=True)
+        asked, run = [], model._model._run
+        monkeypatch.setattr(
+            model._model, "_run", lambda images, names: asked.append(names) or run(images, names)
+        )
+        found = model(helpers.encode(image))
+    assert asked == [{"logits_stride"}]
+    np.testing.assert_array_equal(found.labels, whole.labels)
+    np.testing.assert_array_equal(found.agreement, whole.confidence)
+    np.testing.assert_array_equal(found.confidence, whole.confidence)
+
+
 def test_the_client_takes_what_a_model_takes(
     model: Bundle, remote: Client, tmp_path: Path, image: Pixels, png: bytes
 ) -> None:
