@@ -94,10 +94,11 @@ class Validation:
                 batch = image_batch([read_image(data / image_name)], torch.device("cpu"))
                 features = self.segmenter.network(batch).features[0]
                 mask = np.asarray(Image.open(data / mask_name))
-                self.maps.append((seen.pop()[0].half(), features.half(), mask))
+                read = torch.cat(seen.pop(), 1)[0]
+                self.maps.append((read.half(), features.half(), mask))
 
     def figures(self, weight: Tensor, prototypes: Tensor | None, old: int) -> dict[str, dict[str, float]]:
-        """Figures of each head from (C, D + 1) rows and (C, K, P) prototypes; see ``figures``."""
+        """Figures of each head from (C, D + S + 1) rows and (C, K, P) prototypes; see ``figures``."""
         import torch
 
         from protoseg.evaluate.metrics import confusion_matrix
@@ -188,11 +189,13 @@ def measure(arguments: argparse.Namespace) -> Result:
             found, seconds = added(source, data, lines, rest)
             row: Result = {"count": count, "draw": seed, "seconds": seconds}
             row["adapt"] = validation.figures(found.weight, found.prototypes, old)
-            tuned = pixels_of(source, data, lines, others)
+            whole_too = count == arguments.all_count and seed < arguments.all_draws
+            tune = arguments.head_seconds or (arguments.all_seconds and whole_too)
+            tuned = pixels_of(source, data, lines, others) if tune else []
             if arguments.head_seconds:
                 head, row["head_steps"] = trained_head(source, tuned, arguments.head_seconds, seed)
                 row["heads"] = validation.figures(head.weight, None, old)
-            if arguments.all_seconds and count == arguments.all_count and seed < arguments.all_draws:
+            if arguments.all_seconds and whole_too:
                 network, row["all_steps"] = trained_network(source, tuned, arguments.all_seconds, seed)
                 whole = Validation(replace(source, segmenter=network), data)
                 row["all"] = whole.figures(read_heads(network).weight, None, old)
@@ -233,7 +236,7 @@ def table(result: Result, whole: Result) -> str:
 
     before = result["before"]
     line("before", "-", [before[HEAD]])
-    for count in dict.fromkeys(row["count"] for row in result["draws"]):
+    for count in sorted({row["count"] for row in result["draws"]}):
         draws = [row for row in result["draws"] if row["count"] == count]
         spent = np.mean([sum(row["seconds"]) for row in draws]) + result["other_seconds"]
         for way, title in WAYS.items():

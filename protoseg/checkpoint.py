@@ -296,6 +296,8 @@ def load_checkpoint(path: str | Path, *, student: bool = False) -> Checkpoint:
         bank.prototypes.copy_(state.pop("prototypes.prototypes"))
         bank.active.copy_(state.pop("prototypes.active") > 0)
         network = _read_tensors(folder / STUDENT_NAME) if student else state
+        rows = network.get("stage_head.weight")
+        segmenter.network.use_stage(None if rows is None else rows.flatten(1))
         segmenter.network.load_state_dict(network)
     except (KeyError, RuntimeError) as error:
         text = " ".join(str(error).split())[:300]

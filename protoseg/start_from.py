@@ -20,6 +20,8 @@ from protoseg.manifest import ClassInfo, ValueRange
 
 # parts that a start from other weights may lack: they depend on the method and learn quickly
 NEW_PARTS = ("projection.", "aux_head.")
+ADAPTED = "stage_head."
+"""What ``protoseg adapt`` gave classes; a training teaches the decoder to give it."""
 
 
 def start_from_checkpoint(
@@ -30,7 +32,7 @@ def start_from_checkpoint(
     std: list[float],
     value_range: ValueRange | None = None,
 ) -> CheckpointInfo:
-    """Copy a checkpoint's teacher into a new network, but for projection and auxiliary head.
+    """Copy a checkpoint's teacher into a new network, but for projection, auxiliary and adapted rows.
 
     Args:
         path: Run folder, checkpoint folder or a file in it.
@@ -69,7 +71,7 @@ def start_from_checkpoint(
     state = {
         key: value
         for key, value in described_tensors(folder / WEIGHTS_NAME, info).items()
-        if not key.startswith(("prototypes.", *NEW_PARTS))
+        if not key.startswith(("prototypes.", ADAPTED, *NEW_PARTS))
     }
     own = plain_state(network)
     odd = sorted(set(state) - set(own))

@@ -1,7 +1,7 @@
 """What both heads see at the cells of the feature map, and which part of a cell a class has.
 
-Shape legend: ``N`` cells, ``D`` channels of the linear head's last layer, ``P`` channels of the prototype
-head, ``H W`` image, ``Y X`` feature map.
+Shape legend: ``N`` cells, ``D`` channels of the linear head's last layer, ``S`` channels of the encoder's
+third stage, ``P`` channels of the prototype head, ``H W`` image, ``Y X`` feature map.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from protoseg.checkpoint import Checkpoint
 from protoseg.inference import image_batch, inference, window_starts
-from protoseg.models.segmenter import SegmentationNetwork
+from protoseg.models.segmenter import AUX_STAGE, SegmentationNetwork, resized
 
 Pixels = NDArray[np.uint8]
 Shares = NDArray[np.float32]
@@ -30,6 +30,8 @@ class Cells:
 
     linear: Tensor
     """(N, D) float32: what the last layer of the linear head reads."""
+    stage: Tensor
+    """(N, S) float32: the encoder's third stage, which a row may read beside it."""
     prototype: Tensor
     """(N, P) float32: what the prototype head reads."""
     share: Tensor
@@ -39,6 +41,16 @@ class Cells:
 
     def __len__(self) -> int:
         return len(self.share)
+
+    @property
+    def row_input(self) -> Tensor:
+        """(N, D + S) what a row of the linear scores reads."""
+        return torch.cat([self.linear, self.stage], 1)
+
+    @property
+    def row_parts(self) -> tuple[int, int]:
+        """D and S."""
+        return self.linear.shape[1], self.stage.shape[1]
 
     def take(self, index: Tensor) -> Cells:
         """Some of them, by (n,) numbers or an (N,) mask."""
@@ -71,14 +83,24 @@ def last_layer(network: SegmentationNetwork) -> nn.Conv2d:
 
 
 @contextmanager
-def reads(network: SegmentationNetwork) -> Iterator[list[Tensor]]:
-    """What the last layer of the linear head is given while the block runs, (B, D, Y, X) each time."""
-    seen: list[Tensor] = []
-    handle = last_layer(network).register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0]))
+def reads(network: SegmentationNetwork) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """What rows read while the block runs, each time (B, D, Y, X) of the head and (B, S, Y, X) of the stage."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    stages: list[Tensor] = []
+    layer = last_layer(network)
+    handles = [
+        network.backbone.register_forward_hook(
+            lambda _module, _inputs, out: stages.append(out[1][AUX_STAGE])
+        ),
+        layer.register_forward_pre_hook(
+            lambda _layer, inputs: seen.append((inputs[0], resized(stages.pop(), inputs[0])))
+        ),
+    ]
     try:
         yield seen
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def image_cells(source: Checkpoint, image: Pixels, share: Shares, valid: Shares, most: int) -> Cells:
@@ -103,7 +125,7 @@ def image_cells(source: Checkpoint, image: Pixels, share: Shares, valid: Shares,
             for x in window_starts(width, wide, wide):
                 part = (slice(y, y + tall), slice(x, x + wide))
                 output = segmenter.network(image_batch([image[part]], device))
-                maps = (seen.pop(), output.features)
+                maps = (*seen.pop(), output.features)
                 found.append(
                     _cells(maps, share[part], valid[part], segmenter.network.padded_size(tall, wide))
                 )
@@ -117,7 +139,7 @@ def _cells(maps: tuple[Tensor, ...], share: Shares, valid: Shares, padded: tuple
     masks = torch.from_numpy(np.stack([share * valid, valid])).float()
     masks = F.pad(masks, (0, padded[1] - width, 0, padded[0] - height))
     of_class, weight = F.interpolate(masks[None], size=size, mode="area")[0].flatten(1)
-    linear, prototype = (part[0].float().flatten(1).t().cpu() for part in maps)
     seen = weight > 0
+    features = [part[0].float().flatten(1).t().cpu()[seen] for part in maps]
     part = (of_class[seen] / weight[seen]).clamp(0, 1)
-    return Cells(linear[seen], prototype[seen], part, weight[seen])
+    return Cells(*features, part, weight[seen])

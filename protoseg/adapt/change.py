@@ -1,7 +1,7 @@
 """What both heads learn of a class from its cells, while the other classes stay as they are.
 
-Shape legend: ``N`` cells, ``D`` channels of the linear head's last layer, ``C`` classes, ``K`` prototypes of
-a class, ``P`` channels of the prototype head.
+Shape legend: ``N`` cells, ``D`` channels of the linear head's last layer, ``S`` channels of the encoder's
+third stage, ``C`` classes, ``K`` prototypes of a class, ``P`` channels of the prototype head.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MENDED = 0.5
 
 def scores(heads: Heads, cells: Cells) -> Tensor:
     """(N, C) scores of the linear head."""
-    return cells.linear @ heads.weight[:, :-1].t() + heads.weight[:, -1]
+    return cells.row_input @ heads.weight[:, :-1].t() + heads.weight[:, -1]
 
 
 def add(heads: Heads, own: Cells, rest: Cells | None) -> Heads:
@@ -81,7 +81,7 @@ def merge(heads: Heads, label: int, gone: int, cells: Cells) -> Heads:
     both = [label, gone]
     wanted = replace(cells, share=known.softmax(1)[:, both].sum(1))
     others, prior = _without(known, both).logsumexp(1), heads.weight[both].mean(0)
-    row = fit_row(wanted.linear, wanted.share, wanted.weight, others, prior, 1.0)
+    row = fit_row(wanted.row_input, wanted.share, wanted.weight, others, prior, 1.0, parts=wanted.row_parts)
     count = heads.prototypes.shape[1]
     active = [index for index in both if heads.active[index]]
     if not active:
@@ -130,7 +130,9 @@ def _row(heads: Heads, label: int | None, own: Cells, rest: Cells | None) -> Ten
     known = scores(heads, own)
     others = known if label is None else _without(known, [label])
     prior = torch.zeros_like(heads.weight[0]) if label is None else heads.weight[label]
-    return fit_row(own.linear, own.share, own.weight, others.logsumexp(1), prior, STRENGTH)
+    return fit_row(
+        own.row_input, own.share, own.weight, others.logsumexp(1), prior, STRENGTH, parts=own.row_parts
+    )
 
 
 def _without(known: Tensor, labels: list[int]) -> Tensor:

@@ -1,7 +1,7 @@
 """A network whose classes are taken, in any order, from another's: the only place that touches its weights.
 
-Shape legend: ``C`` classes, ``D`` channels of the linear head's last layer, ``K`` prototypes of a class,
-``P`` channels of the prototype head.
+Shape legend: ``C`` classes, ``D`` channels of the linear head's last layer, ``S`` channels of the encoder's
+third stage, ``K`` prototypes of a class, ``P`` channels of the prototype head.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from protoseg.adapt.cells import last_layer
 from protoseg.checkpoint import CheckpointInfo
-from protoseg.models.segmenter import Segmenter, build_segmenter
+from protoseg.models.segmenter import AUX_STAGE, Segmenter, build_segmenter
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Heads:
     """What the two heads know of each class."""
 
     weight: Tensor
-    """(C, D + 1) rows of the linear head, the bias last."""
+    """(C, D + S + 1) rows of the linear scores, the bias last. What the training made reads nothing of S."""
     prototypes: Tensor
     """(C, K, P) unit vectors."""
     active: Tensor
@@ -38,7 +38,7 @@ class Heads:
 
         Args:
             label: The class.
-            row: (D + 1,) weight, then bias.
+            row: (D + S + 1,) weight, then bias.
             prototypes: (K, P), or None for a class without.
         """
         active = self.active.new_tensor([prototypes is not None])
@@ -49,9 +49,13 @@ class Heads:
 
 def read_heads(segmenter: Segmenter) -> Heads:
     """Copies of both heads, on the CPU."""
-    layer, bank = last_layer(segmenter.network), segmenter.bank
+    network, bank = segmenter.network, segmenter.bank
+    layer, channels = last_layer(network), network.backbone.stage_channels[AUX_STAGE]
     assert layer.bias is not None
-    weight = torch.cat([layer.weight.detach().flatten(1), layer.bias.detach()[:, None]], 1)
+    stage = layer.weight.new_zeros(len(layer.weight), channels)
+    if network.stage_head is not None:
+        stage = network.stage_head.weight.flatten(1)
+    weight = torch.cat([layer.weight.flatten(1), stage, layer.bias[:, None]], 1).detach()
     return Heads(weight.cpu().clone(), bank.prototypes.cpu().clone(), bank.active.cpu().clone())
 
 
@@ -69,11 +73,14 @@ def with_heads(segmenter: Segmenter, info: CheckpointInfo, heads: Heads) -> Segm
         std=info.input.std,
     )  # fmt: skip
     state = {key: value.cpu() for key, value in segmenter.network.state_dict().items()
-             if not key.startswith("aux_head.")}  # fmt: skip
+             if not key.startswith(("aux_head.", "stage_head."))}  # fmt: skip
     place = f"linear_head.{len(segmenter.network.linear_head) - 1}"
-    state[f"{place}.weight"] = heads.weight[:, :-1, None, None]
+    channels = last_layer(segmenter.network).in_channels
+    state[f"{place}.weight"] = heads.weight[:, :channels, None, None]
     state[f"{place}.bias"] = heads.weight[:, -1]
     made.network.load_state_dict(state)
+    stage = heads.weight[:, channels:-1]
+    made.network.use_stage(stage if bool(stage.any()) else None)
     with torch.no_grad():
         made.bank.prototypes.copy_(heads.prototypes)
         made.bank.active.copy_(heads.active)

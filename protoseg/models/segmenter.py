@@ -95,6 +95,7 @@ class SegmentationNetwork(nn.Module):
             if config.aux_weight > 0
             else None
         )
+        self.stage_head: nn.Conv2d | None = None
         self.detach_prototypes = prototypes.detach
         self.gives_stage = False
         self.freeze_bn = config.freeze_bn
@@ -154,11 +155,25 @@ class SegmentationNetwork(nn.Module):
         projected = self.projection(shared.detach() if self.detach_prototypes else shared)
         if self.prototype_stage is not None:
             # the decoder's size, so that scores of both heads can be added wherever they are used
-            projected = F.interpolate(
-                projected, size=features.shape[-2:], mode="bilinear", align_corners=False
-            )
+            projected = resized(projected, features)
         stage = stages[-1] if self.gives_stage else None
-        return NetworkOutput(projected, self.linear_head(features), aux, stage)
+        linear = self.linear_head(features)
+        if self.stage_head is not None:
+            rows = self.stage_head(stages[AUX_STAGE].to(self.stage_head.weight.dtype))
+            linear = linear + resized(rows, linear)
+        return NetworkOutput(projected, linear, aux, stage)
+
+    def use_stage(self, weight: Tensor | None) -> None:
+        """Add to the linear scores what classes read from the encoder's third stage; None: nothing.
+
+        Args:
+            weight: (C, D'); rows of zeros leave a class as it is.
+        """
+        self.stage_head = None
+        if weight is not None:
+            self.stage_head = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=False).to(weight.device)
+            with torch.no_grad():
+                self.stage_head.weight.copy_(weight[:, :, None, None])
 
     @contextmanager
     def giving_stage(self) -> Iterator[None]:
@@ -208,6 +223,11 @@ class Segmenter(nn.Module):
         if self.novelty is None:
             return scores, None
         return scores, self.network.upsample(self.novelty(output.stage, linear), height, width)
+
+
+def resized(low: Tensor, like: Tensor) -> Tensor:
+    """(B, D, y, x) -> (B, D, Y, X), the size of another map, bilinear."""
+    return F.interpolate(low, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _linear_head(config: ModelConfig, width: int, num_classes: int) -> nn.Sequential:
