@@ -9,7 +9,7 @@ from typing import Literal
 
 from protoseg.adapt import change, describe
 from protoseg.adapt.cells import Cells, image_cells, joined
-from protoseg.adapt.given import Given, choose_meaning, find_pairs, hashes, read_given
+from protoseg.adapt.given import Given, GivenSource, choose_meaning, find_pairs, hashes, read_given
 from protoseg.adapt.others import other_cells
 from protoseg.adapt.rows import read_heads, with_heads
 from protoseg.checkpoint import Checkpoint
@@ -58,6 +58,12 @@ class Adapted:
     """The images and masks of the class, none where none are needed."""
     label: int | None
     """Id of the class now; None for one that was removed."""
+    kept: list[int]
+    """What the id of each class was; of a new one the number of classes that there were."""
+    merged: bool
+    """Whether the class has taken in another."""
+    given_source: GivenSource | None
+    """The images as those of a training; None where none are needed."""
     notes: list[str]
     """What the user should know."""
 
@@ -83,6 +89,7 @@ def adapt(source: Checkpoint, wanted: Change, name: str) -> Adapted:
         source_sha256=info.weights_sha256, head=info.best_head(), images={}, masks="", others=0,
     )  # fmt: skip
     given: list[Given] = []
+    shown: GivenSource | None = None
     notes: list[str] = []
     label = names.index(wanted.name) if wanted.name in names else None
     if wanted.kind in ("add", "mend"):
@@ -120,7 +127,11 @@ def adapt(source: Checkpoint, wanted: Change, name: str) -> Adapted:
     heads, classes = heads.take(kept), [classes[index] for index in kept]
     new_info = describe.described(info, name, classes, become, made)
     changed = Checkpoint(with_heads(source.segmenter, info, heads), new_info, source.path)
-    return Adapted(changed, given, _place(classes, become.get(wanted.name, wanted.name)), notes)
+    place = _place(classes, become.get(wanted.name, wanted.name))
+    if given:
+        assert place is not None
+        shown = GivenSource(entries, meaning, place, new_info)
+    return Adapted(changed, given, place, kept, wanted.kind == "merge", shown, notes)
 
 
 def own_cells(source: Checkpoint, given: Sequence[Given]) -> Cells:

@@ -84,7 +84,7 @@ def last_layer(network: SegmentationNetwork) -> nn.Conv2d:
 
 @contextmanager
 def reads(network: SegmentationNetwork) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """What rows read while the block runs, each time (B, D, Y, X) of the head and (B, S, Y, X) of the stage."""
+    """What rows read while the block runs, (B, D, Y, X) of the head and (B, S, Y, X) of the stage."""
     seen: list[tuple[Tensor, Tensor]] = []
     stages: list[Tensor] = []
     layer = last_layer(network)
