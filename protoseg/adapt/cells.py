@@ -140,6 +140,6 @@ def _cells(maps: tuple[Tensor, ...], share: Shares, valid: Shares, padded: tuple
     masks = F.pad(masks, (0, padded[1] - width, 0, padded[0] - height))
     of_class, weight = F.interpolate(masks[None], size=size, mode="area")[0].flatten(1)
     seen = weight > 0
-    features = [part[0].float().flatten(1).t().cpu()[seen] for part in maps]
+    linear, stage, prototype = (part[0].float().flatten(1).t().cpu()[seen] for part in maps)
     part = (of_class[seen] / weight[seen]).clamp(0, 1)
-    return Cells(*features, part, weight[seen])
+    return Cells(linear, stage, prototype, part, weight[seen])

@@ -47,12 +47,8 @@ def fit_row(
     x = torch.cat([features_ND, torch.ones_like(features_ND[:, :1])], 1)
     part = weight_N / weight_N.sum()
     variance = part @ (features_ND - part @ features_ND).square()
-    spread = torch.cat(
-        [
-            group.mean().clamp(min=1e-12).expand_as(group)
-            for group in variance.split(list(parts or [len(variance)]))
-        ]
-    )
+    groups = torch.split(variance, list(parts or [len(variance)]))
+    spread = torch.cat([group.mean().clamp(min=1e-12).expand_as(group) for group in groups])
     y, offset, weight, prior = (t.double() for t in (share_N, others_N, weight_N, prior_D1))
     pull = strength * F.pad(spread, (0, 1), value=1e-3).double()  # the bias is free
 

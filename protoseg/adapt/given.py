@@ -79,12 +79,12 @@ class Meaning:
 
 
 def find_pairs(data: DataConfig, images: Path, masks: Path | None) -> Sequence[Entry]:
-    """Images with their masks, of two folders or of a list of ``image mask`` lines.
+    """Images with their masks: two folders, an image and its mask, or a list of ``image mask`` lines.
 
     Args:
         data: How folders are paired (``image_suffix``, ``mask_suffix``); its lists are not looked at.
-        images: Folder of images, or a list file.
-        masks: Folder of masks; None for a list.
+        images: Folder of images, an image, or a list file.
+        masks: Folder of masks, or a mask; None for a list.
 
     Raises:
         DataError: If something is missing.
@@ -94,8 +94,10 @@ def find_pairs(data: DataConfig, images: Path, masks: Path | None) -> Sequence[E
             raise DataError(f"{option} {path} does not exist")
     if masks is None and images.is_dir():
         raise DataError(f"--images {images} is a folder: name the folder of its masks with --masks")
-    if masks is not None and not images.is_dir():
-        raise DataError(f"--images {images} is no folder; with --masks both must be folders")
+    if masks is not None and images.is_file() and masks.is_file():
+        return [Entry(images.absolute(), masks.absolute())]
+    if masks is not None and not (images.is_dir() and masks.is_dir()):
+        raise DataError(f"--images {images} --masks {masks}: name two folders, or an image and its mask")
     if masks is None:
         return read_entries(listed_data(data, images), "labeled").entries
     pair = FolderPair(images=str(images.absolute()), masks=str(masks.absolute()))
@@ -255,8 +257,9 @@ def file_names(entries: Sequence[Entry]) -> list[str]:
     names = [entry.image.name for entry in entries]
     if len(set(names)) == len(names):
         return names
-    top = os.path.commonpath([entry.image.absolute().parent for entry in entries])
-    return [entry.image.absolute().relative_to(top).as_posix() for entry in entries]
+    paths = [Path(str(entry.image)).absolute() for entry in entries]
+    top = os.path.commonpath([path.parent for path in paths])
+    return [path.relative_to(top).as_posix() for path in paths]
 
 
 def hashes(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:

@@ -116,5 +116,6 @@ def told(source: Checkpoint, found: Adapted, wanted: Change, seconds: float) -> 
         "remove": f"{wanted.name} removed",
         "rename": f"{wanted.name} renamed to {wanted.other}",
     }[wanted.kind]
+    part = f" ({found.other_seconds:.1f} s of them for the other images)" if found.other_seconds else ""
     before = f"{source.info.name} had {len(source.info.classes)} classes"
-    return f"{done} in {seconds:.1f} s; {before}, now there are {len(names)}"
+    return f"{done} in {seconds:.1f} s{part}; {before}, now there are {len(names)}"

@@ -164,7 +164,7 @@ def test_dry_run_writes_nothing(run, boxes, tmp_path, capsys):
         (["--add", "void"], "is no name of a class"),
         (["--add", "box"], "needs --images"),
         (["--mend", "box"], "has no class 'box'; it has ground, sky, water"),
-        (["--rename", "sky", "water"], "has a class 'water' already"),
+        (["--rename", "sky", "water"], "has a class 'water' already; --merge water sky makes one"),
         (["--merge", "sky", "sky"], "name two classes"),
         (["--remove", "sky", "--images", "x"], "--images has no meaning with --remove"),
         (["--remove", "sky", "--color", "1,2,3"], "--color has no meaning"),

@@ -124,5 +124,11 @@ def test_a_folder_needs_a_folder_of_masks(folder):
     with pytest.raises(DataError, match="--masks"):
         find_pairs(info.data, place / "images", None)
     (place / "list.txt").write_text("images/1.png masks/1.png\n")
-    with pytest.raises(DataError, match="both must be folders"):
+    with pytest.raises(DataError, match="name two folders, or an image and its mask"):
         find_pairs(info.data, place / "list.txt", place / "masks")
+
+
+def test_one_image_and_its_mask_are_enough(folder):
+    place = folder(0, 255)
+    (entry,) = find_pairs(tiny_info(3).data, place / "images" / "1.png", place / "masks" / "0.png")
+    assert (entry.image.name, entry.mask) == ("1.png", place / "masks" / "0.png")
