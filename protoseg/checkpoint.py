@@ -34,7 +34,7 @@ from protoseg.manifest import (
     explain_validation,
 )
 from protoseg.models.novelty import NoveltyHead, NoveltyScale
-from protoseg.models.segmenter import Segmenter, build_segmenter
+from protoseg.models.segmenter import STAGE_HEADS, Segmenter, build_segmenter
 
 logger = logging.getLogger(__name__)
 CHECKPOINT_SCHEMA = 1
@@ -296,8 +296,8 @@ def load_checkpoint(path: str | Path, *, student: bool = False) -> Checkpoint:
         bank.prototypes.copy_(state.pop("prototypes.prototypes"))
         bank.active.copy_(state.pop("prototypes.active") > 0)
         network = _read_tensors(folder / STUDENT_NAME) if student else state
-        rows = network.get("stage_head.weight")
-        segmenter.network.use_stage(None if rows is None else rows.flatten(1))
+        if any(key.startswith(STAGE_HEADS) for key in network):
+            segmenter.network.use_stages()
         segmenter.network.load_state_dict(network)
     except (KeyError, RuntimeError) as error:
         text = " ".join(str(error).split())[:300]

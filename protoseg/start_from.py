@@ -17,11 +17,11 @@ from protoseg.checkpoint import (
 )
 from protoseg.errors import CheckpointError
 from protoseg.manifest import ClassInfo, ValueRange
+from protoseg.models.segmenter import STAGE_HEADS
 
-# parts that a start from other weights may lack: they depend on the method and learn quickly
+# parts that a start from other weights may lack: they depend on the method and learn quickly (what an adapted
+# class read of the encoder is left out, because the training teaches it to the decoder)
 NEW_PARTS = ("projection.", "aux_head.")
-ADAPTED = "stage_head."
-"""What ``protoseg adapt`` gave classes; a training teaches the decoder to give it."""
 
 
 def start_from_checkpoint(
@@ -71,7 +71,7 @@ def start_from_checkpoint(
     state = {
         key: value
         for key, value in described_tensors(folder / WEIGHTS_NAME, info).items()
-        if not key.startswith(("prototypes.", ADAPTED, *NEW_PARTS))
+        if not key.startswith(("prototypes.", STAGE_HEADS, *NEW_PARTS))
     }
     own = plain_state(network)
     odd = sorted(set(state) - set(own))

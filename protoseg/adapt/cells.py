@@ -1,7 +1,7 @@
 """What both heads see at the cells of the feature map, and which part of a cell a class has.
 
-Shape legend: ``N`` cells, ``D`` channels of the linear head's last layer, ``S`` channels of the encoder's
-third stage, ``P`` channels of the prototype head, ``H W`` image, ``Y X`` feature map.
+Shape legend: ``N`` cells, ``D`` channels of the linear head's last layer, ``S`` and ``T`` channels of the
+encoder's last two stages, ``P`` channels of the prototype head, ``H W`` image, ``Y X`` feature map.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from protoseg.checkpoint import Checkpoint
 from protoseg.inference import image_batch, inference, window_starts
-from protoseg.models.segmenter import AUX_STAGE, SegmentationNetwork, resized
+from protoseg.models.segmenter import NUM_ROW_STAGES, SegmentationNetwork, resized
 
 Pixels = NDArray[np.uint8]
 Shares = NDArray[np.float32]
@@ -30,8 +30,10 @@ class Cells:
 
     linear: Tensor
     """(N, D) float32: what the last layer of the linear head reads."""
-    stage: Tensor
-    """(N, S) float32: the encoder's third stage, which a row may read beside it."""
+    stage3: Tensor
+    """(N, S) float32: the encoder's last stage but one, which a row may read beside it."""
+    stage4: Tensor
+    """(N, T) float32: its last stage, likewise."""
     prototype: Tensor
     """(N, P) float32: what the prototype head reads."""
     share: Tensor
@@ -44,13 +46,13 @@ class Cells:
 
     @property
     def row_input(self) -> Tensor:
-        """(N, D + S) what a row of the linear scores reads."""
-        return torch.cat([self.linear, self.stage], 1)
+        """(N, D + S + T) what a row of the linear scores reads."""
+        return torch.cat([self.linear, self.stage3, self.stage4], 1)
 
     @property
-    def row_parts(self) -> tuple[int, int]:
-        """D and S."""
-        return self.linear.shape[1], self.stage.shape[1]
+    def row_parts(self) -> tuple[int, ...]:
+        """D, S and T."""
+        return self.linear.shape[1], self.stage3.shape[1], self.stage4.shape[1]
 
     def take(self, index: Tensor) -> Cells:
         """Some of them, by (n,) numbers or an (N,) mask."""
@@ -83,19 +85,18 @@ def last_layer(network: SegmentationNetwork) -> nn.Conv2d:
 
 
 @contextmanager
-def reads(network: SegmentationNetwork) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """What rows read while the block runs, (B, D, Y, X) of the head and (B, S, Y, X) of the stage."""
-    seen: list[tuple[Tensor, Tensor]] = []
-    stages: list[Tensor] = []
-    layer = last_layer(network)
-    handles = [
-        network.backbone.register_forward_hook(
-            lambda _module, _inputs, out: stages.append(out[1][AUX_STAGE])
-        ),
-        layer.register_forward_pre_hook(
-            lambda _layer, inputs: seen.append((inputs[0], resized(stages.pop(), inputs[0])))
-        ),
-    ]
+def reads(network: SegmentationNetwork) -> Iterator[list[list[Tensor]]]:
+    """What rows read while the block runs: each time maps of D, S and T channels, (B, channels, Y, X)."""
+    seen: list[list[Tensor]] = []
+
+    def of_backbone(_module: nn.Module, _inputs: object, output: tuple[Tensor, list[Tensor]]) -> None:
+        seen.append(output[1][-NUM_ROW_STAGES:])
+
+    def of_head(_module: nn.Module, inputs: tuple[Tensor]) -> None:
+        seen[-1] = [inputs[0], *(resized(stage, inputs[0]) for stage in seen[-1])]
+
+    handles = [network.backbone.register_forward_hook(of_backbone),
+               last_layer(network).register_forward_pre_hook(of_head)]  # fmt: skip
     try:
         yield seen
     finally:
@@ -140,6 +141,6 @@ def _cells(maps: tuple[Tensor, ...], share: Shares, valid: Shares, padded: tuple
     masks = F.pad(masks, (0, padded[1] - width, 0, padded[0] - height))
     of_class, weight = F.interpolate(masks[None], size=size, mode="area")[0].flatten(1)
     seen = weight > 0
-    linear, stage, prototype = (part[0].float().flatten(1).t().cpu()[seen] for part in maps)
+    linear, stage3, stage4, prototype = (part[0].float().flatten(1).t().cpu()[seen] for part in maps)
     part = (of_class[seen] / weight[seen]).clamp(0, 1)
-    return Cells(linear, stage, prototype, part, weight[seen])
+    return Cells(linear, stage3, stage4, prototype, part, weight[seen])

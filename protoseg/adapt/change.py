@@ -1,7 +1,7 @@
 """What both heads learn of a class from its cells, while the other classes stay as they are.
 
-Shape legend: ``N`` cells, ``D`` channels of the linear head's last layer, ``S`` channels of the encoder's
-third stage, ``C`` classes, ``K`` prototypes of a class, ``P`` channels of the prototype head.
+Shape legend: ``N`` cells, ``D`` channels that a row of the linear scores reads, ``C`` classes, ``K``
+prototypes of a class, ``P`` channels of the prototype head.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A network whose classes are taken, in any order, from another's: the only place that touches its weights.
 
 Shape legend: ``C`` classes, ``D`` channels of the linear head's last layer, ``S`` channels of the encoder's
-third stage, ``K`` prototypes of a class, ``P`` channels of the prototype head.
+last two stages, ``K`` prototypes of a class, ``P`` channels of the prototype head.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from protoseg.adapt.cells import last_layer
 from protoseg.checkpoint import CheckpointInfo
-from protoseg.models.segmenter import AUX_STAGE, Segmenter, build_segmenter
+from protoseg.models.segmenter import STAGE_HEADS, Segmenter, build_segmenter
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Heads:
 def read_heads(segmenter: Segmenter) -> Heads:
     """Copies of both heads, on the CPU."""
     network, bank = segmenter.network, segmenter.bank
-    layer, channels = last_layer(network), network.backbone.stage_channels[AUX_STAGE]
+    layer = last_layer(network)
     assert layer.bias is not None
-    stage = layer.weight.new_zeros(len(layer.weight), channels)
-    if network.stage_head is not None:
-        stage = network.stage_head.weight.flatten(1)
-    weight = torch.cat([layer.weight.flatten(1), stage, layer.bias[:, None]], 1).detach()
+    stages = [head.weight.flatten(1) for head in network.stage_heads]
+    if not stages:
+        stages = [layer.weight.new_zeros(len(layer.weight), sum(network.row_stages))]
+    weight = torch.cat([layer.weight.flatten(1), *stages, layer.bias[:, None]], 1).detach()
     return Heads(weight.cpu().clone(), bank.prototypes.cpu().clone(), bank.active.cpu().clone())
 
 
@@ -73,14 +73,17 @@ def with_heads(segmenter: Segmenter, info: CheckpointInfo, heads: Heads) -> Segm
         std=info.input.std,
     )  # fmt: skip
     state = {key: value.cpu() for key, value in segmenter.network.state_dict().items()
-             if not key.startswith(("aux_head.", "stage_head."))}  # fmt: skip
+             if not key.startswith(("aux_head.", STAGE_HEADS))}  # fmt: skip
     place = f"linear_head.{len(segmenter.network.linear_head) - 1}"
     channels = last_layer(segmenter.network).in_channels
     state[f"{place}.weight"] = heads.weight[:, :channels, None, None]
     state[f"{place}.bias"] = heads.weight[:, -1]
+    stages = heads.weight[:, channels:-1]
+    if bool(stages.any()):
+        made.network.use_stages()
+        for number, part in enumerate(stages.split(made.network.row_stages, 1)):
+            state[f"{STAGE_HEADS}{number}.weight"] = part[:, :, None, None]
     made.network.load_state_dict(state)
-    stage = heads.weight[:, channels:-1]
-    made.network.use_stage(stage if bool(stage.any()) else None)
     with torch.no_grad():
         made.bank.prototypes.copy_(heads.prototypes)
         made.bank.active.copy_(heads.active)

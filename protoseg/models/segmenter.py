@@ -21,6 +21,9 @@ from protoseg.models.novelty import NoveltyHead
 from protoseg.models.prototypes import PrototypeBank
 
 AUX_STAGE = -2  # the third of four
+NUM_ROW_STAGES = 2
+STAGE_HEADS = "stage_heads."
+"""Where a state has what classes read of the encoder's stages; the state of a training has none."""
 STAGES = {"decoder": None, "stage3": -2, "stage4": -1}
 """Place among the encoder's stages of what ``prototypes.feature`` names."""
 
@@ -95,7 +98,7 @@ class SegmentationNetwork(nn.Module):
             if config.aux_weight > 0
             else None
         )
-        self.stage_head: nn.Conv2d | None = None
+        self.stage_heads = nn.ModuleList()
         self.detach_prototypes = prototypes.detach
         self.gives_stage = False
         self.freeze_bn = config.freeze_bn
@@ -158,22 +161,22 @@ class SegmentationNetwork(nn.Module):
             projected = resized(projected, features)
         stage = stages[-1] if self.gives_stage else None
         linear = self.linear_head(features)
-        if self.stage_head is not None:
-            rows = self.stage_head(stages[AUX_STAGE].to(self.stage_head.weight.dtype))
-            linear = linear + resized(rows, linear)
+        for head, read in zip(self.stage_heads, stages[-NUM_ROW_STAGES:], strict=False):
+            linear = linear + resized(head(read.to(head.weight.dtype)), linear)
         return NetworkOutput(projected, linear, aux, stage)
 
-    def use_stage(self, weight: Tensor | None) -> None:
-        """Add to the linear scores what classes read from the encoder's third stage; None: nothing.
+    @property
+    def row_stages(self) -> list[int]:
+        """Channels of the encoder's stages that a class may read beside the decoder."""
+        return self.backbone.stage_channels[-NUM_ROW_STAGES:]
 
-        Args:
-            weight: (C, D'); rows of zeros leave a class as it is.
+    def use_stages(self) -> None:
+        """Let classes read the encoder's last stages, too; rows of zeros leave a class as it is.
+
+        ``protoseg adapt`` gives such rows to classes that the decoder was not trained for.
         """
-        self.stage_head = None
-        if weight is not None:
-            self.stage_head = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=False).to(weight.device)
-            with torch.no_grad():
-                self.stage_head.weight.copy_(weight[:, :, None, None])
+        classes = self.linear_head[-1].out_channels
+        self.stage_heads.extend(nn.Conv2d(width, classes, 1, bias=False) for width in self.row_stages)
 
     @contextmanager
     def giving_stage(self) -> Iterator[None]:

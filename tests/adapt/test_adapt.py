@@ -16,6 +16,7 @@ from protoseg.config.sections import DataConfig
 from protoseg.evaluate.__main__ import main as evaluate
 from protoseg.explain.atlas import read_atlas
 from protoseg.manifest import ClassInfo
+from protoseg.start_from import start_from_checkpoint
 
 NAMES = ["ground", "sky", "water"]
 
@@ -101,6 +102,15 @@ def test_add_makes_an_ordinary_checkpoint(run, added, boxes):
     assert figures["after"]["per_class"]["linear"]["box"] > 0.5
     assert info.metrics["val"]["per_class"]["fused"] == figures["after"]["per_class"]["fused"]
     assert Image.open(added / "adapt.png").width > 800
+
+
+def test_a_training_starts_from_it(added):
+    loaded = load_checkpoint(added)
+    info, network = loaded.info, tiny_segmenter(4, seed=1).network
+    start_from_checkpoint(added, network, info.classes, info.input.mean, info.input.std)
+    assert loaded.segmenter.network.stage_heads
+    assert not network.stage_heads  # the training teaches it to the decoder
+    assert torch.equal(network.linear_head[-1].weight, loaded.segmenter.network.linear_head[-1].weight)
 
 
 def test_it_evaluates(added, boxes, tmp_path):

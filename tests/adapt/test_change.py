@@ -13,7 +13,9 @@ from protoseg.models.prototypes import unit
 def cells_of(centre, count=200, share=1.0, seed=0, noise=0.1):
     generator = torch.Generator().manual_seed(seed)
     points = torch.tensor(centre) + noise * torch.randn(count, len(centre), generator=generator)
-    return Cells(points, points[:, :0], points.clone(), torch.full((count,), share), torch.ones(count))
+    return Cells(
+        points, points[:, :0], points[:, :0], points.clone(), torch.full((count,), share), torch.ones(count)
+    )
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def test_merge_has_the_probability_of_both():
     heads = Heads(torch.randn(4, 6, generator=generator), unit(torch.randn(4, 2, 5, generator=generator)),
                   torch.ones(4, dtype=torch.bool))  # fmt: skip
     points = torch.randn(3000, 5, generator=generator)
-    cells = Cells(points, points[:, :0], points, torch.zeros(3000), torch.ones(3000))
+    cells = Cells(points, points[:, :0], points[:, :0], points, torch.zeros(3000), torch.ones(3000))
     wanted = change.scores(heads, cells).softmax(1)[:, [0, 2]].sum(1)
     found = change.merge(heads, 0, 2, cells).take([0, 1, 3])
     merged = change.scores(found, cells).softmax(1)[:, 0]
@@ -87,27 +89,31 @@ def test_heads_go_into_a_network_and_come_out_again():
     image = torch.randint(
         0, 256, (1, 3, 40, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
-    assert not heads.weight[:, channels(segmenter) : -1].any()  # a training makes no use of the stage
+    assert not heads.weight[:, channels(segmenter) : -1].any()  # a training makes no use of the stages
     swapped = with_heads(segmenter, info, heads.take([2, 0]))
-    assert swapped.network.stage_head is None
+    assert not swapped.network.stage_heads
     with torch.no_grad():
         whole, part = segmenter(image), swapped(image)
     torch.testing.assert_close(part.linear_logits, whole.linear_logits[:, [2, 0]])
     torch.testing.assert_close(part.prototype_logits, whole.prototype_logits[:, [2, 0]])
 
 
-def test_a_row_that_reads_the_stage_adds_to_its_class_alone(tmp_path):
+def test_a_row_that_reads_the_encoder_adds_to_its_class_alone(tmp_path):
     segmenter, info = tiny_segmenter(3), tiny_info(3)
     heads = read_heads(segmenter)
-    heads.weight[1, channels(segmenter) : -1] = 0.1
+    width = segmenter.network.row_stages[0]
+    heads.weight[1, channels(segmenter) : channels(segmenter) + width] = 0.1
+    heads.weight[1, channels(segmenter) + width : -1] = -0.2
     image = photo(1, 64, 64)
     changed = with_heads(segmenter, info, heads)
     batch = torch.from_numpy(image).permute(2, 0, 1)[None]
     with torch.no_grad(), reads(changed.network) as seen:
         old, new = segmenter.network(batch).linear_logits, changed.network(batch).linear_logits
     assert torch.equal(new[:, [0, 2]], old[:, [0, 2]])
-    ((_, stage),) = seen
-    torch.testing.assert_close(new[:, 1], old[:, 1] + 0.1 * stage.sum(1), atol=1e-4, rtol=1e-4)
+    ((_, stage3, stage4),) = seen
+    added = 0.1 * stage3.sum(1) - 0.2 * stage4.sum(1)
+    torch.testing.assert_close(new[:, 1], old[:, 1] + added, atol=1e-4, rtol=1e-4)
+    assert added.abs().max() > 0.01
     assert torch.equal(read_heads(changed).weight, heads.weight)
     save_checkpoint(tmp_path / "checkpoint", changed, info)
     again = load_checkpoint(tmp_path).segmenter
@@ -117,7 +123,7 @@ def test_a_row_that_reads_the_stage_adds_to_its_class_alone(tmp_path):
     cells = image_cells(Checkpoint(again, info, tmp_path), image, share, valid, 10_000)
     torch.testing.assert_close(change.scores(heads, cells), new[0].flatten(1).t(), atol=1e-4, rtol=1e-4)
     kept = with_heads(again, info, read_heads(again).take([0, 2]))
-    assert kept.network.stage_head is None  # it went with its class
+    assert not kept.network.stage_heads  # they went with their class
 
 
 def channels(segmenter):
