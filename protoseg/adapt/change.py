@@ -17,8 +17,10 @@ from protoseg.adapt.rows import Heads
 from protoseg.models.kmeans import spherical_kmeans
 from protoseg.models.prototypes import unit
 
-STRENGTH = 10.0
-"""How many cells a unit of squared distance from the first guess of a row outweighs (``fit_row``)."""
+STRENGTH = 300.0
+"""How many cells a unit of squared distance from nothing outweighs where a row is new (``fit_row``)."""
+MEND_STRENGTH = 10.0
+"""The same for the distance from what a row was that reads the decoder alone."""
 RARITY = 8.0
 """Images without the class for each that shows it: what the images of the training are weighted to."""
 SURE = 0.5
@@ -80,8 +82,9 @@ def merge(heads: Heads, label: int, gone: int, cells: Cells) -> Heads:
     known = scores(heads, cells)
     both = [label, gone]
     wanted = replace(cells, share=known.softmax(1)[:, both].sum(1))
-    others, prior = _without(known, both).logsumexp(1), heads.weight[both].mean(0)
-    row = fit_row(wanted.row_input, wanted.share, wanted.weight, others, prior, 1.0, parts=wanted.row_parts)
+    prior = heads.weight[both].mean(0)
+    stages = bool(prior[cells.linear.shape[1] : -1].any())
+    row = _fitted(wanted, _without(known, both), prior, 1.0, stages=stages)
     count = heads.prototypes.shape[1]
     active = [index for index in both if heads.active[index]]
     if not active:
@@ -128,11 +131,25 @@ def _weighted(own: Cells, rest: Cells) -> Cells:
 def _row(heads: Heads, label: int | None, own: Cells, rest: Cells | None) -> Tensor:
     own = own if rest is None else _weighted(own, rest)
     known = scores(heads, own)
-    others = known if label is None else _without(known, [label])
-    prior = torch.zeros_like(heads.weight[0]) if label is None else heads.weight[label]
-    return fit_row(
-        own.row_input, own.share, own.weight, others.logsumexp(1), prior, STRENGTH, parts=own.row_parts
-    )
+    if label is None:
+        return _fitted(own, known, torch.zeros_like(heads.weight[0]), STRENGTH, stages=True)
+    prior, width = heads.weight[label], own.linear.shape[1]
+    stages = bool(prior[width:-1].any())
+    strength = STRENGTH if stages else MEND_STRENGTH
+    return _fitted(own, _without(known, [label]), prior, strength, stages=stages)
+
+
+def _fitted(cells: Cells, others: Tensor, prior: Tensor, strength: float, *, stages: bool) -> Tensor:
+    """A row beside (N, C) scores of the others; without ``stages`` it goes on reading none of the encoder."""
+    known = others.logsumexp(1)
+    if stages:
+        return fit_row(
+            cells.row_input, cells.share, cells.weight, known, prior, strength, parts=cells.row_parts
+        )
+    width = cells.linear.shape[1]
+    short = torch.cat([prior[:width], prior[-1:]])
+    row = fit_row(cells.linear, cells.share, cells.weight, known, short, strength)
+    return torch.cat([row[:-1], prior[width:-1], row[-1:]])
 
 
 def _without(known: Tensor, labels: list[int]) -> Tensor:
