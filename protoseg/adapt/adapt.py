@@ -20,7 +20,7 @@ from protoseg.errors import ConfigError, DataError
 from protoseg.manifest import Adaptation, ClassInfo
 
 Kind = Literal["add", "mend", "merge", "remove", "rename"]
-CELLS = 4096
+CELLS = 1024
 """Cells that are kept of an image that was given: of those with the class, and of the others."""
 OTHER_IMAGES = 64
 

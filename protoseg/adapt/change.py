@@ -17,7 +17,7 @@ from protoseg.adapt.rows import Heads
 from protoseg.models.kmeans import spherical_kmeans
 from protoseg.models.prototypes import unit
 
-STRENGTH = 300.0
+STRENGTH = 1000.0
 """How many cells a unit of squared distance from nothing outweighs where a row is new (``fit_row``)."""
 MEND_STRENGTH = 10.0
 """The same for the distance from what a row was that reads the decoder alone."""

@@ -18,7 +18,7 @@ from protoseg.data.pictures import reading
 from protoseg.data.sources import open_source
 
 T = TypeVar("T")
-CELLS = 12_000
+CELLS = 6000
 """Cells that are kept of all images together: more change the time and nothing else."""
 
 
