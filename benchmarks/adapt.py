@@ -3,10 +3,10 @@ r"""What is a class worth that is added without training? VOC: five more for a n
     python -m benchmarks.held_out prepare && python -m benchmarks.held_out train
     python -m benchmarks.adapt                              # 1, 5 and 10 images of each class, three draws
 
-For each number of images and each draw, ``protoseg adapt --add`` adds the five classes one after the other;
-and from the same images, masks and other images of the training, (a) the linear head alone is trained
-(``--head-seconds``), and (b) with ``--all-seconds`` the whole network. (c) is the network that was trained
-with all classes on all images. The fine-tuned networks label pixels beside a new class as the network before
+For each number of images and each draw, ``protoseg adapt --add`` adds the five classes one after the other,
+as it does and with rows that read the decoder alone; and from the same images, masks and other images of the
+training, (a) the linear head alone is trained (``--head-seconds``), and (b) with ``--all-seconds`` the whole
+network. (c) is the network that was trained with all classes on all images. The fine-tuned networks label pixels beside a new class as the network before
 them does, and other images by their masks.
 
 Figures: IoU on every fourth validation image, masks of all 20 classes. "Old" is the mean over background and
@@ -52,7 +52,12 @@ SHOWN = 0.01
 """Part of an image from which on it shows a class."""
 HEAD = "linear"
 """Head of the table."""
-WAYS = {"adapt": "adapt", "heads": "(a) head trained", "all": "(b) all trained"}
+WAYS = {
+    "adapt": "adapt",
+    "decoder": "adapt, decoder alone",
+    "heads": "(a) head trained",
+    "all": "(b) all trained",
+}
 SECONDS = {"heads": "head_seconds", "all": "all_seconds"}
 
 
@@ -141,7 +146,7 @@ def figures(confusion: Any, old: int) -> dict[str, float]:
 
 
 def added(
-    source: Checkpoint, data: Path, lines: dict[str, list[str]], rest: Cells
+    source: Checkpoint, data: Path, lines: dict[str, list[str]], rest: Cells, *, stages: bool = True
 ) -> tuple[Heads, list[float]]:
     """Heads with the five classes, one after the other, and the seconds of each beside those of ``rest``."""
     from protoseg.adapt import change
@@ -156,7 +161,7 @@ def added(
         entries = [Entry(data / image, data / mask) for image, mask in map(str.split, chosen)]
         meaning = choose_meaning(source.info, entries, name, str(label))
         given = read_given(source.info, entries, meaning, name)
-        heads = change.add(heads, own_cells(source, given), rest)
+        heads = change.add(heads, own_cells(source, given), rest, stages=stages)
         seconds.append(time.perf_counter() - start)
     return heads, seconds
 
@@ -189,6 +194,9 @@ def measure(arguments: argparse.Namespace) -> Result:
             found, seconds = added(source, data, lines, rest)
             row: Result = {"count": count, "draw": seed, "seconds": seconds}
             row["adapt"] = validation.figures(found.weight, found.prototypes, old)
+            if not arguments.not_decoder:
+                alone, _ = added(source, data, lines, rest, stages=False)
+                row["decoder"] = validation.figures(alone.weight, None, old)
             whole_too = count == arguments.all_count and seed < arguments.all_draws
             tune = arguments.head_seconds or (arguments.all_seconds and whole_too)
             tuned = pixels_of(source, data, lines, others) if tune else []
@@ -243,7 +251,7 @@ def table(result: Result, whole: Result) -> str:
             part = whole if way == "all" else result
             found = [row[way][HEAD] for row in part["draws"] if row["count"] == count and way in row]
             if found:
-                time_text = f"{spent:.0f}" if way == "adapt" else f"{part[SECONDS[way]]:.0f}"
+                time_text = f"{part[SECONDS[way]] if way in SECONDS else spent:.0f}"
                 line(f"{count} image{'s' * (count > 1)}, {title}", time_text, found)
     if "all_from_the_start" in result:
         line("(c) trained with all classes", "-", [result["all_from_the_start"][HEAD]])
@@ -287,6 +295,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add("--all-count", type=int, default=5, help="number of images for which all is trained")
     add("--all-draws", type=int, default=1, help="draws for which all is trained (%(default)s)")
+    add("--not-decoder", action="store_true", help="leave out rows that read the decoder alone")
     add("--name", default="adapt_voc", help="name of the result file")
     add("--results", type=Path, default=RESULTS, help="folder of the result file")
     arguments = command.parse_args(argv)

@@ -18,9 +18,9 @@ from protoseg.models.kmeans import spherical_kmeans
 from protoseg.models.prototypes import unit
 
 STRENGTH = 1000.0
-"""How many cells a unit of squared distance from nothing outweighs where a row is new (``fit_row``)."""
-MEND_STRENGTH = 10.0
-"""The same for the distance from what a row was that reads the decoder alone."""
+"""How many cells a unit of squared distance from the first guess of a row outweighs (``fit_row``)."""
+DECODER_STRENGTH = 10.0
+"""The same for a row that reads the decoder alone, as those of a training do."""
 RARITY = 8.0
 """Images without the class for each that shows it: what the images of the training are weighted to."""
 SURE = 0.5
@@ -38,15 +38,16 @@ def scores(heads: Heads, cells: Cells) -> Tensor:
     return cells.row_input @ heads.weight[:, :-1].t() + heads.weight[:, -1]
 
 
-def add(heads: Heads, own: Cells, rest: Cells | None) -> Heads:
+def add(heads: Heads, own: Cells, rest: Cells | None, *, stages: bool = True) -> Heads:
     """With one more class.
 
     Args:
         heads: The classes that are there.
         own: Cells of the images that were given.
         rest: Cells of others, which are not of the class.
+        stages: Whether its row reads the encoder beside the decoder.
     """
-    row = _row(heads, None, own, rest)
+    row = _row(heads, None, own, rest, stages=stages)
     return heads.with_class(len(heads.weight), row, _prototypes(heads, own, rest))
 
 
@@ -55,7 +56,7 @@ def mend(heads: Heads, label: int, own: Cells, rest: Cells | None) -> Heads:
 
     Its row is fitted again, drawn to what it was; of its prototypes those move that are nearest to its cells.
     """
-    row = _row(heads, label, own, rest)
+    row = _row(heads, label, own, rest, stages=bool(heads.weight[label, own.linear.shape[1] : -1].any()))
     mine = own.take(own.share >= SURE)
     if not heads.active[label]:
         return heads.with_class(label, row, _prototypes(heads, own, rest))
@@ -128,15 +129,12 @@ def _weighted(own: Cells, rest: Cells) -> Cells:
     return joined([own, replace(rest, weight=rest.weight * factor)])
 
 
-def _row(heads: Heads, label: int | None, own: Cells, rest: Cells | None) -> Tensor:
+def _row(heads: Heads, label: int | None, own: Cells, rest: Cells | None, *, stages: bool) -> Tensor:
     own = own if rest is None else _weighted(own, rest)
     known = scores(heads, own)
-    if label is None:
-        return _fitted(own, known, torch.zeros_like(heads.weight[0]), STRENGTH, stages=True)
-    prior, width = heads.weight[label], own.linear.shape[1]
-    stages = bool(prior[width:-1].any())
-    strength = STRENGTH if stages else MEND_STRENGTH
-    return _fitted(own, _without(known, [label]), prior, strength, stages=stages)
+    others = known if label is None else _without(known, [label])
+    prior = torch.zeros_like(heads.weight[0]) if label is None else heads.weight[label]
+    return _fitted(own, others, prior, STRENGTH if stages else DECODER_STRENGTH, stages=stages)
 
 
 def _fitted(cells: Cells, others: Tensor, prior: Tensor, strength: float, *, stages: bool) -> Tensor:
