@@ -52,7 +52,7 @@ def read_heads(segmenter: Segmenter) -> Heads:
     network, bank = segmenter.network, segmenter.bank
     layer = last_layer(network)
     assert layer.bias is not None
-    stages = [head.weight.flatten(1) for head in network.stage_heads]
+    stages = [weight.flatten(1) for weight in network.stage_heads.parameters()]
     if not stages:
         stages = [layer.weight.new_zeros(len(layer.weight), sum(network.row_stages))]
     weight = torch.cat([layer.weight.flatten(1), *stages, layer.bias[:, None]], 1).detach()
@@ -81,7 +81,7 @@ def with_heads(segmenter: Segmenter, info: CheckpointInfo, heads: Heads) -> Segm
     stages = heads.weight[:, channels:-1]
     if bool(stages.any()):
         made.network.use_stages()
-        for number, part in enumerate(stages.split(made.network.row_stages, 1)):
+        for number, part in enumerate(torch.split(stages, made.network.row_stages, 1)):
             state[f"{STAGE_HEADS}{number}.weight"] = part[:, :, None, None]
     made.network.load_state_dict(state)
     with torch.no_grad():

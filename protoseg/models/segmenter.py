@@ -162,6 +162,7 @@ class SegmentationNetwork(nn.Module):
         stage = stages[-1] if self.gives_stage else None
         linear = self.linear_head(features)
         for head, read in zip(self.stage_heads, stages[-NUM_ROW_STAGES:], strict=False):
+            assert isinstance(head, nn.Conv2d)
             linear = linear + resized(head(read.to(head.weight.dtype)), linear)
         return NetworkOutput(projected, linear, aux, stage)
 
@@ -175,8 +176,11 @@ class SegmentationNetwork(nn.Module):
 
         ``protoseg adapt`` gives such rows to classes that the decoder was not trained for.
         """
-        classes = self.linear_head[-1].out_channels
-        self.stage_heads.extend(nn.Conv2d(width, classes, 1, bias=False) for width in self.row_stages)
+        last = self.linear_head[-1]
+        assert isinstance(last, nn.Conv2d)
+        self.stage_heads.extend(
+            nn.Conv2d(width, last.out_channels, 1, bias=False) for width in self.row_stages
+        )
 
     @contextmanager
     def giving_stage(self) -> Iterator[None]:
