@@ -28,7 +28,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m protoseg.adapt",
         description="Change the classes of a trained network without training: add one from a few labelled "
-        "images, mend, merge, remove or rename one.",
+        "images, mend, merge, remove or rename one. An added class is there to label on from; with some "
+        "dozens of masks train: train.start_from=OUT goes on from the result.",
         epilog="example: python -m protoseg.adapt runs/NAME --add fox --images fox/ --masks fox_masks/ -o "
         "runs/with_fox",
     )
