@@ -141,7 +141,10 @@ def adapt(source: Checkpoint, wanted: Change, name: str) -> Adapted:
 def own_cells(source: Checkpoint, given: Sequence[Given]) -> Cells:
     """Cells of the images that were given."""
     shown = counted(given, "images of the class")
-    return joined(image_cells(source, item.image, item.of_class, item.valid, CELLS) for item in shown)
+    return joined(
+        image_cells(source, item.image, item.of_class, item.valid, CELLS, number)
+        for number, item in enumerate(shown)
+    )
 
 
 def check(source: Checkpoint, wanted: Change) -> None:
