@@ -3,11 +3,11 @@ r"""What is a class worth that is added without training? VOC: five more for a n
     python -m benchmarks.held_out prepare && python -m benchmarks.held_out train
     python -m benchmarks.adapt                              # 1, 5 and 10 images of each class, three draws
 
-For each number of images and each draw, ``protoseg adapt --add`` adds the five classes one after the other;
-and from the same images, masks and other images of the training, (a) the linear head alone is trained
-(``--head-seconds``), and (b) with ``--all-seconds`` the whole network. (c) is the network that was trained
-with all classes on all images. The fine-tuned networks label pixels beside a new class as the network before
-them does, and other images by their masks.
+For each number of images and each draw, ``protoseg adapt --add`` adds the five classes one after the other,
+as it does and with rows that read the decoder alone; and from the same images, masks and other images of the
+training, (a) the linear head alone is trained (``--head-seconds``), and (b) with ``--all-seconds`` the whole
+network. (c) is the network that was trained with all classes on all images. The fine-tuned networks label
+pixels beside a new class as the network before them does, and other images by their masks.
 
 Figures: IoU on every fourth validation image, masks of all 20 classes. "Old" is the mean over background and
 the fifteen classes, where pixels of the five are left out: a network cannot gain there by knowing them.
@@ -52,7 +52,12 @@ SHOWN = 0.01
 """Part of an image from which on it shows a class."""
 HEAD = "linear"
 """Head of the table."""
-WAYS = {"adapt": "adapt", "heads": "(a) head trained", "all": "(b) all trained"}
+WAYS = {
+    "adapt": "adapt",
+    "decoder": "adapt, decoder alone",
+    "heads": "(a) head trained",
+    "all": "(b) all trained",
+}
 SECONDS = {"heads": "head_seconds", "all": "all_seconds"}
 
 
@@ -94,10 +99,11 @@ class Validation:
                 batch = image_batch([read_image(data / image_name)], torch.device("cpu"))
                 features = self.segmenter.network(batch).features[0]
                 mask = np.asarray(Image.open(data / mask_name))
-                self.maps.append((seen.pop()[0].half(), features.half(), mask))
+                read = torch.cat(seen.pop(), 1)[0]
+                self.maps.append((read.half(), features.half(), mask))
 
     def figures(self, weight: Tensor, prototypes: Tensor | None, old: int) -> dict[str, dict[str, float]]:
-        """Figures of each head from (C, D + 1) rows and (C, K, P) prototypes; see ``figures``."""
+        """Figures of each head from (C, D + S + 1) rows and (C, K, P) prototypes; see ``figures``."""
         import torch
 
         from protoseg.evaluate.metrics import confusion_matrix
@@ -140,9 +146,9 @@ def figures(confusion: Any, old: int) -> dict[str, float]:
 
 
 def added(
-    source: Checkpoint, data: Path, lines: dict[str, list[str]], rest: Cells
+    source: Checkpoint, data: Path, lines: dict[str, list[str]], rest: Cells, *, stages: bool = True
 ) -> tuple[Heads, list[float]]:
-    """Heads with the five classes, one after the other, and the seconds of each beside those of ``rest``."""
+    """Heads with the five classes, one after the other, and processor seconds of each."""
     from protoseg.adapt import change
     from protoseg.adapt.adapt import own_cells
     from protoseg.adapt.given import choose_meaning, read_given
@@ -151,12 +157,12 @@ def added(
 
     heads, seconds = read_heads(source.segmenter), []
     for label, (name, chosen) in enumerate(lines.items(), start=len(source.info.classes)):
-        start = time.perf_counter()
+        start = time.process_time()
         entries = [Entry(data / image, data / mask) for image, mask in map(str.split, chosen)]
         meaning = choose_meaning(source.info, entries, name, str(label))
         given = read_given(source.info, entries, meaning, name)
-        heads = change.add(heads, own_cells(source, given), rest)
-        seconds.append(time.perf_counter() - start)
+        heads = change.add(heads, own_cells(source, given), rest, stages=stages)
+        seconds.append(time.process_time() - start)
     return heads, seconds
 
 
@@ -172,11 +178,11 @@ def measure(arguments: argparse.Namespace) -> Result:
     names = (data / "classes_all.txt").read_text(encoding="utf-8").split()
     old = len(names) - len(HELD_OUT)
     pools = {name: images_of(data, label) for label, name in enumerate(names) if name in HELD_OUT}
-    start = time.perf_counter()
+    start = time.process_time()
     rest, others = other_cells(source, None, OTHER_IMAGES, None)
     result: Result = {
         "run": arguments.run, "step": source.info.step, "other_images": others,
-        "other_seconds": time.perf_counter() - start, "head_seconds": arguments.head_seconds,
+        "other_seconds": time.process_time() - start, "head_seconds": arguments.head_seconds,
         "all_seconds": arguments.all_seconds, "draws": [],
     }  # fmt: skip
     validation, heads = Validation(source, data), read_heads(source.segmenter)
@@ -188,11 +194,16 @@ def measure(arguments: argparse.Namespace) -> Result:
             found, seconds = added(source, data, lines, rest)
             row: Result = {"count": count, "draw": seed, "seconds": seconds}
             row["adapt"] = validation.figures(found.weight, found.prototypes, old)
-            tuned = pixels_of(source, data, lines, others)
+            if not arguments.not_decoder:
+                alone, row["decoder_seconds"] = added(source, data, lines, rest, stages=False)
+                row["decoder"] = validation.figures(alone.weight, None, old)
+            whole_too = count == arguments.all_count and seed < arguments.all_draws
+            tune = arguments.head_seconds or (arguments.all_seconds and whole_too)
+            tuned = pixels_of(source, data, lines, others) if tune else []
             if arguments.head_seconds:
                 head, row["head_steps"] = trained_head(source, tuned, arguments.head_seconds, seed)
                 row["heads"] = validation.figures(head.weight, None, old)
-            if arguments.all_seconds and count == arguments.all_count and seed < arguments.all_draws:
+            if arguments.all_seconds and whole_too:
                 network, row["all_steps"] = trained_network(source, tuned, arguments.all_seconds, seed)
                 whole = Validation(replace(source, segmenter=network), data)
                 row["all"] = whole.figures(read_heads(network).weight, None, old)
@@ -233,21 +244,19 @@ def table(result: Result, whole: Result) -> str:
 
     before = result["before"]
     line("before", "-", [before[HEAD]])
-    for count in dict.fromkeys(row["count"] for row in result["draws"]):
-        draws = [row for row in result["draws"] if row["count"] == count]
-        spent = np.mean([sum(row["seconds"]) for row in draws]) + result["other_seconds"]
+    for count in sorted({row["count"] for row in result["draws"]}):
         for way, title in WAYS.items():
             part = whole if way == "all" else result
             found = [row[way][HEAD] for row in part["draws"] if row["count"] == count and way in row]
-            if found:
-                time_text = f"{spent:.0f}" if way == "adapt" else f"{part[SECONDS[way]]:.0f}"
+            if found:  # not every way was measured with every number
+                time_text = f"{part[SECONDS[way]]:.0f}" if way in SECONDS else "-"
                 line(f"{count} image{'s' * (count > 1)}, {title}", time_text, found)
     if "all_from_the_start" in result:
         line("(c) trained with all classes", "-", [result["all_from_the_start"][HEAD]])
     text = (
         f"IoU in % of the linear head on {result['images']} validation images: mean of the five new classes, "
         "and of the sixteen others (pixels of the new ones left out); mean and range of the draws of images. "
-        "Seconds for all five classes.\n\n"
+        "Seconds of training for all five classes.\n\n"
     )
     return text + markdown_table(["", "s", "new", "old", "old - before"], rows)
 
@@ -284,6 +293,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add("--all-count", type=int, default=5, help="number of images for which all is trained")
     add("--all-draws", type=int, default=1, help="draws for which all is trained (%(default)s)")
+    add("--not-decoder", action="store_true", help="leave out rows that read the decoder alone")
     add("--name", default="adapt_voc", help="name of the result file")
     add("--results", type=Path, default=RESULTS, help="folder of the result file")
     arguments = command.parse_args(argv)

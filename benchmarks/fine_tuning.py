@@ -44,14 +44,17 @@ def pixels_of(source: Checkpoint, data: Path, lines: dict[str, list[str]], other
 
 
 def read_wider(source: Checkpoint, seed: int) -> Heads:
-    """Heads with five more rows, small and random, at the mean bias of the others."""
+    """Heads with five more rows, small and random, at the mean bias of the others; of the decoder's alone."""
     import torch
 
+    from protoseg.adapt.cells import last_layer
     from protoseg.adapt.rows import Heads, read_heads
 
     heads, new = read_heads(source.segmenter), len(HELD_OUT)
     generator = torch.Generator().manual_seed(seed)
-    weight = 0.01 * torch.randn(new, heads.weight.shape[1] - 1, generator=generator)
+    channels = last_layer(source.segmenter.network).in_channels
+    weight = torch.zeros(new, heads.weight.shape[1] - 1)
+    weight[:, :channels] = 0.01 * torch.randn(new, channels, generator=generator)
     rows = torch.cat([weight, heads.weight[1:, -1:].mean(0).expand(new, 1)], 1)
     return Heads(
         torch.cat([heads.weight, rows]), torch.cat([heads.prototypes, heads.prototypes[:new]]),
@@ -85,7 +88,7 @@ def trained_head(source: Checkpoint, pools: Pools, seconds: float, seed: int) ->
             middle = padded[stride // 2 :: stride, stride // 2 :: stride]
             labels.append(torch.from_numpy(middle.reshape(-1).astype(np.int64)))
         known.append((torch.cat(features), torch.cat(labels)))
-    weight = heads.weight.clone().requires_grad_()
+    weight = torch.cat([heads.weight[:, : known[0][0].shape[1]], heads.weight[:, -1:]], 1).requires_grad_()
     optimizer = torch.optim.AdamW([weight], lr=2e-3, weight_decay=1e-4)
     start, steps = time.perf_counter(), 0
     while (spent := time.perf_counter() - start) < seconds:
@@ -99,7 +102,9 @@ def trained_head(source: Checkpoint, pools: Pools, seconds: float, seed: int) ->
         loss.backward()
         optimizer.step()
         steps += 1
-    return replace(heads, weight=weight.detach()), steps
+    rows = heads.weight.clone()
+    rows[:, : weight.shape[1] - 1], rows[:, -1] = weight.detach()[:, :-1], weight.detach()[:, -1]
+    return replace(heads, weight=rows), steps
 
 
 def trained_network(source: Checkpoint, pools: Pools, seconds: float, seed: int) -> tuple[Segmenter, int]:

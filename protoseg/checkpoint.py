@@ -27,7 +27,7 @@ from protoseg.files import PREVIOUS_SUFFIX, sha256_file, write_whole
 from protoseg.input_rule import InputRule
 from protoseg.manifest import MANIFEST_NAME, Adaptation, ClassInfo, Head
 from protoseg.models.novelty import NoveltyHead, NoveltyScale
-from protoseg.models.segmenter import Segmenter, build_segmenter
+from protoseg.models.segmenter import STAGE_HEADS, Segmenter, build_segmenter
 from protoseg.records import Record, explain_validation
 from protoseg.weights import plain_state, read_tensors, write_failure, writing
 
@@ -250,6 +250,8 @@ def load_checkpoint(path: str | Path, *, student: bool = False) -> Checkpoint:
         bank.prototypes.copy_(state.pop("prototypes.prototypes"))
         bank.active.copy_(state.pop("prototypes.active") > 0)
         network = read_tensors(folder / STUDENT_NAME) if student else state
+        if any(key.startswith(STAGE_HEADS) for key in network):
+            segmenter.network.use_stages()
         segmenter.network.load_state_dict(network)
     except (KeyError, RuntimeError) as error:
         text = " ".join(str(error).split())[:300]

@@ -11,9 +11,11 @@ from protoseg.checkpoint import WEIGHTS_NAME, CheckpointInfo, described_tensors,
 from protoseg.errors import CheckpointError
 from protoseg.input_rule import ValueRange
 from protoseg.manifest import ClassInfo
+from protoseg.models.segmenter import STAGE_HEADS
 from protoseg.weights import plain_state
 
-# parts that a start from other weights may lack: they depend on the method and learn quickly
+# parts that a start from other weights may lack: they depend on the method and learn quickly (what an adapted
+# class read of the encoder is left out, because the training teaches it to the decoder)
 NEW_PARTS = ("projection.", "aux_head.")
 
 
@@ -25,7 +27,7 @@ def start_from_checkpoint(
     std: list[float],
     value_range: ValueRange | None = None,
 ) -> CheckpointInfo:
-    """Copy a checkpoint's teacher into a new network, but for projection and auxiliary head.
+    """Copy a checkpoint's teacher into a new network, but for projection, auxiliary and adapted rows.
 
     Args:
         path: Run folder, checkpoint folder or a file in it.
@@ -47,7 +49,7 @@ def start_from_checkpoint(
     state = {
         key: value
         for key, value in described_tensors(folder / WEIGHTS_NAME, info).items()
-        if not key.startswith(("prototypes.", *NEW_PARTS))
+        if not key.startswith(("prototypes.", STAGE_HEADS, *NEW_PARTS))
     }
     own = plain_state(network)
     odd = sorted(set(state) - set(own))

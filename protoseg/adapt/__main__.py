@@ -28,7 +28,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m protoseg.adapt",
         description="Change the classes of a trained network without training: add one from a few labelled "
-        "images, mend, merge, remove or rename one.",
+        "images, mend, merge, remove or rename one. An added class is there to label on from; with some "
+        "dozens of masks train: train.start_from=OUT goes on from the result.",
         epilog="example: python -m protoseg.adapt runs/NAME --add fox --images fox/ --masks fox_masks/ -o "
         "runs/with_fox",
     )
@@ -46,9 +47,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--remove", metavar="NAME", help="a class whose pixels go to the next likely one")
     what.add_argument("--merge", nargs=2, metavar=("NAME", "OTHER"), help="OTHER becomes a part of NAME")
     what.add_argument("--rename", nargs=2, metavar=("NAME", "NEW"), help="a class gets another name")
-    add("--images", metavar="PATH", type=Path, help="folder of images that show the class, which needs "
-        "--masks, or a list of `image mask` lines")  # fmt: skip
-    add("--masks", metavar="DIR", type=Path, help="folder of their masks, with the same stems")
+    add("--images", metavar="PATH", type=Path, help="folder of images that show the class, or one image, "
+        "which need --masks; or a list of `image mask` lines")  # fmt: skip
+    add("--masks", metavar="PATH", type=Path, help="folder of their masks, with the same stems; or a mask")
     add("--value", metavar="V", help="what the class is in the masks, a value (255) or a colour (128,0,0); "
         "all others are not the class (default: told by the masks where it is sure)")  # fmt: skip
     add("--color", metavar="R,G,B", help="colour of a new class (default: one unlike the others')")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Literal
 
 from protoseg.adapt import change, describe
 from protoseg.adapt.cells import Cells, image_cells, joined
-from protoseg.adapt.given import Given, choose_meaning, find_pairs, hashes, read_given
-from protoseg.adapt.others import other_cells
+from protoseg.adapt.given import Given, GivenSource, choose_meaning, find_pairs, hashes, read_given
+from protoseg.adapt.others import counted, other_cells
 from protoseg.adapt.rows import read_heads, with_heads
 from protoseg.checkpoint import Checkpoint
 from protoseg.data.lines import Entry
@@ -19,7 +20,7 @@ from protoseg.errors import ConfigError, DataError
 from protoseg.manifest import Adaptation, ClassInfo
 
 Kind = Literal["add", "mend", "merge", "remove", "rename"]
-CELLS = 4096
+CELLS = 1024
 """Cells that are kept of an image that was given: of those with the class, and of the others."""
 OTHER_IMAGES = 64
 
@@ -58,8 +59,16 @@ class Adapted:
     """The images and masks of the class, none where none are needed."""
     label: int | None
     """Id of the class now; None for one that was removed."""
+    kept: list[int]
+    """What the id of each class was; of a new one the number of classes that there were."""
+    merged: bool
+    """Whether the class has taken in another."""
+    given_source: GivenSource | None
+    """The images as those of a training; None where none are needed."""
     notes: list[str]
     """What the user should know."""
+    other_seconds: float
+    """How long the images beside them took."""
 
 
 def adapt(source: Checkpoint, wanted: Change, name: str) -> Adapted:
@@ -83,6 +92,8 @@ def adapt(source: Checkpoint, wanted: Change, name: str) -> Adapted:
         source_sha256=info.weights_sha256, head=info.best_head(), images={}, masks="", others=0,
     )  # fmt: skip
     given: list[Given] = []
+    other_seconds = 0.0
+    shown: GivenSource | None = None
     notes: list[str] = []
     label = names.index(wanted.name) if wanted.name in names else None
     if wanted.kind in ("add", "mend"):
@@ -98,11 +109,11 @@ def adapt(source: Checkpoint, wanted: Change, name: str) -> Adapted:
         notes.append(f"masks: {meaning.text}")
         given = read_given(info, entries, meaning, wanted.name)
         own = own_cells(source, given)
-        rest, count = _others(source, wanted, label, notes)
+        rest, count, other_seconds = _others(source, wanted, label, notes)
         heads = change.add(heads, own, rest) if label is None else change.mend(heads, label, own, rest)
         made = made.model_copy(update={"images": hashes(entries), "masks": meaning.text, "others": count})
     elif wanted.kind == "merge":
-        rest, count = _others(source, wanted, None, notes)
+        rest, count, other_seconds = _others(source, wanted, None, notes)
         if rest is None:
             raise DataError(
                 "--merge needs images: those of the training have gone, so name a folder with --others"
@@ -120,12 +131,20 @@ def adapt(source: Checkpoint, wanted: Change, name: str) -> Adapted:
     heads, classes = heads.take(kept), [classes[index] for index in kept]
     new_info = describe.described(info, name, classes, become, made)
     changed = Checkpoint(with_heads(source.segmenter, info, heads), new_info, source.path)
-    return Adapted(changed, given, _place(classes, become.get(wanted.name, wanted.name)), notes)
+    place = _place(classes, become.get(wanted.name, wanted.name))
+    if given:
+        assert place is not None
+        shown = GivenSource(entries, meaning, place, new_info)
+    return Adapted(changed, given, place, kept, wanted.kind == "merge", shown, notes, other_seconds)
 
 
 def own_cells(source: Checkpoint, given: Sequence[Given]) -> Cells:
     """Cells of the images that were given."""
-    return joined(image_cells(source, item.image, item.of_class, item.valid, CELLS) for item in given)
+    shown = counted(given, "images of the class")
+    return joined(
+        image_cells(source, item.image, item.of_class, item.valid, CELLS, number)
+        for number, item in enumerate(shown)
+    )
 
 
 def check(source: Checkpoint, wanted: Change) -> None:
@@ -141,11 +160,11 @@ def check(source: Checkpoint, wanted: Change) -> None:
             "method.preset=protoseg does, to change its classes"
         )
     if kind == "add":
-        describe.check_new(info, wanted.name)
+        describe.check_new(info, wanted.name, f"--mend {wanted.name} learns more of it")
     else:
         describe.check_known(info, wanted.name)
     if kind == "rename":
-        describe.check_new(info, wanted.other)
+        describe.check_new(info, wanted.other, f"--merge {wanted.other} {wanted.name} makes one of both")
     if kind == "merge":
         describe.check_known(info, wanted.other)
         if wanted.name == wanted.other:
@@ -158,10 +177,11 @@ def check(source: Checkpoint, wanted: Change) -> None:
 
 def _others(
     source: Checkpoint, wanted: Change, label: int | None, notes: list[str]
-) -> tuple[Cells | None, int]:
-    """Cells of images beside those that were given, and their number; without any a note says so."""
+) -> tuple[Cells | None, int, float]:
+    """Cells of images beside those that were given, their number, and seconds; without any a note says so."""
     if wanted.other_images == 0:
-        return None, 0
+        return None, 0, 0.0
+    start = time.perf_counter()
     try:
         cells, count = other_cells(source, wanted.others, wanted.other_images, label)
     except DataError as error:
@@ -171,10 +191,10 @@ def _others(
             f"the images of the training are not here ({str(error).splitlines()[0]}): {wanted.name} will be "
             "seen where it is not; name a folder of images without it with --others"
         )
-        return None, 0
+        return None, 0, 0.0
     given = wanted.others if wanted.others is None or isinstance(wanted.others, Path) else "those given"
     notes.append(f"others: {count} images of {given or 'the training'}")
-    return cells, count
+    return cells, count, time.perf_counter() - start
 
 
 def _place(classes: Sequence[ClassInfo], name: str) -> int | None:

@@ -1,7 +1,7 @@
 """What both heads see at the cells of the feature map, and which part of a cell a class has.
 
-Shape legend: ``N`` cells, ``D`` channels of the linear head's last layer, ``P`` channels of the prototype
-head, ``H W`` image, ``Y X`` feature map.
+Shape legend: ``N`` cells, ``D`` channels of the linear head's last layer, ``S`` and ``T`` channels of the
+encoder's last two stages, ``P`` channels of the prototype head, ``H W`` image, ``Y X`` feature map.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from protoseg.checkpoint import Checkpoint
 from protoseg.inference import image_batch, inference, window_starts
-from protoseg.models.segmenter import SegmentationNetwork
+from protoseg.models.segmenter import NUM_ROW_STAGES, SegmentationNetwork, resized
 
 Pixels = NDArray[np.uint8]
 Shares = NDArray[np.float32]
@@ -30,15 +30,31 @@ class Cells:
 
     linear: Tensor
     """(N, D) float32: what the last layer of the linear head reads."""
+    stage3: Tensor
+    """(N, S) float32: the encoder's last stage but one, which a row may read beside it."""
+    stage4: Tensor
+    """(N, T) float32: its last stage, likewise."""
     prototype: Tensor
     """(N, P) float32: what the prototype head reads."""
     share: Tensor
     """(N,) part of the cell's valid pixels that are of the class, in [0, 1]."""
     weight: Tensor
     """(N,) how many cells it stands for, each by its part that is image and not ignored."""
+    image: Tensor
+    """(N,) number of the image that it is of."""
 
     def __len__(self) -> int:
         return len(self.share)
+
+    @property
+    def row_input(self) -> Tensor:
+        """(N, D + S + T) what a row of the linear scores reads."""
+        return torch.cat([self.linear, self.stage3, self.stage4], 1)
+
+    @property
+    def row_parts(self) -> tuple[int, ...]:
+        """D, S and T."""
+        return self.linear.shape[1], self.stage3.shape[1], self.stage4.shape[1]
 
     def take(self, index: Tensor) -> Cells:
         """Some of them, by (n,) numbers or an (N,) mask."""
@@ -71,17 +87,28 @@ def last_layer(network: SegmentationNetwork) -> nn.Conv2d:
 
 
 @contextmanager
-def reads(network: SegmentationNetwork) -> Iterator[list[Tensor]]:
-    """What the last layer of the linear head is given while the block runs, (B, D, Y, X) each time."""
-    seen: list[Tensor] = []
-    handle = last_layer(network).register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0]))
+def reads(network: SegmentationNetwork) -> Iterator[list[list[Tensor]]]:
+    """What rows read while the block runs: each time maps of D, S and T channels, (B, channels, Y, X)."""
+    seen: list[list[Tensor]] = []
+
+    def of_backbone(_module: nn.Module, _inputs: object, output: tuple[Tensor, list[Tensor]]) -> None:
+        seen.append(output[1][-NUM_ROW_STAGES:])
+
+    def of_head(_module: nn.Module, inputs: tuple[Tensor]) -> None:
+        seen[-1] = [inputs[0], *(resized(stage, inputs[0]) for stage in seen[-1])]
+
+    handles = [network.backbone.register_forward_hook(of_backbone),
+               last_layer(network).register_forward_pre_hook(of_head)]  # fmt: skip
     try:
         yield seen
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
-def image_cells(source: Checkpoint, image: Pixels, share: Shares, valid: Shares, most: int) -> Cells:
+def image_cells(
+    source: Checkpoint, image: Pixels, share: Shares, valid: Shares, most: int, number: int = 0
+) -> Cells:
     """Cells of an image, whole or by windows as the network is used.
 
     Args:
@@ -90,6 +117,7 @@ def image_cells(source: Checkpoint, image: Pixels, share: Shares, valid: Shares,
         share: (H, W) how much a pixel is of the class, in [0, 1].
         valid: (H, W) 1 where that is known, 0 where a pixel is ignored.
         most: Cells that are kept of those with the class, and of the others.
+        number: What the image is called among the cells of several.
     """
     segmenter, config, (tall, wide) = source.segmenter, source.info.eval, image.shape[:2]
     height, width = tall, wide
@@ -103,11 +131,12 @@ def image_cells(source: Checkpoint, image: Pixels, share: Shares, valid: Shares,
             for x in window_starts(width, wide, wide):
                 part = (slice(y, y + tall), slice(x, x + wide))
                 output = segmenter.network(image_batch([image[part]], device))
-                maps = (seen.pop(), output.features)
+                maps = (*seen.pop(), output.features)
                 found.append(
                     _cells(maps, share[part], valid[part], segmenter.network.padded_size(tall, wide))
                 )
-    return joined(found).thinned(most)
+    cells = joined(found).thinned(most)
+    return replace(cells, image=torch.full_like(cells.image, number))
 
 
 def _cells(maps: tuple[Tensor, ...], share: Shares, valid: Shares, padded: tuple[int, int]) -> Cells:
@@ -117,7 +146,7 @@ def _cells(maps: tuple[Tensor, ...], share: Shares, valid: Shares, padded: tuple
     masks = torch.from_numpy(np.stack([share * valid, valid])).float()
     masks = F.pad(masks, (0, padded[1] - width, 0, padded[0] - height))
     of_class, weight = F.interpolate(masks[None], size=size, mode="area")[0].flatten(1)
-    linear, prototype = (part[0].float().flatten(1).t().cpu() for part in maps)
     seen = weight > 0
+    linear, stage3, stage4, prototype = (part[0].float().flatten(1).t().cpu()[seen] for part in maps)
     part = (of_class[seen] / weight[seen]).clamp(0, 1)
-    return Cells(linear[seen], prototype[seen], part, weight[seen])
+    return Cells(linear, stage3, stage4, prototype, part, weight[seen], torch.zeros(len(part)))

@@ -1,7 +1,7 @@
 """What both heads learn of a class from its cells, while the other classes stay as they are.
 
-Shape legend: ``N`` cells, ``D`` channels of the linear head's last layer, ``C`` classes, ``K`` prototypes of
-a class, ``P`` channels of the prototype head.
+Shape legend: ``N`` cells, ``D`` channels that a row of the linear scores reads, ``C`` classes, ``K``
+prototypes of a class, ``P`` channels of the prototype head.
 """
 
 from __future__ import annotations
@@ -17,8 +17,14 @@ from protoseg.adapt.rows import Heads
 from protoseg.models.kmeans import spherical_kmeans
 from protoseg.models.prototypes import unit
 
-STRENGTH = 10.0
+STRENGTH = 1000.0
 """How many cells a unit of squared distance from the first guess of a row outweighs (``fit_row``)."""
+DECODER_STRENGTH = 10.0
+"""The same for a row that reads the decoder alone, as those of a training do."""
+LARGEST_SHIFT, USUAL_SHIFT = 6.0, 2.0
+"""Of a new row's bias: at most, and where there is one image alone."""
+NEARLY = 0.7
+"""Part of the best IoU on images left out that a shift has to reach."""
 RARITY = 8.0
 """Images without the class for each that shows it: what the images of the training are weighted to."""
 SURE = 0.5
@@ -33,18 +39,21 @@ MENDED = 0.5
 
 def scores(heads: Heads, cells: Cells) -> Tensor:
     """(N, C) scores of the linear head."""
-    return cells.linear @ heads.weight[:, :-1].t() + heads.weight[:, -1]
+    return cells.row_input @ heads.weight[:, :-1].t() + heads.weight[:, -1]
 
 
-def add(heads: Heads, own: Cells, rest: Cells | None) -> Heads:
+def add(heads: Heads, own: Cells, rest: Cells | None, *, stages: bool = True) -> Heads:
     """With one more class.
 
     Args:
         heads: The classes that are there.
         own: Cells of the images that were given.
         rest: Cells of others, which are not of the class.
+        stages: Whether its row reads the encoder beside the decoder.
     """
-    row = _row(heads, None, own, rest)
+    row = _row(heads, None, own, rest, stages=stages)
+    if stages and rest is not None:
+        row[-1] += _shift(heads, own, rest)
     return heads.with_class(len(heads.weight), row, _prototypes(heads, own, rest))
 
 
@@ -53,7 +62,7 @@ def mend(heads: Heads, label: int, own: Cells, rest: Cells | None) -> Heads:
 
     Its row is fitted again, drawn to what it was; of its prototypes those move that are nearest to its cells.
     """
-    row = _row(heads, label, own, rest)
+    row = _row(heads, label, own, rest, stages=bool(heads.weight[label, own.linear.shape[1] : -1].any()))
     mine = own.take(own.share >= SURE)
     if not heads.active[label]:
         return heads.with_class(label, row, _prototypes(heads, own, rest))
@@ -80,8 +89,9 @@ def merge(heads: Heads, label: int, gone: int, cells: Cells) -> Heads:
     known = scores(heads, cells)
     both = [label, gone]
     wanted = replace(cells, share=known.softmax(1)[:, both].sum(1))
-    others, prior = _without(known, both).logsumexp(1), heads.weight[both].mean(0)
-    row = fit_row(wanted.linear, wanted.share, wanted.weight, others, prior, 1.0)
+    prior = heads.weight[both].mean(0)
+    stages = bool(prior[cells.linear.shape[1] : -1].any())
+    row = _fitted(wanted, _without(known, both), prior, 1.0, stages=stages)
     count = heads.prototypes.shape[1]
     active = [index for index in both if heads.active[index]]
     if not active:
@@ -125,12 +135,51 @@ def _weighted(own: Cells, rest: Cells) -> Cells:
     return joined([own, replace(rest, weight=rest.weight * factor)])
 
 
-def _row(heads: Heads, label: int | None, own: Cells, rest: Cells | None) -> Tensor:
+def _row(heads: Heads, label: int | None, own: Cells, rest: Cells | None, *, stages: bool) -> Tensor:
     own = own if rest is None else _weighted(own, rest)
     known = scores(heads, own)
     others = known if label is None else _without(known, [label])
     prior = torch.zeros_like(heads.weight[0]) if label is None else heads.weight[label]
-    return fit_row(own.linear, own.share, own.weight, others.logsumexp(1), prior, STRENGTH)
+    return _fitted(own, others, prior, STRENGTH if stages else DECODER_STRENGTH, stages=stages)
+
+
+def _shift(heads: Heads, own: Cells, rest: Cells) -> float:
+    """What is added to a new row's bias: images that were not fitted get lower scores than those that were.
+
+    Two rows, each fitted to half of the images, score the other half; of the shifts that come near to the
+    best IoU there the smallest is taken, because what is claimed too much costs the other classes.
+    """
+    if len(set(own.image.tolist())) < 2:
+        return USUAL_SHIFT
+    parts: list[list[Cells]] = [[], []]
+    margins: list[list[Tensor]] = [[], []]
+    for fold in (0, 1):
+        fitted = [cells.take(cells.image % 2 != fold) for cells in (own, rest)]
+        row = _row(heads, None, fitted[0], fitted[1], stages=True)
+        for index, cells in enumerate((own, rest)):
+            left = cells.take(cells.image % 2 == fold)
+            parts[index].append(left)
+            margins[index].append(left.row_input @ row[:-1] + row[-1] - scores(heads, left).amax(1))
+    seen = _weighted(*(joined(found) for found in parts))
+    margin = torch.cat([part for found in margins for part in found])
+    shifts = torch.linspace(0, LARGEST_SHIFT, 61)
+    claimed = (margin[:, None] + shifts > 0).float()
+    both = (seen.weight * seen.share) @ claimed
+    iou = both / (seen.weight @ torch.maximum(claimed, seen.share[:, None])).clamp(min=1e-12)
+    return float(shifts[int((iou >= NEARLY * iou.max()).float().argmax())])
+
+
+def _fitted(cells: Cells, others: Tensor, prior: Tensor, strength: float, *, stages: bool) -> Tensor:
+    """A row beside (N, C) scores of the others; without ``stages`` it goes on reading none of the encoder."""
+    known = others.logsumexp(1)
+    if stages:
+        return fit_row(
+            cells.row_input, cells.share, cells.weight, known, prior, strength, parts=cells.row_parts
+        )
+    width = cells.linear.shape[1]
+    short = torch.cat([prior[:width], prior[-1:]])
+    row = fit_row(cells.linear, cells.share, cells.weight, known, short, strength)
+    return torch.cat([row[:-1], prior[width:-1], row[-1:]])
 
 
 def _without(known: Tensor, labels: list[int]) -> Tensor:

@@ -25,14 +25,19 @@ def check_known(info: CheckpointInfo, name: str) -> int:
     return names.index(name)
 
 
-def check_new(info: CheckpointInfo, name: str) -> None:
+def check_new(info: CheckpointInfo, name: str, instead: str) -> None:
     """Refuse a name that a class has already, or that means no class.
+
+    Args:
+        info: Has the classes.
+        name: The name.
+        instead: What to do where a class has it.
 
     Raises:
         ConfigError: With what to do.
     """
     if name in [item.name for item in info.classes]:
-        raise ConfigError(f"{info.name} has a class {name!r} already; --mend {name} learns more of it")
+        raise ConfigError(f"{info.name} has a class {name!r} already; {instead}")
     if not name.strip() or name.lower() in IGNORE_NAMES:
         raise ConfigError(
             f"{name!r} is no name of a class; {', '.join(sorted(IGNORE_NAMES))} mean ignored pixels"

@@ -5,6 +5,8 @@ Shape legend: ``N`` cells, ``D`` channels, ``C`` classes, ``K`` prototypes of a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +23,8 @@ def fit_row(
     others_N: Tensor,
     prior_D1: Tensor,
     strength: float,
+    *,
+    parts: Sequence[int] | None = None,
 ) -> Tensor:
     """Weight and bias of one class in a softmax whose other classes stay as they are.
 
@@ -28,23 +32,25 @@ def fit_row(
     Its likelihood is concave, and Newton's method finds the maximum in a few products of (N, D + 1) matrices.
 
     Args:
-        features_ND: What the head's last layer reads.
+        features_ND: What the row reads.
         share_N: Wanted probability of the class at each cell, in [0, 1].
         weight_N: How much a cell counts, at least 0.
         others_N: ``logsumexp`` of the other classes' scores.
         prior_D1: Weight and bias towards which the fit is drawn.
-        strength: How strongly, in cells: squared distances count times the mean variance of a feature, so
-            that the scale of the features does not matter.
+        strength: How strongly, in cells: squared distances count times the mean variance of a feature of the
+            same part, so that the scale of the features does not matter.
+        parts: Features of each part, D in sum; None: one.
 
     Returns:
         (D + 1,) weight, then bias.
     """
     x = torch.cat([features_ND, torch.ones_like(features_ND[:, :1])], 1)
     part = weight_N / weight_N.sum()
-    variance = (part @ (features_ND - part @ features_ND).square()).mean()
+    variance = part @ (features_ND - part @ features_ND).square()
+    groups = torch.split(variance, list(parts or [len(variance)]))
+    spread = torch.cat([group.mean().clamp(min=1e-12).expand_as(group) for group in groups])
     y, offset, weight, prior = (t.double() for t in (share_N, others_N, weight_N, prior_D1))
-    pull = torch.full_like(prior, strength * max(float(variance), 1e-12))
-    pull[-1] = strength * 1e-3  # the bias is free
+    pull = strength * F.pad(spread, (0, 1), value=1e-3).double()  # the bias is free
 
     def score(row: Tensor) -> Tensor:
         # products in float32: rounding makes a step a little longer or shorter, and the next one mends it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from protoseg.data.lines import Entry
 from protoseg.data.lists import read_entries, scan_entries
 from protoseg.data.masks import MaskReader, mask_reader
 from protoseg.data.pictures import Reading, reading
+from protoseg.data.sources import FileSource, Labels
 from protoseg.errors import DataError
 from protoseg.files import sha256_file
 
@@ -77,20 +79,25 @@ class Meaning:
 
 
 def find_pairs(data: DataConfig, images: Path, masks: Path | None) -> Sequence[Entry]:
-    """Images with their masks, of two folders or of a list of ``image mask`` lines.
+    """Images with their masks: two folders, an image and its mask, or a list of ``image mask`` lines.
 
     Args:
         data: How folders are paired (``image_suffix``, ``mask_suffix``); its lists are not looked at.
-        images: Folder of images, or a list file.
-        masks: Folder of masks; None for a list.
+        images: Folder of images, an image, or a list file.
+        masks: Folder of masks, or a mask; None for a list.
 
     Raises:
         DataError: If something is missing.
     """
+    for option, path in (("--images", images), ("--masks", masks)):
+        if path is not None and not path.exists():
+            raise DataError(f"{option} {path} does not exist")
     if masks is None and images.is_dir():
         raise DataError(f"--images {images} is a folder: name the folder of its masks with --masks")
-    if masks is not None and not images.is_dir():
-        raise DataError(f"--images {images} is no folder; with --masks both must be folders")
+    if masks is not None and images.is_file() and masks.is_file():
+        return [Entry(images.absolute(), masks.absolute())]
+    if masks is not None and not (images.is_dir() and masks.is_dir()):
+        raise DataError(f"--images {images} --masks {masks}: name two folders, or an image and its mask")
     if masks is None:
         return read_entries(listed_data(data, images), "labeled").entries
     pair = FolderPair(images=str(images.absolute()), masks=str(masks.absolute()))
@@ -201,7 +208,7 @@ def read_given(info: CheckpointInfo, entries: Sequence[Entry], meaning: Meaning,
         DataError: If a file cannot be read, sizes differ, or no mask shows the class.
     """
     how, rule, found = reading(info.data, info.input), info.input.resize, []
-    for entry in entries:
+    for name_of_file, entry in zip(file_names(entries), entries, strict=True):
         image = read_image(entry.image, info.input.channels, how)
         state = meaning.state(entry)
         if image.shape[:2] != state.shape:
@@ -209,7 +216,7 @@ def read_given(info: CheckpointInfo, entries: Sequence[Entry], meaning: Meaning,
                 f"{entry.image} is {image.shape[0]}x{image.shape[1]}, its mask {entry.mask} {state.shape[0]}x"
                 f"{state.shape[1]} (height x width); they must be equal"
             )
-        found.append(Given(entry.image.name, resize_image(image, rule), resize_mask(state, rule)))
+        found.append(Given(name_of_file, resize_image(image, rule), resize_mask(state, rule)))
     if not any((item.state == OF_CLASS).any() for item in found):
         raise DataError(
             f"none of the {len(found)} masks has a pixel of {name} ({meaning.text}); say with --value which "
@@ -218,12 +225,50 @@ def read_given(info: CheckpointInfo, entries: Sequence[Entry], meaning: Meaning,
     return found
 
 
+class GivenSource(FileSource):
+    """Images as the labelled ones of a training, whose masks know one class alone.
+
+    Args:
+        entries: Images and masks.
+        meaning: How the masks are read.
+        label: Id of the class.
+        info: The network that has it.
+    """
+
+    def __init__(self, entries: Sequence[Entry], meaning: Meaning, label: int, info: CheckpointInfo) -> None:
+        super().__init__(entries, info.input.channels, None, "", reading(info.data, info.input))
+        self.meaning, self.names = meaning, file_names(entries)
+        # not the class, and not known to be another: it speaks against a prototype, and for none
+        free = (value for value in range(255, len(info.classes) - 1, -1) if value != info.ignore_index)
+        self.values = np.full(256, next(free, info.ignore_index), np.uint8)
+        self.values[[OF_CLASS, IGNORED]] = label, info.ignore_index
+
+    def name(self, index: int) -> str:
+        """Name of the file."""
+        return self.names[index]
+
+    def labels(self, index: int) -> Labels:
+        """See ``Source``."""
+        return Labels(self.values[self.meaning.state(self.entries[index])])
+
+
+def file_names(entries: Sequence[Entry]) -> list[str]:
+    """What to call each image: its file's name; where names repeat, its path below the folder of all."""
+    names = [entry.image.name for entry in entries]
+    if len(set(names)) == len(names):
+        return names
+    paths = [Path(str(entry.image)).absolute() for entry in entries]
+    top = os.path.commonpath([path.parent for path in paths])
+    return [path.relative_to(top).as_posix() for path in paths]
+
+
 def hashes(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
     """SHA-256 of each image and of its mask, by the image's name."""
-    found = {}
-    for entry in entries:
-        files = {"image": entry.image, "mask": entry.mask}
-        found[entry.image.name] = {
-            kind: sha256_file(path) for kind, path in files.items() if isinstance(path, Path)
+    return {
+        name: {
+            kind: sha256_file(path)
+            for kind, path in (("image", entry.image), ("mask", entry.mask))
+            if isinstance(path, Path)
         }
-    return found
+        for name, entry in zip(file_names(entries), entries, strict=True)
+    }

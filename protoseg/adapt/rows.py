@@ -1,7 +1,7 @@
 """A network whose classes are taken, in any order, from another's: the only place that touches its weights.
 
-Shape legend: ``C`` classes, ``D`` channels of the linear head's last layer, ``K`` prototypes of a class,
-``P`` channels of the prototype head.
+Shape legend: ``C`` classes, ``D`` channels of the linear head's last layer, ``S`` channels of the encoder's
+last two stages, ``K`` prototypes of a class, ``P`` channels of the prototype head.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from protoseg.adapt.cells import last_layer
 from protoseg.checkpoint import CheckpointInfo
-from protoseg.models.segmenter import Segmenter, build_segmenter
+from protoseg.models.segmenter import STAGE_HEADS, Segmenter, build_segmenter
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Heads:
     """What the two heads know of each class."""
 
     weight: Tensor
-    """(C, D + 1) rows of the linear head, the bias last."""
+    """(C, D + S + 1) rows of the linear scores, the bias last. What the training made reads nothing of S."""
     prototypes: Tensor
     """(C, K, P) unit vectors."""
     active: Tensor
@@ -38,7 +38,7 @@ class Heads:
 
         Args:
             label: The class.
-            row: (D + 1,) weight, then bias.
+            row: (D + S + 1,) weight, then bias.
             prototypes: (K, P), or None for a class without.
         """
         active = self.active.new_tensor([prototypes is not None])
@@ -49,9 +49,13 @@ class Heads:
 
 def read_heads(segmenter: Segmenter) -> Heads:
     """Copies of both heads, on the CPU."""
-    layer, bank = last_layer(segmenter.network), segmenter.bank
+    network, bank = segmenter.network, segmenter.bank
+    layer = last_layer(network)
     assert layer.bias is not None
-    weight = torch.cat([layer.weight.detach().flatten(1), layer.bias.detach()[:, None]], 1)
+    stages = [weight.flatten(1) for weight in network.stage_heads.parameters()]
+    if not stages:
+        stages = [layer.weight.new_zeros(len(layer.weight), sum(network.row_stages))]
+    weight = torch.cat([layer.weight.flatten(1), *stages, layer.bias[:, None]], 1).detach()
     return Heads(weight.cpu().clone(), bank.prototypes.cpu().clone(), bank.active.cpu().clone())
 
 
@@ -69,10 +73,16 @@ def with_heads(segmenter: Segmenter, info: CheckpointInfo, heads: Heads) -> Segm
         std=info.input.std,
     )  # fmt: skip
     state = {key: value.cpu() for key, value in segmenter.network.state_dict().items()
-             if not key.startswith("aux_head.")}  # fmt: skip
+             if not key.startswith(("aux_head.", STAGE_HEADS))}  # fmt: skip
     place = f"linear_head.{len(segmenter.network.linear_head) - 1}"
-    state[f"{place}.weight"] = heads.weight[:, :-1, None, None]
+    channels = last_layer(segmenter.network).in_channels
+    state[f"{place}.weight"] = heads.weight[:, :channels, None, None]
     state[f"{place}.bias"] = heads.weight[:, -1]
+    stages = heads.weight[:, channels:-1]
+    if bool(stages.any()):
+        made.network.use_stages()
+        for number, part in enumerate(torch.split(stages, made.network.row_stages, 1)):
+            state[f"{STAGE_HEADS}{number}.weight"] = part[:, :, None, None]
     made.network.load_state_dict(state)
     with torch.no_grad():
         made.bank.prototypes.copy_(heads.prototypes)

@@ -11,11 +11,12 @@ from typing import Any, get_args
 from accelerate import PartialState
 
 from protoseg.adapt.adapt import Adapted, Change, Kind, adapt
+from protoseg.adapt.atlas import carried_atlas
 from protoseg.adapt.measure import compare, format_comparison
 from protoseg.adapt.write import write_adapted
 from protoseg.checkpoint import CHECKPOINT_DIR, Checkpoint, load_checkpoint
 from protoseg.data.classes import parse_color
-from protoseg.errors import ConfigError
+from protoseg.errors import ConfigError, DataError
 from protoseg.explain.atlas import ATLAS_NAME
 from protoseg.explain.make import atlas_folder
 from protoseg.inference import usable_device
@@ -90,7 +91,15 @@ def change_checkpoint(
         return
     for line in write_adapted(out, source, found, comparison):
         say(line)
-    again = ["explain"] if (atlas_folder(source.path) / ATLAS_NAME).is_file() else []
+    try:
+        atlas = carried_atlas(out, source, found)
+    except DataError as error:  # of the network before: the changed one is whole without
+        say(f"no atlas: {error}")
+        atlas = None
+    if atlas is not None:
+        say(f"atlas       {atlas}")
+    had = (atlas_folder(source.path) / ATLAS_NAME).is_file()
+    again = ["explain"] if had and atlas is None else []
     again += ["novelty"] if source.segmenter.novelty is not None else []
     if again:
         commands = " and ".join(f"protoseg {name} {out}" for name in again)
@@ -107,5 +116,6 @@ def told(source: Checkpoint, found: Adapted, wanted: Change, seconds: float) -> 
         "remove": f"{wanted.name} removed",
         "rename": f"{wanted.name} renamed to {wanted.other}",
     }[wanted.kind]
+    part = f" ({found.other_seconds:.1f} s of them for the other images)" if found.other_seconds else ""
     before = f"{source.info.name} had {len(source.info.classes)} classes"
-    return f"{done} in {seconds:.1f} s; {before}, now there are {len(names)}"
+    return f"{done} in {seconds:.1f} s{part}; {before}, now there are {len(names)}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
+from PIL import Image
 from tqdm import tqdm
 
 from protoseg.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
@@ -16,11 +17,21 @@ from protoseg.data.images import save_whole
 from protoseg.data.sources import Source, open_source
 from protoseg.errors import DataError, UserError
 from protoseg.evaluate.measure import override_data
-from protoseg.explain.atlas import ATLAS_DIR, ATLAS_NAME, SHEET_NAME, Atlas, run_strips, write_atlas
+from protoseg.explain.atlas import (
+    ATLAS_DIR,
+    ATLAS_NAME,
+    SHEET_NAME,
+    Atlas,
+    fitting_atlas,
+    read_thumbnails,
+    run_strips,
+    write_atlas,
+)
 from protoseg.explain.search import find_patches
 from protoseg.explain.sheet import atlas_sheet
 from protoseg.files import folder_whole
 from protoseg.inference import usable_device
+from protoseg.manifest import ClassInfo
 from protoseg.models.segmenter import Segmenter
 
 NUM_IMAGES = 512
@@ -96,12 +107,46 @@ def make_atlas(
     with tqdm(total=min(num_images, len(source)), desc="explain", unit="image", disable=not progress,
               dynamic_ncols=True, mininterval=pause, leave=False) as bar:  # fmt: skip
         found = find_patches(segmenter, info, source, num_images=num_images, patch=patch, seen=bar.update)
-    atlas = found.atlas
-    pictures = {item.index: found.thumbnails[item.strip] for item in atlas.prototypes}
-    with folder_whole(folder) as partial:
-        write_atlas(partial, atlas, run_strips(found.thumbnails))
-        save_whole(partial / SHEET_NAME, atlas_sheet(atlas, pictures, info.classes))
+    atlas, thumbnails = _with_known(folder, found.atlas, found.thumbnails)
+    save_atlas(folder, atlas, thumbnails, info.classes)
     return Made(folder, atlas, found.skipped)
+
+
+def save_atlas(
+    folder: Path, atlas: Atlas, thumbnails: Mapping[str, list[Image.Image]], classes: Sequence[ClassInfo]
+) -> None:
+    """Write an atlas with its picture, whole or not at all; an earlier one is replaced.
+
+    Args:
+        folder: Target.
+        atlas: What it says.
+        thumbnails: By the name of the strip.
+        classes: Names and colours by id.
+    """
+    pictures = {item.index: thumbnails[item.strip] for item in atlas.prototypes}
+    with folder_whole(folder) as partial:
+        write_atlas(partial, atlas, run_strips(thumbnails))
+        save_whole(partial / SHEET_NAME, atlas_sheet(atlas, pictures, classes))
+
+
+def _with_known(
+    folder: Path, atlas: Atlas, thumbnails: dict[str, list[Image.Image]]
+) -> tuple[Atlas, dict[str, list[Image.Image]]]:
+    """With what an earlier atlas of these weights says of classes that no image showed this time.
+
+    ``protoseg adapt`` leaves one behind: the training's images are not labelled with a class that it added.
+    """
+    before = fitting_atlas(folder, atlas.weights_sha256)
+    known = before.by_index() if before is not None else {}
+    entries = []
+    for item in atlas.prototypes:
+        earlier = known.get(item.index)
+        if before and earlier and earlier.use_share is not None and item.use_share is None:
+            entries.append(earlier)
+            thumbnails = {**thumbnails, earlier.strip: read_thumbnails(folder, before, earlier.index)}
+        else:
+            entries.append(item)
+    return atlas.model_copy(update={"prototypes": entries}), thumbnails
 
 
 def explain_checkpoint(

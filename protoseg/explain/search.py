@@ -164,14 +164,15 @@ class _Tally:
         """Add an image's cells: (C, K, N) cosines, (N,) flat index of the nearest, (N,) labels."""
         classes, prototypes = self.used.shape
         for class_id in np.unique(label):
-            if class_id >= classes:
+            if class_id == self.info.ignore_index:
                 continue
             mine = label == class_id
-            own = values[class_id][:, mine].argmax(0)
-            self.used[class_id] += np.bincount(own, minlength=prototypes)
             counts = np.bincount(nearest[mine], minlength=self.used.size).reshape(self.used.shape)
             self.won += counts
-            self.right[class_id] += counts[class_id]
+            if class_id < classes:  # others are known not to be of any, as in masks of one class
+                own = values[class_id][:, mine].argmax(0)
+                self.used[class_id] += np.bincount(own, minlength=prototypes)
+                self.right[class_id] += counts[class_id]
 
     def keep(
         self,

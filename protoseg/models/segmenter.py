@@ -22,6 +22,9 @@ from protoseg.models.novelty import NoveltyHead
 from protoseg.models.prototypes import PrototypeBank
 
 AUX_STAGE = -2  # the third of four
+NUM_ROW_STAGES = 2
+STAGE_HEADS = "stage_heads."
+"""Where a state has what classes read of the encoder's stages; the state of a training has none."""
 STAGES = {"decoder": None, "stage3": -2, "stage4": -1}
 """Place among the encoder's stages of what ``prototypes.feature`` names."""
 
@@ -96,6 +99,7 @@ class SegmentationNetwork(nn.Module):
             if config.aux_weight > 0
             else None
         )
+        self.stage_heads = nn.ModuleList()
         self.detach_prototypes = prototypes.detach
         self.gives_stage = False
         self.freeze_bn = config.freeze_bn
@@ -158,13 +162,31 @@ class SegmentationNetwork(nn.Module):
             projected = self.projection(shared.detach() if self.detach_prototypes else shared)
             if self.prototype_stage is not None:
                 # the decoder's size, so that scores of both heads can be added wherever they are used
-                projected = F.interpolate(
-                    projected, size=features.shape[-2:], mode="bilinear", align_corners=False
-                )
+                projected = resized(projected, features)
         else:
             projected = shared
         stage = stages[-1] if self.gives_stage else None
-        return NetworkOutput(projected, self.linear_head(features), aux, stage)
+        linear = self.linear_head(features)
+        for head, read in zip(self.stage_heads, stages[-NUM_ROW_STAGES:], strict=False):
+            assert isinstance(head, nn.Conv2d)
+            linear = linear + resized(head(read.to(head.weight.dtype)), linear)
+        return NetworkOutput(projected, linear, aux, stage)
+
+    @property
+    def row_stages(self) -> list[int]:
+        """Channels of the encoder's stages that a class may read beside the decoder."""
+        return self.backbone.stage_channels[-NUM_ROW_STAGES:]
+
+    def use_stages(self) -> None:
+        """Let classes read the encoder's last stages, too; rows of zeros leave a class as it is.
+
+        ``protoseg adapt`` gives such rows to classes that the decoder was not trained for.
+        """
+        last = self.linear_head[-1]
+        assert isinstance(last, nn.Conv2d)
+        self.stage_heads.extend(
+            nn.Conv2d(width, last.out_channels, 1, bias=False) for width in self.row_stages
+        )
 
     @contextmanager
     def giving_stage(self) -> Iterator[None]:
@@ -229,6 +251,11 @@ class Segmenter(nn.Module):
         linear = output.linear_logits.float()
         prototype = self.bank.dense_logits(output.features) if prototypes else None
         return linear, prototype, None if self.novelty is None else self.novelty(output.stage, linear)
+
+
+def resized(low: Tensor, like: Tensor) -> Tensor:
+    """(B, D, y, x) -> (B, D, Y, X), the size of another map, bilinear."""
+    return F.interpolate(low, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _linear_head(config: ModelConfig, width: int, num_classes: int) -> nn.Sequential:

@@ -14,7 +14,9 @@ from protoseg.adapt.__main__ import main
 from protoseg.checkpoint import load_checkpoint, read_info, save_checkpoint
 from protoseg.config.data import DataConfig
 from protoseg.evaluate.__main__ import main as evaluate
+from protoseg.explain.atlas import read_atlas
 from protoseg.manifest import ClassInfo
+from protoseg.start_from import start_from_checkpoint
 
 NAMES = ["ground", "sky", "water"]
 
@@ -102,6 +104,15 @@ def test_add_makes_an_ordinary_checkpoint(run, added, boxes):
     assert Image.open(added / "adapt.png").width > 800
 
 
+def test_a_training_starts_from_it(added):
+    loaded = load_checkpoint(added)
+    info, network = loaded.info, tiny_segmenter(4, seed=1).network
+    start_from_checkpoint(added, network, info.classes, info.input.mean, info.input.std)
+    assert loaded.segmenter.network.stage_heads
+    assert not network.stage_heads  # the training teaches it to the decoder
+    assert torch.equal(network.linear_head[-1].weight, loaded.segmenter.network.linear_head[-1].weight)
+
+
 def test_it_evaluates(added, boxes, tmp_path):
     code = evaluate([str(added), "--no-boundary", "--json", str(tmp_path / "e.json"), "--confusion",
                      str(tmp_path / "c.png"), "--device", "cpu", "--data", f"root={boxes}"])  # fmt: skip
@@ -163,7 +174,7 @@ def test_dry_run_writes_nothing(run, boxes, tmp_path, capsys):
         (["--add", "void"], "is no name of a class"),
         (["--add", "box"], "needs --images"),
         (["--mend", "box"], "has no class 'box'; it has ground, sky, water"),
-        (["--rename", "sky", "water"], "has a class 'water' already"),
+        (["--rename", "sky", "water"], "has a class 'water' already; --merge water sky makes one"),
         (["--merge", "sky", "sky"], "name two classes"),
         (["--remove", "sky", "--images", "x"], "--images has no meaning with --remove"),
         (["--remove", "sky", "--color", "1,2,3"], "--color has no meaning"),
@@ -193,17 +204,60 @@ def test_images_without_a_mask_and_masks_of_several_classes_are_told(run, boxes,
     assert "none is surely box. Say which with --value, as --value 3" in capsys.readouterr().err
 
 
-def test_what_does_not_fit_the_new_weights_is_named(run, tmp_path, capsys):
+@pytest.fixture
+def explained(run, tmp_path):
+    """The run with an atlas of its training."""
     source = tmp_path / "run"
     save_checkpoint(source / "checkpoint", load_checkpoint(run).segmenter, load_checkpoint(run).info)
-    protoseg.explain(source, images=1, device="cpu")
-    call(source, "--rename", "sky", "heaven", "-o", tmp_path / "a")
+    protoseg.explain(source, images=2, device="cpu")
+    return source
+
+
+def test_what_does_not_fit_the_new_weights_is_named(explained, tmp_path, capsys):
+    call(explained, "--merge", "sky", "water", "-o", tmp_path / "a")
     assert f"next: protoseg explain {tmp_path / 'a'}: what tiny has" in capsys.readouterr().out
-    protoseg.novelty(source, device="cpu")
-    call(source, "--rename", "sky", "heaven", "-o", tmp_path / "b")
-    assert (
-        f"protoseg explain {tmp_path / 'b'} and protoseg novelty {tmp_path / 'b'}" in capsys.readouterr().out
-    )
+    protoseg.novelty(explained, device="cpu")
+    call(explained, "--rename", "sky", "heaven", "-o", tmp_path / "b")
+    assert f"next: protoseg novelty {tmp_path / 'b'}: what tiny has" in capsys.readouterr().out
+    (explained / "prototypes" / "0000.jpg").unlink()
+    call(explained, "--rename", "sky", "heaven", "-o", tmp_path / "c")
+    assert "no atlas: " in capsys.readouterr().out
+    assert not (tmp_path / "c" / "prototypes").exists()
+
+
+def test_the_atlas_is_carried_with_patches_of_the_images_that_were_given(explained, boxes, tmp_path):
+    call(explained, "--add", "box", "--images", boxes / "images", "--masks", boxes / "boxes",
+         "-o", tmp_path / "added")  # fmt: skip
+    before, out = read_atlas(explained / "prototypes"), tmp_path / "added"
+    atlas = read_atlas(out / "prototypes")
+    assert atlas.weights_sha256 == read_info(out / "checkpoint").weights_sha256
+    assert (atlas.classes, atlas.num_images) == ([*NAMES, "box"], 5)
+    assert atlas.prototypes[:6] == before.prototypes
+    for item in atlas.prototypes[6:]:
+        assert atlas.classes[item.class_id] == "box"
+        assert {patch.image for patch in item.patches} == {"0.png", "1.png", "2.png"}
+        assert {patch.label for patch in item.patches} <= {"box", None}
+        assert item.use_share is not None
+    # images of the training do not show the class: what is known of it stays
+    again = protoseg.explain(out, images=2, device="cpu", data={"root": str(boxes)}).atlas
+    assert [item.index for item in again.prototypes] == list(range(8))
+    protoseg.explain(out, images=2, device="cpu")
+    assert read_atlas(out / "prototypes").prototypes[6:] == again.prototypes[6:] != atlas.prototypes[6:]
+
+
+def test_the_atlas_goes_with_the_names_and_places_of_classes(explained, tmp_path):
+    call(explained, "--remove", "ground", "-o", tmp_path / "removed")
+    atlas = read_atlas(tmp_path / "removed" / "prototypes")
+    assert [(item.index, item.class_id) for item in atlas.prototypes] == [(0, 0), (1, 0), (2, 1), (3, 1)]
+    labels = {patch.label for item in atlas.prototypes for patch in item.patches}
+    assert labels <= {"sky", "water", None}
+    was = read_atlas(explained / "prototypes").prototypes[2:]
+    assert [item.use_share for item in atlas.prototypes] == [item.use_share for item in was]
+    assert (tmp_path / "removed" / "prototypes" / "0000.jpg").is_file()
+    call(explained, "--rename", "sky", "heaven", "-o", tmp_path / "renamed")
+    labels = {p.label for i in read_atlas(tmp_path / "renamed" / "prototypes").prototypes for p in i.patches}
+    assert "sky" not in labels
+    assert "heaven" in labels
 
 
 def test_a_checkpoint_is_never_overwritten(run, tmp_path, capsys):

@@ -70,3 +70,13 @@ def test_a_weight_counts_as_so_many_cells():
     many = fit_row(features[index], share[index], torch.ones(len(index)), others[index], torch.zeros(7), 1.0)
     torch.testing.assert_close(once, many, atol=1e-3, rtol=1e-3)
     assert F.cosine_similarity(once, many, 0) > 0.9999
+
+
+def test_a_part_of_a_larger_scale_is_no_less_drawn():
+    features, share, weight, logits = problem()
+    others, scale = logits.logsumexp(1), torch.tensor([1.0, 1, 1, 1000, 1000, 1000])
+    plain = fit_row(features, share, weight, others, torch.zeros(7), 3.0, parts=(3, 3))
+    scaled = fit_row(features * scale, share, weight, others, torch.zeros(7), 3.0, parts=(3, 3))
+    torch.testing.assert_close(scaled[:-1] * scale, plain[:-1], atol=5e-3, rtol=1e-2)
+    in_one = fit_row(features * scale, share, weight, others, torch.zeros(7), 3.0)
+    assert in_one[:3].norm() < 0.1 * plain[:3].norm()  # the variance of all draws the small ones too strongly

@@ -99,10 +99,36 @@ def test_a_list_names_images_and_masks(folder):
     assert len(found["image"]) == len(found["mask"]) == 64
 
 
+def test_images_of_equal_names_are_told_apart(folder):
+    place = folder(0, 255)
+    (place / "more").mkdir()
+    for part in ("images", "masks"):
+        Image.open(place / part / "0.png").save(place / "more" / f"{part}.png")
+    (place / "more" / "images.png").rename(place / "more" / "0.png")
+    (place / "list.txt").write_text("images/0.png masks/0.png\nmore/0.png more/masks.png\n")
+    entries = find_pairs(tiny_info(3).data, place / "list.txt", None)
+    assert list(hashes(entries)) == ["images/0.png", "more/0.png"]
+    assert list(hashes(entries[1:])) == ["0.png"]
+
+
+def test_what_is_not_there_is_named(folder):
+    place, info = folder(0, 255), tiny_info(3)
+    for images, masks in (("x", None), ("x", "masks"), ("images", "x")):
+        option = "--images" if images == "x" else "--masks"
+        with pytest.raises(DataError, match=f"{option} .*x does not exist"):
+            find_pairs(info.data, place / images, None if masks is None else place / masks)
+
+
 def test_a_folder_needs_a_folder_of_masks(folder):
     place, info = folder(0, 255), tiny_info(3)
     with pytest.raises(DataError, match="--masks"):
         find_pairs(info.data, place / "images", None)
     (place / "list.txt").write_text("images/1.png masks/1.png\n")
-    with pytest.raises(DataError, match="both must be folders"):
+    with pytest.raises(DataError, match="name two folders, or an image and its mask"):
         find_pairs(info.data, place / "list.txt", place / "masks")
+
+
+def test_one_image_and_its_mask_are_enough(folder):
+    place = folder(0, 255)
+    (entry,) = find_pairs(tiny_info(3).data, place / "images" / "1.png", place / "masks" / "0.png")
+    assert (entry.image.name, entry.mask) == ("1.png", place / "masks" / "0.png")
