@@ -149,7 +149,7 @@ def _shift(heads: Heads, own: Cells, rest: Cells) -> float:
     Two rows, each fitted to half of the images, score the other half; of the shifts that come near to the
     best IoU there the smallest is taken, because what is claimed too much costs the other classes.
     """
-    if len(set(own.image.tolist())) < 2:
+    if len(own.image.unique()) < 2:
         return USUAL_SHIFT
     parts: list[list[Cells]] = [[], []]
     margins: list[list[Tensor]] = [[], []]
