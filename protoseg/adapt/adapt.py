@@ -141,10 +141,7 @@ def adapt(source: Checkpoint, wanted: Change, name: str) -> Adapted:
 def own_cells(source: Checkpoint, given: Sequence[Given]) -> Cells:
     """Cells of the images that were given."""
     shown = counted(given, "images of the class")
-    return joined(
-        image_cells(source, item.image, item.of_class, item.valid, CELLS, number)
-        for number, item in enumerate(shown)
-    )
+    return joined(image_cells(source, item.image, item.of_class, item.valid, CELLS) for item in shown)
 
 
 def check(source: Checkpoint, wanted: Change) -> None:
