@@ -45,7 +45,7 @@ def add(heads: Heads, own: Cells, rest: Cells | None, *, stages: bool = True) ->
         heads: The classes that are there.
         own: Cells of the images that were given.
         rest: Cells of others, which are not of the class.
-        stages: Whether its row reads the encoder beside the decoder.
+        stages: Whether its row reads the encoder beside the decoder, which takes several images to learn.
     """
     row = _row(heads, None, own, rest, stages=stages)
     return heads.with_class(len(heads.weight), row, _prototypes(heads, own, rest))

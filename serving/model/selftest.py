@@ -41,9 +41,7 @@ def self_test(model: Model, *, fuse: bool) -> None:
                 for (image, _), labels in zip(samples, found, strict=True)
             )
         model.network.keep_cuts_with("logits_stride" if model.fused else "labels")
-        shares = [
-            float(np.mean(mine == labels)) for mine, (_, labels) in zip(found, samples, strict=True)
-        ]
+        shares = [float(np.mean(mine == labels)) for mine, (_, labels) in zip(found, samples, strict=True)]
     except BundleError:
         raise
     # whatever the runtime raises, the bundle cannot be served here
