@@ -161,7 +161,7 @@ def added(
         entries = [Entry(data / image, data / mask) for image, mask in map(str.split, chosen)]
         meaning = choose_meaning(source.info, entries, name, str(label))
         given = read_given(source.info, entries, meaning, name)
-        heads = change.add(heads, own_cells(source, given), rest, stages=stages)
+        heads = change.add(heads, own_cells(source, given), rest, stages=stages and len(given) > 1)
         seconds.append(time.process_time() - start)
     return heads, seconds
 
@@ -194,7 +194,7 @@ def measure(arguments: argparse.Namespace) -> Result:
             found, seconds = added(source, data, lines, rest)
             row: Result = {"count": count, "draw": seed, "seconds": seconds}
             row["adapt"] = validation.figures(found.weight, found.prototypes, old)
-            if not arguments.not_decoder:
+            if count > 1 and not arguments.not_decoder:  # from one image adapt reads the decoder alone
                 alone, row["decoder_seconds"] = added(source, data, lines, rest, stages=False)
                 row["decoder"] = validation.figures(alone.weight, None, old)
             whole_too = count == arguments.all_count and seed < arguments.all_draws

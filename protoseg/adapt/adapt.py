@@ -110,7 +110,10 @@ def adapt(source: Checkpoint, wanted: Change, name: str) -> Adapted:
         given = read_given(info, entries, meaning, wanted.name)
         own = own_cells(source, given)
         rest, count, other_seconds = _others(source, wanted, label, notes)
-        heads = change.add(heads, own, rest) if label is None else change.mend(heads, label, own, rest)
+        if label is None:
+            heads = change.add(heads, own, rest, stages=len(given) > 1)
+        else:
+            heads = change.mend(heads, label, own, rest)
         made = made.model_copy(update={"images": hashes(entries), "masks": meaning.text, "others": count})
     elif wanted.kind == "merge":
         rest, count, other_seconds = _others(source, wanted, None, notes)
@@ -141,10 +144,7 @@ def adapt(source: Checkpoint, wanted: Change, name: str) -> Adapted:
 def own_cells(source: Checkpoint, given: Sequence[Given]) -> Cells:
     """Cells of the images that were given."""
     shown = counted(given, "images of the class")
-    return joined(
-        image_cells(source, item.image, item.of_class, item.valid, CELLS, number)
-        for number, item in enumerate(shown)
-    )
+    return joined(image_cells(source, item.image, item.of_class, item.valid, CELLS) for item in shown)
 
 
 def check(source: Checkpoint, wanted: Change) -> None:

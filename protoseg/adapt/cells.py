@@ -40,8 +40,6 @@ class Cells:
     """(N,) part of the cell's valid pixels that are of the class, in [0, 1]."""
     weight: Tensor
     """(N,) how many cells it stands for, each by its part that is image and not ignored."""
-    image: Tensor
-    """(N,) number of the image that it is of."""
 
     def __len__(self) -> int:
         return len(self.share)
@@ -106,9 +104,7 @@ def reads(network: SegmentationNetwork) -> Iterator[list[list[Tensor]]]:
             handle.remove()
 
 
-def image_cells(
-    source: Checkpoint, image: Pixels, share: Shares, valid: Shares, most: int, number: int = 0
-) -> Cells:
+def image_cells(source: Checkpoint, image: Pixels, share: Shares, valid: Shares, most: int) -> Cells:
     """Cells of an image, whole or by windows as the network is used.
 
     Args:
@@ -117,7 +113,6 @@ def image_cells(
         share: (H, W) how much a pixel is of the class, in [0, 1].
         valid: (H, W) 1 where that is known, 0 where a pixel is ignored.
         most: Cells that are kept of those with the class, and of the others.
-        number: What the image is called among the cells of several.
     """
     segmenter, config, (tall, wide) = source.segmenter, source.info.eval, image.shape[:2]
     height, width = tall, wide
@@ -135,8 +130,7 @@ def image_cells(
                 found.append(
                     _cells(maps, share[part], valid[part], segmenter.network.padded_size(tall, wide))
                 )
-    cells = joined(found).thinned(most)
-    return replace(cells, image=torch.full_like(cells.image, number))
+    return joined(found).thinned(most)
 
 
 def _cells(maps: tuple[Tensor, ...], share: Shares, valid: Shares, padded: tuple[int, int]) -> Cells:
@@ -149,4 +143,4 @@ def _cells(maps: tuple[Tensor, ...], share: Shares, valid: Shares, padded: tuple
     seen = weight > 0
     linear, stage3, stage4, prototype = (part[0].float().flatten(1).t().cpu()[seen] for part in maps)
     part = (of_class[seen] / weight[seen]).clamp(0, 1)
-    return Cells(linear, stage3, stage4, prototype, part, weight[seen], torch.zeros(len(part)))
+    return Cells(linear, stage3, stage4, prototype, part, weight[seen])

@@ -21,10 +21,6 @@ STRENGTH = 1000.0
 """How many cells a unit of squared distance from the first guess of a row outweighs (``fit_row``)."""
 DECODER_STRENGTH = 10.0
 """The same for a row that reads the decoder alone, as those of a training do."""
-LARGEST_SHIFT, USUAL_SHIFT = 6.0, 2.0
-"""Of a new row's bias: at most, and where there is one image alone."""
-NEARLY = 0.7
-"""Part of the best IoU on images left out that a shift has to reach."""
 RARITY = 8.0
 """Images without the class for each that shows it: what the images of the training are weighted to."""
 SURE = 0.5
@@ -49,11 +45,9 @@ def add(heads: Heads, own: Cells, rest: Cells | None, *, stages: bool = True) ->
         heads: The classes that are there.
         own: Cells of the images that were given.
         rest: Cells of others, which are not of the class.
-        stages: Whether its row reads the encoder beside the decoder.
+        stages: Whether its row reads the encoder beside the decoder, which takes several images to learn.
     """
     row = _row(heads, None, own, rest, stages=stages)
-    if stages and rest is not None:
-        row[-1] += _shift(heads, own, rest)
     return heads.with_class(len(heads.weight), row, _prototypes(heads, own, rest))
 
 
@@ -141,32 +135,6 @@ def _row(heads: Heads, label: int | None, own: Cells, rest: Cells | None, *, sta
     others = known if label is None else _without(known, [label])
     prior = torch.zeros_like(heads.weight[0]) if label is None else heads.weight[label]
     return _fitted(own, others, prior, STRENGTH if stages else DECODER_STRENGTH, stages=stages)
-
-
-def _shift(heads: Heads, own: Cells, rest: Cells) -> float:
-    """What is added to a new row's bias: images that were not fitted get lower scores than those that were.
-
-    Two rows, each fitted to half of the images, score the other half; of the shifts that come near to the
-    best IoU there the smallest is taken, because what is claimed too much costs the other classes.
-    """
-    if len(set(own.image.tolist())) < 2:
-        return USUAL_SHIFT
-    parts: list[list[Cells]] = [[], []]
-    margins: list[list[Tensor]] = [[], []]
-    for fold in (0, 1):
-        fitted = [cells.take(cells.image % 2 != fold) for cells in (own, rest)]
-        row = _row(heads, None, fitted[0], fitted[1], stages=True)
-        for index, cells in enumerate((own, rest)):
-            left = cells.take(cells.image % 2 == fold)
-            parts[index].append(left)
-            margins[index].append(left.row_input @ row[:-1] + row[-1] - scores(heads, left).amax(1))
-    seen = _weighted(*(joined(found) for found in parts))
-    margin = torch.cat([part for found in margins for part in found])
-    shifts = torch.linspace(0, LARGEST_SHIFT, 61)
-    claimed = (margin[:, None] + shifts > 0).float()
-    both = (seen.weight * seen.share) @ claimed
-    iou = both / (seen.weight @ torch.maximum(claimed, seen.share[:, None])).clamp(min=1e-12)
-    return float(shifts[int((iou >= NEARLY * iou.max()).float().argmax())])
 
 
 def _fitted(cells: Cells, others: Tensor, prior: Tensor, strength: float, *, stages: bool) -> Tensor:

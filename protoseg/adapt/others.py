@@ -61,8 +61,6 @@ def other_cells(
         share = (mask == label) if label is not None and labeled is not None else np.zeros(mask.shape)
         valid = (mask != info.ignore_index) | (labeled is None)
         parts.append(
-            image_cells(
-                source, image, share.astype(np.float32), valid.astype(np.float32), CELLS // count, number
-            )
+            image_cells(source, image, share.astype(np.float32), valid.astype(np.float32), CELLS // count)
         )
     return joined(parts), count

@@ -10,11 +10,12 @@ from protoseg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from protoseg.models.prototypes import unit
 
 
-def cells_of(centre, count=200, share=1.0, seed=0, noise=0.1, image=0):
+def cells_of(centre, count=200, share=1.0, seed=0, noise=0.1):
     generator = torch.Generator().manual_seed(seed)
     points = torch.tensor(centre) + noise * torch.randn(count, len(centre), generator=generator)
-    nothing, ones = points[:, :0], torch.ones(count)
-    return Cells(points, nothing, nothing, points.clone(), share * ones, ones, image * ones)
+    return Cells(
+        points, points[:, :0], points[:, :0], points.clone(), torch.full((count,), share), torch.ones(count)
+    )
 
 
 @pytest.fixture
@@ -53,23 +54,6 @@ def test_other_images_are_what_keeps_a_new_class_from_claiming_too_much(heads):
     assert (labels(told, fresh) == 2).sum() < (labels(alone, fresh) == 2).sum()
 
 
-def test_a_new_class_reaches_images_that_differ_from_each_other(heads):
-    """The class lies elsewhere in each image: what one that was not fitted scores lower by is added."""
-    rest = joined([cells_of([1.0, 0, 0], share=0.0, seed=9, image=i) for i in range(4)])
-
-    def shown(places):
-        return joined([cells_of([0.9, 0.0, z], seed=i, noise=0.15, image=i) for i, z in enumerate(places)])
-
-    alike, unlike = shown([0.9] * 4), shown([0.3, 0.9, 0.35, 0.8])
-    assert change._shift(heads, alike, rest) <= change._shift(heads, unlike, rest)
-    row = change._row(heads, None, unlike, rest, stages=True)
-    found = change.add(heads, unlike, rest)
-    torch.testing.assert_close(found.weight[2, :-1], row[:-1])
-    assert 0 <= float(found.weight[2, -1] - row[-1]) <= change.LARGEST_SHIFT
-    one = unlike.take(unlike.image == 0)
-    assert change._shift(heads, one, rest) == change.USUAL_SHIFT
-
-
 def test_mend_moves_one_class(heads):
     missed = cells_of([1.0, 1.3, 0.6])
     before = (labels(heads, missed) == 0).float().mean()
@@ -88,9 +72,7 @@ def test_merge_has_the_probability_of_both():
     heads = Heads(torch.randn(4, 6, generator=generator), unit(torch.randn(4, 2, 5, generator=generator)),
                   torch.ones(4, dtype=torch.bool))  # fmt: skip
     points = torch.randn(3000, 5, generator=generator)
-    cells = Cells(
-        points, points[:, :0], points[:, :0], points, torch.zeros(3000), torch.ones(3000), torch.zeros(3000)
-    )
+    cells = Cells(points, points[:, :0], points[:, :0], points, torch.zeros(3000), torch.ones(3000))
     wanted = change.scores(heads, cells).softmax(1)[:, [0, 2]].sum(1)
     found = change.merge(heads, 0, 2, cells).take([0, 1, 3])
     merged = change.scores(found, cells).softmax(1)[:, 0]
