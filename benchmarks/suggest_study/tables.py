@@ -169,6 +169,11 @@ def draw(path: Path, folder: Path) -> int:
 
 ANSWERS = {
     "suggest_voc": Answer("ways to choose labels, VOC, 46 + 46", "python -m benchmarks.suggest_study voc"),
+    "suggest_voc_default": Answer(
+        "the same with the default method: prototypes, and all other images unlabelled",
+        "python -m benchmarks.suggest_study voc --set method.unlabeled=true --name suggest_voc_default",
+        in_parts=True,
+    ),
     "suggest_probe_voc": Answer(
         "the same with a linear classifier on the frozen encoder, ten seeds",
         "python -m benchmarks.suggest_study voc --probe --seeds 0 1 2 3 4 5 6 7 8 9",
@@ -182,6 +187,7 @@ ANSWERS = {
 }
 BLOCKS = {
     "suggest_voc": Block(voc_table, ("suggest_voc",), TRAINING),
+    "suggest_voc_default": Block(voc_table, ("suggest_voc_default",), TRAINING),
     "suggest_probe_voc": Block(voc_table, ("suggest_probe_voc",), TRAINING),
     "suggest_study": Block(camvid_table, ("suggest_study",), TRAINING),
 }
