@@ -66,5 +66,5 @@ def test_table():
     whole = {"draws": [{"count": 5, "all": one(0.2, 0.3)}], "all_seconds": 600.0}
     text = table(result, whole)
     assert "| 5 images, (b) all trained | 600 | 20.0 | 30.0 | -8.0 |" in text
-    assert "| 5 images, adapt | 7 | 11.0 (10.0 to 12.0) | 37.0 (37.0 to 37.0) | -1.0 |" in text
+    assert "| 5 images, adapt | - | 11.0 (10.0 to 12.0) | 37.0 (37.0 to 37.0) | -1.0 |" in text
     assert "| (c) trained with all classes | - | 50.0 | 42.0 | +4.0 |" in text
