@@ -59,20 +59,21 @@ ARMS = {"prototypes": "rare_prototypes", "linear": "suggested", "first images": 
 
 
 def test_the_command_says_what_was_measured():
-    fitted, trained = (
-        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("suggest_probe_voc", "suggest_voc")
-    )
+    files = ("suggest_probe_voc", "suggest_voc", "suggest_voc_default")
+    fitted, alone, default = (json.loads((RESULTS / f"{name}.json").read_text()) for name in files)
     assert len(fitted["seeds"]) == 10
     for way, said in FITTED.items():
         gains = differences(fitted, ARMS.get(way, way), miou)
         assert said == (round(100 * float(np.mean(gains)), 1), sum(gain > 0 for gain in gains))
     for doubt in ("entropy", "margin", "confidence"):
         assert np.mean(differences(fitted, doubt, miou)) < -0.01, "as DOUBT_ALONE says"
-    for way, said in TRAINED.items():
-        gains = [100 * gain for gain in differences(trained, ARMS.get(way, way), miou)]
-        assert said == tuple(
-            round(float(value), 1) + 0.0 for value in (np.mean(gains), min(gains), max(gains))
-        )
+    for method, result in {"the default method": default, "labels alone": alone}.items():
+        assert len(result["seeds"]) == 3
+        for way, said in TRAINED[method].items():
+            gains = [100 * gain for gain in differences(result, ARMS.get(way, way), miou)]
+            assert said == tuple(
+                round(float(value), 1) + 0.0 for value in (np.mean(gains), min(gains), max(gains))
+            )
 
 
 def test_plot(result, tmp_path):
