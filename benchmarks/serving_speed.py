@@ -227,7 +227,7 @@ def table(result: Result) -> str:
 
 
 def sizes_table(*results: Result) -> str:
-    """The service against the labels-only graph, by size and format, and how long it takes to start."""
+    """The service against the labels-only graph, by size and format."""
     rows = []
     for result in results:
         settings, ratio = result["settings"], result["bare_labels_only_over_served"]["served_1"]
@@ -235,20 +235,11 @@ def sizes_table(*results: Result) -> str:
             f"{settings['size']}x{settings['size']} {settings['format']}",
             middle(result["cpu_ms"]["bare_labels_only"]), middle(result["cpu_ms"]["served_1"]),
             f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})",
-            f"{result['cold_start_s_1']:.1f}", f"{result['cold_start_s_stock']:.1f}",
         ])  # fmt: skip
-    heads = [
-        "image",
-        "bare, labels only",
-        "this service",
-        "bare over service",
-        "start, s",
-        "start of BentoML without our code, s",
-    ]
-    return markdown_table(heads, rows)
+    return markdown_table(["image", "bare, labels only, ms", "this service, ms", "bare over service"], rows)
 
 
-SIZES = ("serving_speed", "serving_speed_512_png", "serving_speed_1024_jpeg", "serving_speed_1024_png")
+SIZES = ("serving_speed", "serving_speed_512_png", "serving_speed_1024_jpeg")
 ANSWERS = {
     "serving_speed": Answer(
         "served against bare `session.run`, stock BentoML, FastAPI + torch",
