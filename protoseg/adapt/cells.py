@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from protoseg.checkpoint import Checkpoint
 from protoseg.inference import image_batch, inference, window_starts
-from protoseg.models.segmenter import NUM_ROW_STAGES, SegmentationNetwork, resized
+from protoseg.models.segmenter import NUM_ROW_STAGES, SegmentationNetwork, sized_like
 
 Pixels = NDArray[np.uint8]
 Shares = NDArray[np.float32]
@@ -93,7 +93,7 @@ def reads(network: SegmentationNetwork) -> Iterator[list[list[Tensor]]]:
         seen.append(output[1][-NUM_ROW_STAGES:])
 
     def of_head(_module: nn.Module, inputs: tuple[Tensor]) -> None:
-        seen[-1] = [inputs[0], *(resized(stage, inputs[0]) for stage in seen[-1])]
+        seen[-1] = [inputs[0], *(sized_like(stage, inputs[0]) for stage in seen[-1])]
 
     handles = [network.backbone.register_forward_hook(of_backbone),
                last_layer(network).register_forward_pre_hook(of_head)]  # fmt: skip

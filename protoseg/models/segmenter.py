@@ -162,14 +162,14 @@ class SegmentationNetwork(nn.Module):
             projected = self.projection(shared.detach() if self.detach_prototypes else shared)
             if self.prototype_stage is not None:
                 # the decoder's size, so that scores of both heads can be added wherever they are used
-                projected = resized(projected, features)
+                projected = sized_like(projected, features)
         else:
             projected = shared
         stage = stages[-1] if self.gives_stage else None
         linear = self.linear_head(features)
         for head, read in zip(self.stage_heads, stages[-NUM_ROW_STAGES:], strict=False):
             assert isinstance(head, nn.Conv2d)
-            linear = linear + resized(head(read.to(head.weight.dtype)), linear)
+            linear = linear + sized_like(head(read.to(head.weight.dtype)), linear)
         return NetworkOutput(projected, linear, aux, stage)
 
     @property
@@ -253,9 +253,9 @@ class Segmenter(nn.Module):
         return linear, prototype, None if self.novelty is None else self.novelty(output.stage, linear)
 
 
-def resized(low: Tensor, like: Tensor) -> Tensor:
-    """(B, D, y, x) -> (B, D, Y, X), the size of another map, bilinear."""
-    return F.interpolate(low, size=like.shape[-2:], mode="bilinear", align_corners=False)
+def sized_like(low: Tensor, other: Tensor) -> Tensor:
+    """(B, D, y, x) -> (B, D, Y, X), as large as another map, bilinear."""
+    return F.interpolate(low, size=other.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _linear_head(config: ModelConfig, width: int, num_classes: int) -> nn.Sequential:
